@@ -1,0 +1,1 @@
+"""Training engine for DBNet text detection: training loop, search, evaluation, prediction."""

@@ -1,0 +1,1 @@
+"""GPU kernels of the engine, each beside its PyTorch reference. Imports torch and triton only."""

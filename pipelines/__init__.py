@@ -1,0 +1,1 @@
+"""Data: annotation formats, the memory-mapped index, stateless augmentation, DALI graphs."""
