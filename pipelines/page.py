@@ -1,0 +1,111 @@
+"""What every annotation reader produces: pages, findings, and paths that cannot leave their folder."""
+
+import ntpath
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm")
+# Enough to tell the right folder from a wrong one without a stat of every file on a network disk.
+ROOT_PROBES = 32
+
+
+class Finding(NamedTuple):
+    """One thing `check` reports, printed as `path: kind: detail`."""
+
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass
+class Page:
+    """One image and its text polygons.
+
+    Attributes:
+        path: image file relative to the source's root, with forward slashes.
+        width, height: size the annotation claims, oriented pixels; 0 = not stated.
+        polygons: one (n, 2) float32 array of x, y a region, in oriented (EXIF applied) pixels; not yet cleaned.
+        ignore: one flag a region; true = not to be learnt and not to be scored.
+        texts: one transcription a region ("" = none for this region); None where the source has none at all.
+    """
+
+    path: str
+    width: int = 0
+    height: int = 0
+    polygons: list[np.ndarray] = field(default_factory=list)
+    ignore: list[bool] = field(default_factory=list)
+    texts: list[str] | None = None
+
+    def add(self, polygon: np.ndarray, ignore: bool, text: str | None) -> None:
+        """Appends a region; keeps the three lists in step."""
+        if text is not None and self.texts is None:
+            self.texts = [""] * len(self.polygons)
+        self.polygons.append(polygon)
+        self.ignore.append(ignore)
+        if self.texts is not None:
+            self.texts.append(text or "")
+
+
+@dataclass
+class Source:
+    """A whole annotation source: its format, the folder of its images, pages, and what was odd while reading."""
+
+    format: str
+    root: Path
+    pages: list[Page]
+    findings: list[Finding] = field(default_factory=list)
+
+
+def safe_relative(path: str, where: str, base: str = "") -> str:
+    """`path` normalised, with forward slashes, relative to the image root.
+
+    Args:
+        path: as the annotation writes it.
+        where: what to name in the error.
+        base: folder relative to the root that `path` is relative to.
+
+    Raises:
+        UserError: for an absolute path, one that leaves the root, an empty one, or one with a NUL.
+    """
+    text = path.replace("\\", "/")
+    if not text or "\0" in text:
+        raise UserError(f"{where}: image path {path!r} is empty or holds a NUL; mend the annotation")
+    if text.startswith("/") or ntpath.splitdrive(path)[0]:
+        raise UserError(f"{where}: absolute image path {path!r} is refused; make it relative to the image folder")
+    normal = posixpath.normpath(posixpath.join(base, text))
+    if normal == ".." or normal.startswith(("../", "/")):
+        raise UserError(f"{where}: image path {path!r} leaves the image folder; name the right one with --root")
+    return normal
+
+
+def find_root(root: str | Path | None, candidates: Iterable[Path], names: list[str], where: str) -> Path:
+    """The folder that holds the images: the named one, else the candidate with most of the probed names.
+
+    Raises:
+        UserError: when none of the probed images lies in any candidate.
+    """
+    if root is not None:
+        if not Path(root).is_dir():
+            raise UserError(f"{root}: no such folder (given as the image root)")
+        return Path(root).resolve()
+    step = max(1, len(names) // ROOT_PROBES)
+    probes = names[::step][:ROOT_PROBES]
+    folders = [c for c in dict.fromkeys(candidates) if c.is_dir()]
+    best, hits = None, 0
+    for folder in folders:
+        found = sum((folder / name).is_file() for name in probes)
+        if found > hits:
+            best, hits = folder, found
+    if best is None:
+        looked = ", ".join(str(c) for c in folders)
+        raise UserError(
+            f"{where}: none of its images (e.g. {probes[0]}) found in {looked}; name the folder with --root"
+        )
+    return best.resolve()
