@@ -1,14 +1,4 @@
-"""The index: everything training needs to know of a data set, memory-mapped, built once.
-
-A folder of .npy files and meta.json, written under a temporary name and renamed, so it is complete or absent:
-
-    size_wh (N, 2) int32 oriented pixels    orientation (N,) uint8 EXIF 1..8     file_stat (N, 2) int64 mtime_ns, bytes
-    points (V, 2) float32 oriented pixels   point_offsets (P+1,) int64           page_offsets (N+1,) int64
-    ignore (P,) bool                        names, name_offsets (N+1)            texts, text_offsets (P+1), if any
-
-Page i has polygons page_offsets[i] : page_offsets[i+1]; polygon p has points point_offsets[p] : point_offsets[p+1].
-All ranks map the same files, so the pages are in memory once a machine and workers start without a copy.
-"""
+"""Builds the index of an annotation source, and opens one for whatever the user names (the layout: index_store)."""
 
 import hashlib
 import json
@@ -19,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,177 +17,16 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.formats import read_source
 from pipelines.images import DEFAULT_MAX_PIXELS, Header, pixel_limit, read_header
+from pipelines.index_store import KIND, VERSION, ConcatIndex, Index, is_index, load
 from pipelines.page import Page, Source
+
+__all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-KIND = "dbnet-index"
-ARRAYS = (
-    "size_wh", "orientation", "file_stat", "points", "point_offsets", "page_offsets", "ignore", "names", "name_offsets",
-)  # fmt: skip
 # More threads than this only queue at the disk; a header costs about 0.2 ms.
 MAX_WORKERS = 32
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Index:
-    """A built data set, read-only. Polygons are oriented source pixels (pixel centres at i + 0.5)."""
-
-    folder: Path
-    root: Path
-    format: str
-    counts: dict[str, int]
-    size_wh: np.ndarray
-    orientation: np.ndarray
-    file_stat: np.ndarray = field(repr=False)
-    points: np.ndarray = field(repr=False)
-    point_offsets: np.ndarray = field(repr=False)
-    page_offsets: np.ndarray = field(repr=False)
-    ignore_flags: np.ndarray = field(repr=False)
-    _names: np.ndarray = field(repr=False)
-    _name_offsets: np.ndarray = field(repr=False)
-    _texts: np.ndarray | None = field(repr=False, default=None)
-    _text_offsets: np.ndarray | None = field(repr=False, default=None)
-
-    def __len__(self) -> int:
-        return len(self.size_wh)
-
-    @property
-    def has_texts(self) -> bool:
-        """Whether the source has transcriptions."""
-        return self._texts is not None
-
-    @property
-    def num_usable(self) -> int:
-        """Polygons that are not ignored; 0 means there is nothing to train on."""
-        return int(len(self.ignore_flags) - np.count_nonzero(self.ignore_flags))
-
-    @property
-    def paths(self) -> list[str]:
-        """Absolute path of every page's image."""
-        return [str(self.path(i)) for i in range(len(self))]
-
-    def relative_path(self, i: int) -> str:
-        """Image path of page i relative to the root."""
-        return _string(self._names, self._name_offsets, self._row(i))
-
-    def path(self, i: int) -> Path:
-        """Absolute image path of page i."""
-        return self.root / self.relative_path(i)
-
-    def name(self, i: int) -> str:
-        """Image file name of page i."""
-        return self.relative_path(i).rpartition("/")[2]
-
-    def polygons(self, i: int) -> list[np.ndarray]:
-        """Polygons of page i: (n, 2) float32 views, oriented pixels."""
-        first, last = self._range(i)
-        bounds = self.point_offsets[first : last + 1]
-        return [np.asarray(self.points[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-
-    def ignore(self, i: int) -> np.ndarray:
-        """(k,) bool, one flag a polygon of page i."""
-        first, last = self._range(i)
-        return np.asarray(self.ignore_flags[first:last])
-
-    def texts(self, i: int) -> list[str] | None:
-        """Transcriptions of page i ("" where a polygon has none); None when the source has none at all."""
-        if self._texts is None or self._text_offsets is None:
-            return None
-        first, last = self._range(i)
-        return [_string(self._texts, self._text_offsets, p) for p in range(first, last)]
-
-    def _row(self, i: int) -> int:
-        row = int(i)
-        if not 0 <= row < len(self):
-            raise IndexError(f"page {row} of {len(self)}")
-        return row
-
-    def _range(self, i: int) -> tuple[int, int]:
-        row = self._row(i)
-        return int(self.page_offsets[row]), int(self.page_offsets[row + 1])
-
-
-@dataclass(frozen=True, eq=False)
-class ConcatIndex:
-    """Several indexes end to end, with the interface of one. `dataset_of` (N,) int64 tells which a page is from."""
-
-    parts: list[Index]
-    lengths: list[int] = field(init=False)
-    dataset_of: np.ndarray = field(init=False, repr=False)
-    size_wh: np.ndarray = field(init=False, repr=False)
-    orientation: np.ndarray = field(init=False, repr=False)
-    _starts: np.ndarray = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        assert self.parts, "at least one index"
-        set_field = object.__setattr__
-        set_field(self, "lengths", [len(part) for part in self.parts])
-        set_field(self, "dataset_of", np.repeat(np.arange(len(self.parts)), self.lengths))
-        set_field(self, "size_wh", np.concatenate([part.size_wh for part in self.parts]))
-        set_field(self, "orientation", np.concatenate([part.orientation for part in self.parts]))
-        set_field(self, "_starts", np.concatenate([[0], np.cumsum(self.lengths)]))
-
-    def __len__(self) -> int:
-        return len(self.dataset_of)
-
-    @property
-    def has_texts(self) -> bool:
-        """Whether every part has transcriptions."""
-        return all(part.has_texts for part in self.parts)
-
-    @property
-    def num_usable(self) -> int:
-        """Polygons that are not ignored."""
-        return sum(part.num_usable for part in self.parts)
-
-    @property
-    def paths(self) -> list[str]:
-        """Absolute path of every page's image."""
-        return [path for part in self.parts for path in part.paths]
-
-    def _at(self, i: int) -> tuple[Index, int]:
-        row = int(i)
-        if not 0 <= row < len(self):
-            raise IndexError(f"page {row} of {len(self)}")
-        part = int(self.dataset_of[row])
-        return self.parts[part], row - int(self._starts[part])
-
-    def relative_path(self, i: int) -> str:
-        """Image path of page i relative to its own root."""
-        part, row = self._at(i)
-        return part.relative_path(row)
-
-    def path(self, i: int) -> Path:
-        """Absolute image path of page i."""
-        part, row = self._at(i)
-        return part.path(row)
-
-    def name(self, i: int) -> str:
-        """Image file name of page i."""
-        part, row = self._at(i)
-        return part.name(row)
-
-    def polygons(self, i: int) -> list[np.ndarray]:
-        """Polygons of page i: (n, 2) float32 views, oriented pixels."""
-        part, row = self._at(i)
-        return part.polygons(row)
-
-    def ignore(self, i: int) -> np.ndarray:
-        """(k,) bool, one flag a polygon of page i."""
-        part, row = self._at(i)
-        return part.ignore(row)
-
-    def texts(self, i: int) -> list[str] | None:
-        """Transcriptions of page i; None unless every part has them."""
-        part, row = self._at(i)
-        return part.texts(row) if self.has_texts else None
-
-
-def _string(data: np.ndarray, offsets: np.ndarray, i: int) -> str:
-    return data[offsets[i] : offsets[i + 1]].tobytes().decode("utf-8", errors="surrogatepass")
 
 
 def clean(page: Page, width: int, height: int, counts: dict[str, int]) -> Page:
@@ -278,8 +106,9 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
     if bad and (not skip_bad or not good):
         first = headers[bad[0]]
         raise UserError(
-            f"{source.root / source.pages[bad[0]].path}: {first.problem} ({first.detail}); {len(bad)} of {len(headers)} "
-            "images are unusable: `pipelines.dataset check` names them all, `build --skip-bad` leaves them out"
+            f"{source.root / source.pages[bad[0]].path}: {first.problem} ({first.detail}); "
+            f"{len(bad)} of {len(headers)} images are unusable: `pipelines.dataset check` names them all, "
+            "`build --skip-bad` leaves them out"
         )
     for i in bad:
         logger.warning("%s: %s (%s), left out", source.pages[i].path, headers[i].problem, headers[i].detail)
@@ -288,28 +117,33 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that becomes `out` when the block ends well; a finished one wins a race."""
+def new_folder(out: Path, replace: bool) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its name when the block ends well.
+
+    Args:
+        replace: put it in the place of an `out` that exists; else the one that was there first stays (two ranks
+            that build the same cache entry).
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
+        if replace and out.exists():
+            out.rename(Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent)) / "old")
         try:
             temporary.rename(out)
         except OSError:
-            if not (out / "meta.json").is_file():
+            if not out.is_dir():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for old in out.parent.glob(f".{out.name}.old.*"):
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    if out.exists() and any(out.iterdir()) and not is_index(out):
-        raise UserError(f"{out}: exists and is not an index; name another --out")
-    if is_index(out):
-        shutil.rmtree(out)
-    with _new_folder(out) as temporary:
+def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], replace: bool) -> None:
+    with new_folder(out, replace) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -325,9 +159,9 @@ def build(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     skip_bad: bool = False,
     progress: Progress | None = None,
-    key: str = "",
+    replace: bool = True,
 ) -> Index:
-    """Builds the index of an annotation source in folder `out`; an index already there is replaced.
+    """Builds the index of an annotation source in folder `out`.
 
     Args:
         source, format, root: as `formats.read_source`.
@@ -335,11 +169,14 @@ def build(
         max_pixels: larger images are refused.
         skip_bad: leave missing and unreadable images out (with a warning each) instead of refusing.
         progress: called with (done, total).
-        key: what `open_index` compares to know the index is still true.
+        replace: replace an index that is there; else it stays and is opened.
 
     Raises:
         UserError: bad source, no pages, missing, unreadable or too large images.
     """
+    out = Path(out)
+    if out.exists() and not is_index(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an index; name another --out")
     made = read_source(source, format, root)
     paths = [made.root / page.path for page in made.pages]
     headers = read_headers(paths, workers, max_pixels, progress)
@@ -357,55 +194,10 @@ def build(
     counts["ignored"] = sum(sum(p.ignore) for p in pages)
     meta = {
         "kind": KIND, "version": VERSION, "source": str(Path(source).resolve()), "root": str(made.root),
-        "format": made.format, "key": key, "counts": counts,
+        "format": made.format, "counts": counts,
     }  # fmt: skip
-    _write(Path(out), _arrays(pages, headers), meta)
+    _write(out, _arrays(pages, headers), meta, replace)
     return load(out)
-
-
-def is_index(folder: str | Path) -> bool:
-    """Whether a folder is an index (of any version)."""
-    meta = Path(folder) / "meta.json"
-    if not meta.is_file():
-        return False
-    try:
-        data = json.loads(meta.read_bytes())
-    except ValueError:
-        return False
-    return isinstance(data, dict) and data.get("kind") == KIND
-
-
-def _map(path: Path) -> np.ndarray:
-    """A memory map of a .npy file; an empty array is simply read (nothing can be mapped of it)."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; the index is incomplete, build it again") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); build the index again") from error
-    return array if array.size else np.zeros(array.shape, array.dtype)
-
-
-def load(folder: str | Path) -> Index:
-    """Opens a built index.
-
-    Raises:
-        UserError: not an index, of another version, incomplete, or with its image folder gone.
-    """
-    folder = Path(folder)
-    if not is_index(folder):
-        raise UserError(f"{folder}: not an index folder; build it with `python -m pipelines.dataset build`")
-    meta = json.loads((folder / "meta.json").read_bytes())
-    if meta.get("version") != VERSION:
-        raise UserError(f"{folder}: index version {meta.get('version')}, this program reads {VERSION}; build it again")
-    root = Path(meta["root"])
-    if not root.is_dir():
-        raise UserError(f"{folder}: its image folder {root} is gone; build the index again")
-    arrays = [_map(folder / f"{name}.npy") for name in ARRAYS]
-    if len(arrays[0]) == 0:
-        raise UserError(f"{folder}: no pages")
-    texts = [_map(folder / f"{name}.npy") for name in ("texts", "text_offsets") if (folder / "texts.npy").is_file()]
-    return Index(folder, root, meta["format"], meta["counts"], *arrays, *texts)
 
 
 def _signature(path: Path) -> list[tuple[str, int, int]]:
@@ -449,11 +241,12 @@ def open_index(spec: str | Path, format: str = "auto", cache_dir: str | Path = "
     key = hashlib.sha256(stated.encode()).hexdigest()
     place = hashlib.sha256(f"{format}\n{path.resolve()}".encode()).hexdigest()[:12]
     folder = Path(cache_dir) / f"{path.stem}-{place}-{key[:12]}"
-    if is_index(folder):
+    stale = is_index(folder)
+    if stale:
         index = load(folder)
         if _images_unchanged(index):
             return index
     logger.info("building the index of %s in %s", path, folder)
-    index = build(path, folder, format, key=key)
+    index = build(path, folder, format, replace=stale)
     logger.info("%s: %s, %d pages, %d polygons", path, index.format, len(index), len(index.ignore_flags))
     return index

@@ -1,0 +1,230 @@
+"""The index: everything training needs to know of a data set, memory-mapped, built once.
+
+A folder of .npy files and meta.json, written under a temporary name and renamed, so it is complete or absent:
+
+    size_wh (N, 2) int32 oriented pixels    orientation (N,) uint8 EXIF 1..8     file_stat (N, 2) int64 mtime_ns, bytes
+    points (V, 2) float32 oriented pixels   point_offsets (P+1,) int64           page_offsets (N+1,) int64
+    ignore (P,) bool                        names, name_offsets (N+1)            texts, text_offsets (P+1), if any
+
+Page i has polygons page_offsets[i] : page_offsets[i+1]; polygon p has points point_offsets[p] : point_offsets[p+1].
+All ranks map the same files, so the pages are in memory once a machine and workers start without a copy.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import UserError
+
+VERSION = 1
+KIND = "dbnet-index"
+ARRAYS = (
+    "size_wh", "orientation", "file_stat", "points", "point_offsets", "page_offsets", "ignore", "names", "name_offsets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A built data set, read-only. Polygons are oriented source pixels (pixel centres at i + 0.5)."""
+
+    folder: Path
+    root: Path
+    format: str
+    counts: dict[str, int]
+    size_wh: np.ndarray = field(repr=False)
+    orientation: np.ndarray = field(repr=False)
+    file_stat: np.ndarray = field(repr=False)
+    points: np.ndarray = field(repr=False)
+    point_offsets: np.ndarray = field(repr=False)
+    page_offsets: np.ndarray = field(repr=False)
+    ignore_flags: np.ndarray = field(repr=False)
+    _names: np.ndarray = field(repr=False)
+    _name_offsets: np.ndarray = field(repr=False)
+    _texts: np.ndarray | None = field(repr=False, default=None)
+    _text_offsets: np.ndarray | None = field(repr=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.size_wh)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the source has transcriptions."""
+        return self._texts is not None
+
+    @property
+    def num_usable(self) -> int:
+        """Polygons that are not ignored; 0 means there is nothing to train on."""
+        return int(len(self.ignore_flags) - np.count_nonzero(self.ignore_flags))
+
+    @property
+    def paths(self) -> list[str]:
+        """Absolute path of every page's image."""
+        return [str(self.path(i)) for i in range(len(self))]
+
+    def relative_path(self, i: int) -> str:
+        """Image path of page i relative to the root."""
+        return _string(self._names, self._name_offsets, self._row(i))
+
+    def path(self, i: int) -> Path:
+        """Absolute image path of page i."""
+        return self.root / self.relative_path(i)
+
+    def name(self, i: int) -> str:
+        """Image file name of page i."""
+        return self.relative_path(i).rpartition("/")[2]
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """Polygons of page i: (n, 2) float32 views, oriented pixels."""
+        first, last = self._range(i)
+        bounds = self.point_offsets[first : last + 1]
+        return [np.asarray(self.points[a:b]) for a, b in itertools.pairwise(bounds)]
+
+    def ignore(self, i: int) -> np.ndarray:
+        """(k,) bool, one flag a polygon of page i."""
+        first, last = self._range(i)
+        return np.asarray(self.ignore_flags[first:last])
+
+    def texts(self, i: int) -> list[str] | None:
+        """Transcriptions of page i ("" where a polygon has none); None when the source has none at all."""
+        if self._texts is None or self._text_offsets is None:
+            return None
+        first, last = self._range(i)
+        return [_string(self._texts, self._text_offsets, p) for p in range(first, last)]
+
+    def _row(self, i: int) -> int:
+        row = int(i)
+        if not 0 <= row < len(self):
+            raise IndexError(f"page {row} of {len(self)}")
+        return row
+
+    def _range(self, i: int) -> tuple[int, int]:
+        row = self._row(i)
+        return int(self.page_offsets[row]), int(self.page_offsets[row + 1])
+
+
+@dataclass(frozen=True, eq=False)
+class ConcatIndex:
+    """Several indexes end to end, with the interface of one. `dataset_of` (N,) int64 tells which a page is from."""
+
+    parts: list[Index]
+    lengths: list[int] = field(init=False)
+    dataset_of: np.ndarray = field(init=False, repr=False)
+    size_wh: np.ndarray = field(init=False, repr=False)
+    orientation: np.ndarray = field(init=False, repr=False)
+    _starts: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.parts, "at least one index"
+        set_field = object.__setattr__
+        set_field(self, "lengths", [len(part) for part in self.parts])
+        set_field(self, "dataset_of", np.repeat(np.arange(len(self.parts)), self.lengths))
+        set_field(self, "size_wh", np.concatenate([part.size_wh for part in self.parts]))
+        set_field(self, "orientation", np.concatenate([part.orientation for part in self.parts]))
+        set_field(self, "_starts", np.concatenate([[0], np.cumsum(self.lengths)]))
+
+    def __len__(self) -> int:
+        return len(self.dataset_of)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether every part has transcriptions."""
+        return all(part.has_texts for part in self.parts)
+
+    @property
+    def num_usable(self) -> int:
+        """Polygons that are not ignored."""
+        return sum(part.num_usable for part in self.parts)
+
+    @property
+    def paths(self) -> list[str]:
+        """Absolute path of every page's image."""
+        return [path for part in self.parts for path in part.paths]
+
+    def _at(self, i: int) -> tuple[Index, int]:
+        row = int(i)
+        if not 0 <= row < len(self):
+            raise IndexError(f"page {row} of {len(self)}")
+        part = int(self.dataset_of[row])
+        return self.parts[part], row - int(self._starts[part])
+
+    def relative_path(self, i: int) -> str:
+        """Image path of page i relative to its own root."""
+        part, row = self._at(i)
+        return part.relative_path(row)
+
+    def path(self, i: int) -> Path:
+        """Absolute image path of page i."""
+        part, row = self._at(i)
+        return part.path(row)
+
+    def name(self, i: int) -> str:
+        """Image file name of page i."""
+        part, row = self._at(i)
+        return part.name(row)
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """Polygons of page i: (n, 2) float32 views, oriented pixels."""
+        part, row = self._at(i)
+        return part.polygons(row)
+
+    def ignore(self, i: int) -> np.ndarray:
+        """(k,) bool, one flag a polygon of page i."""
+        part, row = self._at(i)
+        return part.ignore(row)
+
+    def texts(self, i: int) -> list[str] | None:
+        """Transcriptions of page i; None unless every part has them."""
+        part, row = self._at(i)
+        return part.texts(row) if self.has_texts else None
+
+
+def _string(data: np.ndarray, offsets: np.ndarray, i: int) -> str:
+    return data[offsets[i] : offsets[i + 1]].tobytes().decode("utf-8", errors="surrogatepass")
+
+
+def is_index(folder: str | Path) -> bool:
+    """Whether a folder is an index (of any version)."""
+    meta = Path(folder) / "meta.json"
+    if not meta.is_file():
+        return False
+    try:
+        data = json.loads(meta.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(data, dict) and data.get("kind") == KIND
+
+
+def _map(path: Path) -> np.ndarray:
+    """A memory map of a .npy file; an empty array is simply read (nothing can be mapped of it)."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; the index is incomplete, build it again") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); build the index again") from error
+    return array if array.size else np.zeros(array.shape, array.dtype)
+
+
+def load(folder: str | Path) -> Index:
+    """Opens a built index.
+
+    Raises:
+        UserError: not an index, of another version, incomplete, or with its image folder gone.
+    """
+    folder = Path(folder)
+    if not is_index(folder):
+        raise UserError(f"{folder}: not an index folder; build it with `python -m pipelines.dataset build`")
+    meta = json.loads((folder / "meta.json").read_bytes())
+    if meta.get("version") != VERSION:
+        raise UserError(f"{folder}: index version {meta.get('version')}, this program reads {VERSION}; build it again")
+    root = Path(meta["root"])
+    if not root.is_dir():
+        raise UserError(f"{folder}: its image folder {root} is gone; build the index again")
+    arrays = [_map(folder / f"{name}.npy") for name in ARRAYS]
+    if len(arrays[0]) == 0:
+        raise UserError(f"{folder}: no pages")
+    texts = [_map(folder / f"{name}.npy") for name in ("texts", "text_offsets") if (folder / "texts.npy").is_file()]
+    return Index(folder, root, meta["format"], meta["counts"], *arrays, *texts)
