@@ -1,0 +1,84 @@
+"""The detector: encoder, decoder and head, and the groups of its parameters."""
+
+import torch
+from torch import nn
+
+from engine.config import Config
+from engine.model.decoder import Decoder
+from engine.model.encoder import build_encoder
+from engine.model.head import Head
+from engine.settings import ModelsConfig
+from pipelines.errors import UserError
+
+PARTS = ("encoder", "decoder", "head")
+
+
+class DBNet(nn.Module):
+    """image (N, 3, H, W), ImageNet-normalised, H and W multiples of 32 -> logits at full resolution.
+
+    Returns (N, 2, H, W) [prob_logits, thresh_logits] in training mode and (N, 1, H, W) in evaluation mode.
+    """
+
+    def __init__(self, models: ModelsConfig) -> None:
+        super().__init__()
+        e, d, h = models.encoder, models.decoder, models.head
+        self.encoder = build_encoder(e.name, e.weights, e.hrnet_incre_head)
+        self.decoder = Decoder(self.encoder.channels, d.inner_channels, d.output_channels, d.upsample, d.batch_norm)
+        self.head = Head(self.decoder.out_channels, h.hidden_channels or self.decoder.out_channels // 4, h.smooth)
+        _initialise(self.decoder)
+        _initialise(self.head)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.decoder(self.encoder(image)))
+
+
+def _initialise(part: nn.Module) -> None:
+    """The baseline's start: Kaiming-normal convolutions, BN weight 1 and bias 1e-4."""
+    for module in part.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.constant_(module.bias, 1e-4)
+
+
+def build_model(config: Config) -> DBNet:
+    """The detector of a configuration, in channels_last where asked, frozen parts without gradients.
+
+    Raises:
+        UserError: unknown encoder, weights that do not fit, or nothing left to train.
+    """
+    model = DBNet(config.models)
+    for name in PARTS:
+        _freeze(getattr(model, name), getattr(config.models, name).freeze)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("models.*.freeze: every part is frozen, nothing is left to train")
+    return model.to(memory_format=torch.channels_last) if config.trainer.channels_last else model
+
+
+def _freeze(part: nn.Module, freeze: str | bool) -> None:
+    """`stem` freezes what comes before the first stage or block; `all` (True) the whole part."""
+    whole = freeze in ("all", True)
+    stages = ("layer", "stage", "block", "transition")
+    for name, parameter in part.named_parameters():
+        if whole or (freeze == "stem" and not any(stage in name for stage in stages)):
+            parameter.requires_grad_(False)
+
+
+def frozen_norms_to_eval(model: DBNet) -> None:
+    """Keeps BatchNorm layers without trainable parameters in evaluation mode, so their statistics stay fixed too."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
+
+
+def parameter_groups(model: DBNet, config: Config) -> list[dict]:
+    """One optimizer group a part, with `lr_scale` and its own weight decay; frozen parameters are left out."""
+    groups = []
+    for name in PARTS:
+        settings = getattr(config.models, name)
+        params = [p for p in getattr(model, name).parameters() if p.requires_grad]
+        if params:
+            decay = config.models.optimizer.weight_decay * settings.decay_scale
+            groups.append({"params": params, "weight_decay": decay, "lr_scale": settings.lr_scale, "name": name})
+    return groups

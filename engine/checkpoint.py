@@ -1,0 +1,258 @@
+"""Checkpoints: a directory each, complete or absent, safetensors and JSON only (loading one runs no code).
+
+    checkpoints/step_00000120/  model.safetensors      weights; plain timm names under `encoder.`
+                                ema.safetensors        averaged weights, when there are any
+                                optimizer.safetensors  `<parameter index>.<state name>`
+                                state.json             step, epoch, samples_in_epoch, scores, parameter group options
+                                config.yaml            the resolved configuration
+                                manifest.json          size and SHA-256 of every file above
+    checkpoints/last, best      symbolic links to the above
+
+A directory is written under a temporary name, every file and the directory fsynced, then renamed: a kill at any byte
+leaves either the old state or the new. The writing runs on a thread of its own over a snapshot in host memory.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from omegaconf import OmegaConf
+
+from pipelines.errors import UserError
+
+LINKS = ("last", "best")
+PARTS = ("model", "ema", "optimizer")
+
+
+def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: torch.optim.Optimizer) -> dict:
+    """Copies of all tensors of the training state in host memory: {part: {name: tensor}}.
+
+    Reading the device is a sync, once a checkpoint. Tensors are made contiguous: safetensors stores no strides, and
+    loading copies into the model's own layout.
+    """
+
+    def host(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+    states = optimizer.state_dict()["state"]
+    flat = {
+        f"{i}.{name}": torch.as_tensor(v) for i, state in states.items() for name, v in state.items() if v is not None
+    }
+    parts = {"model": host(model.state_dict()), "optimizer": host(flat)}
+    if ema is not None:
+        parts["ema"] = host(ema.state_dict())
+    return parts
+
+
+def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
+    """Writes one checkpoint `folder/step_<step>` durably and returns its path. An existing one of that step is replaced.
+
+    Args:
+        folder: the run's checkpoints folder.
+        parts: from `snapshot`.
+        state: JSON-ready; must hold `step`.
+        config_yaml: text of the resolved configuration.
+
+    Raises:
+        OSError: disk full, read-only, folder gone; what was there before is intact.
+    """
+    final = folder / f"step_{state['step']:08d}"
+    temporary = folder / f".tmp_{final.name}_{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, tensors in parts.items():
+        safetensors.torch.save_file(tensors, temporary / f"{name}.safetensors")
+    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    (temporary / "config.yaml").write_text(config_yaml)
+    manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in temporary.iterdir():
+        _fsync(path)
+    _fsync(temporary)
+    if final.exists():  # a rerun of the same step after a resume from an older one
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _fsync(folder)
+    return final
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    """Points `folder/name` at a checkpoint of the same folder, atomically."""
+    temporary = folder / f".tmp_{name}_{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.rename(folder / name)
+    _fsync(folder)
+
+
+def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
+    """Deletes checkpoints that are neither among the newest `keep_last`, nor the `keep_top_k` best, nor linked."""
+    steps = _steps(folder)
+    scores = {p: _score(p) for p in steps}
+    scored = sorted((p for p in steps if scores[p] is not None), key=lambda p: scores[p], reverse=True)
+    linked = {(folder / name).resolve() for name in LINKS if (folder / name).is_symlink()}
+    keep = set(steps[-keep_last:]) | set(scored[:keep_top_k]) | {p for p in steps if p.resolve() in linked}
+    for path in steps:
+        if path not in keep:
+            shutil.rmtree(path)
+    for path in folder.glob(".tmp_step_*"):  # left by a kill
+        if not path.name.endswith(f"_{os.getpid()}"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Writer:
+    """Writes checkpoints on a thread of its own, one after another, in the order they were given.
+
+    A failed write is reported loudly on stderr and counted in `failures`; training goes on and tries again with the
+    next checkpoint.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, keep_top_k: int) -> None:
+        self.folder, self.keep = folder, (keep_last, keep_top_k)
+        self.failures = 0
+        # One waiting snapshot at most: a slow disk holds the loop back instead of filling the memory.
+        self._jobs: queue.Queue = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def save(self, parts: dict, state: dict, config_yaml: str, best: bool = False) -> None:
+        """Hands over one checkpoint; `best` also moves the `best` link."""
+        self._jobs.put((parts, state, config_yaml, best))
+
+    def wait(self) -> None:
+        """Returns when everything handed over is on disk (or has failed)."""
+        self._jobs.join()
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                self._one(*job)
+            except (OSError, safetensors.SafetensorError) as error:
+                self.failures += 1
+                print(f"WARNING: checkpoint not written ({error}); training goes on", file=sys.stderr, flush=True)
+            finally:
+                self._jobs.task_done()
+
+    def _one(self, parts: dict, state: dict, config_yaml: str, best: bool) -> None:
+        path = write(self.folder, parts, state, config_yaml)
+        link(self.folder, "last", path)
+        if best:
+            link(self.folder, "best", path)
+        prune(self.folder, *self.keep)
+
+
+def locate(path: str | Path, prefer: str = "best") -> Path:
+    """The checkpoint directory meant by a path: itself, or a run folder's `checkpoints/best` or `last`.
+
+    Args:
+        path: a checkpoint, a run folder, or its checkpoints folder.
+        prefer: which link of a run folder comes first.
+
+    Raises:
+        UserError: there is none, or its files do not match their checksums.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint={path}: no such folder")
+    names = sorted(LINKS, key=lambda name: name != prefer)
+    for candidate in (path, *(path / "checkpoints" / name for name in names), *(path / name for name in names)):
+        if (candidate / "manifest.json").is_file():
+            fault = verify(candidate)
+            if fault:
+                raise UserError(f"checkpoint={candidate}: damaged ({fault}); use another checkpoint of the run")
+            return candidate
+    raise UserError(f"checkpoint={path}: holds no checkpoint (a folder with manifest.json) and is no run folder")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a checkpoints folder; damaged ones are named on stderr and passed over."""
+    for path in reversed(_steps(folder)):
+        fault = verify(path)
+        if not fault:
+            return path
+        print(f"WARNING: {path} is damaged ({fault}); trying the one before it", file=sys.stderr)
+    return None
+
+
+def verify(path: Path) -> str:
+    """What is wrong with a checkpoint's files, "" when every size and SHA-256 matches its manifest."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, entry in manifest.items():
+            if (path / name).stat().st_size != entry["bytes"] or _sha256(path / name) != entry["sha256"]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def load_part(path: Path, part: str) -> dict[str, torch.Tensor]:
+    """Tensors of one part (`model`, `ema`, `optimizer`) on the CPU; {} where the checkpoint has no such part."""
+    assert part in PARTS
+    file = path / f"{part}.safetensors"
+    return safetensors.torch.load_file(file) if file.is_file() else {}
+
+
+def load_state(path: Path) -> dict:
+    """The JSON state of a checkpoint."""
+    return json.loads((path / "state.json").read_text())
+
+
+def load_settings(path: Path) -> dict:
+    """The configuration a checkpoint was trained with, as the nested dict that `engine.config.from_dict` takes."""
+    return OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+
+
+def load_model(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Copies weights into a model, all of them.
+
+    Raises:
+        UserError: a name or shape differs, i.e. the checkpoint is of another model.
+    """
+    own = model.state_dict()
+    odd = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
+    if odd:
+        raise UserError(f"{source}: its weights are of another model ({len(odd)} tensors differ, e.g. {odd[0]})")
+    model.load_state_dict(tensors)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Restores the optimizer's tensors; lr and weight_decay come from the configuration, not from the checkpoint."""
+    state: dict[int, dict] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if p.is_dir()) if folder.is_dir() else []
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return load_state(path).get("score")
+    except (OSError, ValueError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,118 @@
+"""The data of a run: opens what the configuration names, checks that it can be trained on, builds the loaders."""
+
+import dataclasses
+from pathlib import Path
+
+from pipelines.loader import TrainLoader, train_loader
+
+from engine.config import Config
+from engine.distributed import Ranks, on_main_first
+from pipelines import synthetic
+from pipelines.errors import UserError
+from pipelines.index import ConcatIndex, open_index
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Opened indexes of a run; `test` is None without `data.test`. `notice` says where built-in pages are used."""
+
+    train: ConcatIndex
+    val: ConcatIndex | None
+    test: ConcatIndex | None
+    notice: str
+
+
+def open_data(config: Config, ranks: Ranks) -> Data:
+    """Opens training, validation and test pages; with none given, renders the built-in synthetic receipts once.
+
+    Raises:
+        UserError: training without validation pages or the reverse, empty data, no usable text, texts missing.
+    """
+    data = config.data
+    if bool(data.train) != bool(data.val):
+        given, missing = ("train", "val") if data.train else ("val", "train")
+        raise UserError(f"data.{missing} is empty but data.{given} is given: give both, or neither for built-in pages")
+    notice = ""
+    train, val = data.train, data.val
+    if not train:
+        height, width = data.synthetic_size
+        notice = (
+            f"no data.train given: training on {data.synthetic_train} built-in synthetic receipts of {height}x{width} px "
+            f"(validation: {data.synthetic_val} others)"
+        )
+        train, val = on_main_first(ranks, lambda: _synthetic(config))
+    opened = [
+        open_pages(config, spec, ranks, key) for spec, key in ((train, "train"), (val, "val"), (data.test, "test"))
+    ]
+    if opened[0].num_usable == 0:
+        raise UserError(f"data.train={','.join(train)}: every text is ignored or empty, nothing can be learnt from it")
+    return Data(opened[0], opened[1], opened[2], notice)
+
+
+def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val") -> ConcatIndex | None:
+    """One index over several sources; None for none. Rank 0 opens first, so an index is built once.
+
+    Raises:
+        UserError: a source cannot be read or is empty; official CLEval is asked for and there are no transcriptions.
+    """
+    if not specs:
+        return None
+    cache = Path(config.run_root) / ".index"
+    indexes = on_main_first(ranks, lambda: [open_index(s, config.data.format, cache) for s in specs])
+    pages = ConcatIndex(indexes)
+    if len(pages) == 0:
+        raise UserError(f"data.{key}={','.join(specs)}: no pages in it")
+    if key != "train" and config.eval.protocol == "official" and not pages.has_texts:
+        raise UserError(
+            f"data.{key}={','.join(specs)}: it has no transcriptions, which official CLEval counts characters by; "
+            "use eval.protocol=contest"
+        )
+    return pages
+
+
+def _synthetic(config: Config) -> tuple[list[str], list[str]]:
+    """Renders (or finds) the built-in pages; validation pages come from another seed than training pages."""
+    data, folder = config.data, Path(config.run_root) / ".synthetic"
+    height, width = data.synthetic_size
+    seed = 2 * data.synthetic_seed
+    train = synthetic.ensure(folder, data.synthetic_train, seed, height, width)
+    val = synthetic.ensure(folder, data.synthetic_val, seed + 1, height, width)
+    return [str(train)], [str(val)]
+
+
+def global_batch_size(config: Config, ranks: Ranks) -> int:
+    """Pages an optimizer update sees over all ranks and forward passes."""
+    return config.data.batch_size * ranks.world_size * config.trainer.accumulate
+
+
+def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: int, step: int) -> TrainLoader:
+    """The endless training stream, starting at step `step` (updates) of epoch `epoch`.
+
+    Raises:
+        UserError: fewer pages than one global batch.
+    """
+    data, size = config.data, global_batch_size(config, ranks)
+    loader = train_loader(
+        pages,
+        image_size=tuple(data.image_size),
+        batch_size=data.batch_size,
+        augment=config.augment,
+        seed=config.seed,
+        weights=data.train_weights or [1.0] * len(pages.lengths),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        accumulate=config.trainer.accumulate,
+        start_epoch=epoch,
+        start_step=step,
+        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
+        threads=data.threads,
+        workers=data.workers,
+        prefetch=data.prefetch,
+    )
+    if loader.steps_per_epoch == 0:
+        loader.close()
+        raise UserError(
+            f"data.train has {len(pages)} pages, fewer than one global batch of {size} (data.batch_size x ranks x "
+            "trainer.accumulate): lower data.batch_size"
+        )
+    return loader

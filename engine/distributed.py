@@ -1,0 +1,124 @@
+"""Ranks: start, device, seeds, sums over ranks. torchrun's environment, NCCL on GPUs, gloo on CPUs."""
+
+import dataclasses
+import datetime
+import os
+import random
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipelines.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Who we are among the processes: rank, local_rank, world_size (torchrun's words) and our device."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank prints and writes the run folder."""
+        return self.rank == 0
+
+
+def start(device: str = "auto") -> Ranks:
+    """Joins the process group that torchrun describes; alone without torchrun.
+
+    Raises:
+        UserError: cuda asked for where there is none, or more local ranks than GPUs.
+    """
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if use_cuda and not torch.cuda.is_available():
+        raise UserError("trainer.device=cuda: torch sees no GPU here; use trainer.device=cpu or auto")
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"--nproc_per_node asks for local rank {local_rank}, this machine has {torch.cuda.device_count()} GPU(s)"
+        )
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT, device_id=chosen if use_cuda else None)
+    return Ranks(rank, local_rank, world_size, chosen)
+
+
+def stop() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Same weights on every rank from the same seed. Augmentation has its own keyed generator and ignores this."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def sum_over_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
+    """Element-wise sum of a float64 vector over all ranks; exact for integers below 2^53, so order does not matter."""
+    if not dist.is_initialized():
+        return values
+    tensor = torch.as_tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.cpu().numpy()  # a sync, outside the step
+
+
+def gather_objects(item: object) -> list:
+    """One small picklable object from every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [item]
+    items: list = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def broadcast_object(item: object) -> object:
+    """Rank 0's object on every rank."""
+    if not dist.is_initialized():
+        return item
+    box = [item]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def broadcast_buffers(model: torch.nn.Module) -> None:
+    """Rank 0's BatchNorm statistics to every rank: they are the authoritative ones (DDP does not broadcast them)."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def on_main_first(ranks: Ranks, work: Callable[[], object]) -> object:
+    """Runs `work` on rank 0 first (it may write files), then on the others (they find them ready).
+
+    A UserError on rank 0 is raised on every rank, so that no rank waits for one that has left.
+    """
+    result, failure = None, None
+    if ranks.main:
+        try:
+            result = work()
+        except UserError as error:
+            failure = str(error)
+    failure = broadcast_object(failure)
+    if failure is not None:
+        if ranks.main:
+            raise UserError(failure)
+        sys.exit(2)  # rank 0 says why
+    return result if ranks.main else work()

@@ -1,0 +1,176 @@
+"""Evaluation of a detector with CLEval, sharded over ranks.
+
+    python -m engine.evaluate checkpoint=runs/NAME data.val=PATH [output=FILE.json] [section.key=value ...]
+
+`checkpoint` is a run folder (its best, else its last) or one checkpoint. Settings come from the checkpoint and may be
+overridden, e.g. `post.bin_thresh=0.2`. Counters are sums of integers, so 1, 2 and 3 ranks give the identical H-mean.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from pipelines.loader import EvalLoader, eval_loader
+
+from engine import checkpoint, cli, distributed
+from engine.cleval import CLEval, PageResult, evaluate_page
+from engine.config import Config, split_extra
+from engine.data import open_pages
+from engine.distributed import Ranks
+from engine.model import DBNet, build_model
+from engine.postprocess import Detections, detect
+from pipelines.errors import UserError
+from pipelines.index import ConcatIndex
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """One judged page: its row in the index, detections in source pixels and CLEval result."""
+
+    row: int
+    detections: Detections
+    result: PageResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores over all ranks, and the pages with the least H-mean that this rank saw."""
+
+    scores: dict[str, float]
+    worst: list[Page]
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
+    """The network's arithmetic: bf16 autocast where `trainer.precision` says so (auto = on GPUs), else none."""
+    precision = config.trainer.precision
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
+    """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
+    if config.trainer.precision == "float64":
+        image = image.double()
+    with torch.inference_mode(), autocast(config, image.device):
+        logits = forward(image)
+    return torch.sigmoid(logits[:, 0].float())
+
+
+def detect_batches(
+    forward: Callable, loader: EvalLoader, sizes_wh: np.ndarray, config: Config, ranks: Ranks
+) -> Iterator[tuple[int, Detections]]:
+    """Yields (row, detections in source pixels) page by page, in the loader's order; closes the loader at the end.
+
+    Args:
+        forward: model in evaluation mode on `ranks.device`.
+        loader: batches of letterboxed pages.
+        sizes_wh: (pages, 2) oriented source size of every row.
+    """
+    try:
+        for batch in loader:
+            maps = prob_maps(forward, batch.image.to(ranks.device, non_blocking=True), config)
+            found = detect(maps, batch.matrix, sizes_wh[batch.index], config.post)
+            yield from zip(batch.index.tolist(), found, strict=True)
+    finally:
+        loader.close()
+
+
+def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, worst: int = 0) -> Evaluation:
+    """Detects on all pages and scores them.
+
+    Args:
+        forward: model in evaluation mode, on `ranks.device`: image (N, 3, H, W) -> logits (N, 1, H, W).
+        pages: annotated pages; rank r judges rows r, r + world_size, ...
+        config: eval, post and data settings.
+        worst: how many of the worst pages of this rank to keep.
+
+    Returns:
+        scores as in `CLEval.compute` plus `score` (the H-mean chosen by eval.select), `images`, `seconds` and
+        `images_per_second`; identical on all ranks except for the times.
+    """
+    start = time.perf_counter()
+    protocol = config.eval.protocol
+    metric = CLEval(protocol=protocol)
+    kept: list[Page] = []
+    loader = eval_loader(
+        pages,
+        image_size=tuple(config.eval.image_size or config.data.image_size),
+        batch_size=config.eval.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    for row, found in detect_batches(forward, loader, pages.size_wh, config, ranks):
+        texts = pages.texts(row) if protocol == "official" else None
+        result = evaluate_page(found.polygons, pages.polygons(row), texts, pages.ignore(row), protocol)
+        metric.add(result)
+        kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
+    total = distributed.sum_over_ranks(metric.state(), ranks.device)
+    scores = CLEval.from_state(protocol, total).compute()
+    scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
+    scores["seconds"] = time.perf_counter() - start
+    scores["images_per_second"] = len(pages) / scores["seconds"]
+    return Evaluation(scores, kept)
+
+
+def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
+    """The detector of a checkpoint in evaluation mode on the device; averaged weights where it has them and eval.ema."""
+    # Weights come from the checkpoint, so the encoder must not ask for the hub or a file of its own.
+    encoder = dataclasses.replace(config.models.encoder, weights="", freeze="none")
+    models = dataclasses.replace(config.models, encoder=encoder)
+    model = build_model(dataclasses.replace(config, models=models))
+    tensors = (checkpoint.load_part(path, "ema") if config.eval.ema else {}) or checkpoint.load_part(path, "model")
+    checkpoint.load_model(model, tensors, path)
+    if config.trainer.precision == "float64":
+        model = model.double()
+    return model.to(ranks.device).eval()
+
+
+def checkpoint_settings(argv: list[str], extra: dict[str, str], describe: str) -> tuple[Config, dict[str, str], Path]:
+    """Parses `checkpoint=PATH` and overrides; the base is the checkpoint's own configuration.
+
+    Raises:
+        UserError: no checkpoint named, none found, or it is damaged.
+    """
+    own = {"checkpoint": "", **extra}
+    if cli.wants_help(argv):
+        cli.parse(argv, own, describe)
+    named = split_extra([item for item in argv if not item.startswith("--")], own)[0]["checkpoint"]
+    if not named:
+        raise UserError("checkpoint=PATH is missing: name a run folder (runs/NAME) or one of its checkpoints")
+    path = checkpoint.locate(named)
+    config, extras, _ = cli.parse(argv, own, describe, base=checkpoint.load_settings(path))
+    return config, extras, path
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    config, extras, path = checkpoint_settings(argv, {"output": ""}, __doc__)
+    if not config.data.val:
+        raise UserError("data.val=PATH is missing: name the pages to evaluate on")
+    ranks = distributed.start(config.trainer.device)
+    try:
+        if config.trainer.threads:
+            torch.set_num_threads(config.trainer.threads)
+        pages = open_pages(config, config.data.val, ranks)
+        scores = evaluate(load_detector(path, config, ranks), pages, config, ranks).scores
+        if ranks.main:
+            report = json.dumps({**scores, "checkpoint": str(path), "protocol": config.eval.protocol}, indent=1)
+            print(report)
+            if extras["output"]:
+                Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)
+                Path(extras["output"]).write_text(report + "\n")
+    finally:
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,74 @@
+"""What a run leaves to look at: overlay pictures of its worst pages, curves, and the score on the test split."""
+
+import json
+from pathlib import Path
+
+from engine import checkpoint, distributed, draw
+from engine.config import Config
+from engine.data import Data
+from engine.distributed import Ranks
+from engine.evaluate import Page, evaluate, load_detector
+from engine.runlog import RunLog
+from pipelines.images import read_rgb
+from pipelines.index import ConcatIndex
+
+
+def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Config, ranks: Ranks) -> None:
+    """Draws the worst pages over all ranks into `folder/overlays/`, replacing the pictures of the evaluation before.
+
+    Files are named `<rank of badness>_<page>.jpg`: ground truth, misses, predictions and false positives in colours,
+    the page's H-mean in the header.
+    """
+    limit = config.trainer.overlays
+    gathered = [page for part in distributed.gather_objects(worst) for page in part]
+    if not ranks.main or not limit:
+        return
+    target = folder / "overlays"
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*.jpg"):
+        old.unlink()
+    gathered.sort(key=lambda page: (page.result.hmean, page.row))
+    for number, page in enumerate(gathered[:limit]):
+        name = Path(pages.name(page.row)).stem
+        draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
+
+
+def page_overlay(pages: ConcatIndex, page: Page):
+    """The picture of one judged page: uint8 RGB (H, W, 3) in source pixels."""
+    title = f"{pages.name(page.row)}  H-mean {page.result.hmean:.4f}"
+    return draw.overlay(
+        read_rgb(pages.path(page.row)),
+        gt=pages.polygons(page.row),
+        ignore=pages.ignore(page.row),
+        pred=page.detections.polygons,
+        scores=page.detections.scores,
+        gt_status=page.result.gt_status,
+        pred_status=page.result.pred_status,
+        title=title,
+    )
+
+
+def finish(config: Config, ranks: Ranks, folder: Path, data: Data, log: RunLog) -> dict:
+    """Scores the test split with the best checkpoint, draws the curves, writes and prints the summary.
+
+    Returns:
+        the summary, as written to `folder/summary.json`.
+    """
+    best = distributed.on_main_first(ranks, lambda: checkpoint.locate(folder / "checkpoints"))
+    state = checkpoint.load_state(best)
+    summary = {"best": str(best), "epoch": state["epoch"], "step": state["step"], "minutes": state["minutes"]}
+    summary["val"] = state["scores"]
+    if data.test is not None:
+        summary["test"] = evaluate(load_detector(best, config, ranks), data.test, config, ranks).scores
+        log.test({"step": state["step"], **summary["test"]})
+    if ranks.main:
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        draw.curves(folder / "metrics.jsonl", folder / "curves.png")
+        for split in ("val", "test"):
+            if summary.get(split):
+                s = summary[split]
+                log.say(
+                    f"{split}: H-mean {s['hmean']:.4f} (precision {s['precision']:.4f}, recall {s['recall']:.4f}, "
+                    f"page mean {s['hmean_macro']:.4f}, {config.eval.protocol} CLEval), epoch {state['epoch']}, {best}"
+                )
+    return summary

@@ -1,0 +1,43 @@
+"""From a batch of polygons and logits to the loss: binds the settings to the two kernels."""
+
+import torch
+
+from engine.config import Config
+from kernels.db_loss import DBLoss, db_loss
+from kernels.db_targets import DBTargets, db_targets
+from pipelines.batch import Batch
+
+
+def make_targets(batch: Batch, config: Config) -> DBTargets:
+    """Renders the DB targets of a batch whose tensors are on the training device; see `kernels.db_targets`."""
+    loss = config.loss
+    height, width = batch.image.shape[-2:]
+    return db_targets(
+        batch.points_xy,
+        batch.poly_offsets,
+        batch.page_offsets,
+        batch.ignore,
+        height=height,
+        width=width,
+        shrink_ratio=loss.shrink_ratio,
+        thresh_min=loss.thresh_min,
+        thresh_max=loss.thresh_max,
+        min_text_size_px=loss.min_text_size_px,
+        mode=loss.mode,
+    )
+
+
+def compute_loss(logits: torch.Tensor, targets: DBTargets, config: Config) -> DBLoss:
+    """logits (N, 2, H, W) [prob_logits, thresh_logits] -> (total, prob, thresh, binary), 0-d; see `kernels.db_loss`."""
+    loss = config.loss
+    return db_loss(
+        logits[:, 0],
+        logits[:, 1],
+        targets,
+        db_k=config.models.head.db_k,
+        negative_ratio=loss.negative_ratio,
+        prob_weight=loss.prob_weight,
+        thresh_weight=loss.thresh_weight,
+        binary_weight=loss.binary_weight,
+        mode=loss.mode,
+    )

@@ -1,0 +1,126 @@
+"""Encoder: any timm `features_only` model, reduced to its maps at strides 4, 8, 16 and 32.
+
+HRNet comes in two forms (`models.encoder.hrnet_incre_head`): with timm's channel-increasing heads its maps have
+128/256/512/1024 channels (what the published study trained); without them 44/88/176/352 for W44, 1.7 M fewer
+parameters and 1.8 % fewer FLOPs.
+
+Source: timm (Wightman 2019); HRNet, Wang et al. 2020, arXiv 1908.07919.
+"""
+
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from pipelines.errors import UserError
+
+STRIDES = (4, 8, 16, 32)
+MIN_MATCHED_SHARE = 0.9  # of the encoder's tensors; below it the file belongs to another model
+
+
+def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -> nn.Module:
+    """Builds the encoder.
+
+    Args:
+        name: timm model name.
+        weights: "" for random, "timm" for timm's pretrained weights from its hub, else a local file.
+        hrnet_incre_head: keep HRNet's channel-increasing heads; ignored for other models.
+
+    Returns:
+        module: image (N, 3, H, W) -> four maps (N, C_i, H / s, W / s), s in STRIDES; `.channels` holds the C_i.
+
+    Raises:
+        UserError: unknown model, a model without these strides, weights that cannot be had or do not fit.
+    """
+    if name not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
+        raise UserError(
+            f"models.encoder.name={name}: timm has no such model" + (f"; near names: {near}" if near else "")
+        )
+    location = {} if hrnet_incre_head or not name.startswith("hrnet") else {"feature_location": ""}
+    probe = timm.create_model(name, features_only=True, **location)
+    reductions = list(probe.feature_info.reduction())
+    if not all(s in reductions for s in STRIDES):
+        raise UserError(f"models.encoder.name={name}: its maps have strides {reductions}; needed are {list(STRIDES)}")
+    # The deepest map of a stride is the last one listed with it.
+    indices = tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)
+    encoder = timm.create_model(name, features_only=True, out_indices=indices, **location)
+    if weights == "timm":
+        encoder = _from_hub(name, indices, location)
+    elif weights:
+        load_encoder_file(encoder, Path(weights))
+    encoder.channels = encoder.feature_info.channels()
+    return encoder
+
+
+def _from_hub(name: str, indices: tuple[int, ...], location: dict) -> nn.Module:
+    """timm's pretrained weights; every way the hub can be out of reach ends in one line for the user."""
+    import huggingface_hub.errors as hub_errors
+    import requests
+
+    try:
+        return timm.create_model(name, pretrained=True, features_only=True, out_indices=indices, **location)
+    except (OSError, RuntimeError, ValueError, requests.RequestException, hub_errors.HfHubHTTPError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"models.encoder.weights=timm: cannot get pretrained weights of {name} ({reason}); download the file once "
+            "where the hub can be reached and give models.encoder.weights=PATH, or leave it empty to start from random"
+        ) from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a weights file: safetensors, or a `weights_only` torch file (no code is run from it).
+
+    Raises:
+        UserError: the file is missing or is neither.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    import pickle
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}: cannot be loaded with weights_only ({reason}); convert it to safetensors") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: holds no table of tensors")
+    return state
+
+
+def load_encoder_file(encoder: nn.Module, path: Path) -> None:
+    """Loads encoder weights by name from a timm file or from one of our checkpoints.
+
+    timm's `features_only` wrapper renames `blocks.0` to `blocks_0`, so names are compared with dots as underscores.
+
+    Raises:
+        UserError: fewer than MIN_MATCHED_SHARE of the encoder's tensors are found with their shape.
+    """
+    found = {}
+    for key, value in read_tensors(path).items():
+        for prefix in ("module.", "_orig_mod.", "model.", "encoder."):
+            key = key.removeprefix(prefix)
+        found[key.replace(".", "_")] = value
+    own = encoder.state_dict()
+    matched = {}
+    for key, value in own.items():
+        candidate = found.get(key.replace(".", "_"))
+        if candidate is not None and candidate.shape == value.shape:
+            matched[key] = candidate
+    if len(matched) < MIN_MATCHED_SHARE * len(own):
+        missing = [key for key in own if key not in matched][:3]
+        raise UserError(
+            f"{path}: {len(matched)} of the encoder's {len(own)} tensors are in it (missing e.g. {', '.join(missing)}); "
+            "is it the file of another model?"
+        )
+    encoder.load_state_dict(matched, strict=False)

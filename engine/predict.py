@@ -1,0 +1,127 @@
+"""Text regions of images with a trained detector.
+
+    python -m engine.predict PATH... --checkpoint RUN --out DIR [--draw] [--csv FILE] [section.key=value ...]
+
+PATH is an image or a folder (searched for images). Writes `DIR/<image>.json` for every image; `--draw` adds an overlay
+picture, `--csv` the contest's table `filename,polygons` (at most 500 regions an image, whole pixels).
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from pipelines.loader import predict_loader
+
+from engine import checkpoint, cli, distributed, draw
+from engine.config import Config, load_config
+from engine.distributed import Ranks
+from engine.evaluate import detect_batches, load_detector
+from engine.postprocess import Detections
+from pipelines.errors import UserError
+from pipelines.images import IMAGE_SUFFIXES, read_rgb
+
+MAX_CSV_REGIONS = 500  # the contest's limit
+
+
+def find_images(paths: list[str]) -> list[tuple[Path, Path]]:
+    """(file, name below the path that was given) of every image, in sorted order.
+
+    Raises:
+        UserError: a path does not exist, or there is no image at all.
+    """
+    found = []
+    for given in map(Path, paths):
+        if given.is_file():
+            found.append((given, Path(given.name)))
+        elif given.is_dir():
+            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found += [(p, p.relative_to(given)) for p in files]
+        else:
+            raise UserError(f"{given}: no such file or folder")
+    if not found:
+        raise UserError(f"{', '.join(paths)}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
+    names = [name for _, name in found]
+    twice = sorted({str(name) for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"{twice[0]}: two of the given paths hold an image of this name; predict them into two folders")
+    return found
+
+
+def as_json(name: Path, size_wh: tuple[int, int], found: Detections) -> dict:
+    """One image's result: size in oriented pixels, regions with points (x, y) in pixels and scores, best first."""
+    regions = [
+        {"points": polygon.round(2).tolist(), "score": round(float(score), 5)}
+        for polygon, score in zip(found.polygons, found.scores, strict=True)
+    ]
+    return {"image": str(name), "width": int(size_wh[0]), "height": int(size_wh[1]), "regions": regions}
+
+
+def csv_row(name: Path, found: Detections) -> list[str]:
+    """The contest's row: file name, polygons `x y x y ...` joined with `|`."""
+    polygons = [" ".join(str(round(float(v))) for v in p.reshape(-1)) for p in found.polygons[:MAX_CSV_REGIONS]]
+    return [name.name, "|".join(polygons)]
+
+
+def predict(
+    images: list[tuple[Path, Path]], path: Path, config: Config, ranks: Ranks, out: Path, picture: bool
+) -> list[tuple[Path, Detections]]:
+    """Detects on images and writes one JSON file each (and a picture); returns (name, detections) in order."""
+    model = load_detector(path, config, ranks)
+    results = []
+    loader = predict_loader(
+        [file for file, _ in images],
+        image_size=tuple(config.eval.image_size or config.data.image_size),
+        batch_size=config.eval.batch_size,
+        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    for row, found in detect_batches(model, loader, loader.size_wh, config, ranks):
+        file, name = images[row]
+        target = out / name.with_name(name.name + ".json")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(as_json(name, loader.size_wh[row], found)) + "\n")
+        if picture:
+            drawn = draw.overlay(read_rgb(file), pred=found.polygons, scores=found.scores, title=name.name)
+            draw.save_image(out / name.with_name(name.name + ".overlay.jpg"), drawn)
+        results.append((name, found))
+    return results
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
+    parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--draw", action="store_true", help="write overlay pictures too")
+    parser.add_argument("--csv", type=Path, help="also write the contest's table filename,polygons")
+    args = parser.parse_args(argv)
+    settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
+    paths = [item for item in args.paths if item not in settings]
+    path = checkpoint.locate(args.checkpoint)
+    config, _ = load_config(settings, base=checkpoint.load_settings(path))
+    if not paths:
+        raise UserError("PATH is missing: name images or folders")
+    images = find_images(paths)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    start = time.perf_counter()
+    results = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        with args.csv.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["filename", "polygons"], *(csv_row(name, found) for name, found in results)])
+    regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
+    print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {args.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

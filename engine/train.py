@@ -1,0 +1,277 @@
+"""Training of a DBNet text detector: the whole loop, top to bottom.
+
+    torchrun --nproc_per_node 8 -m engine.train [preset=NAME] [section.key=value ...]
+    python -m engine.train preset=demo
+
+Without `data.train` it trains on built-in synthetic receipts. `--help` lists every key, `--print-config` shows the
+merged settings, `--dry-run` opens the data, runs two steps and a checkpoint round trip and prints the memory.
+
+One step = one optimizer update = `trainer.accumulate` forward passes on every rank. Nothing inside a step waits for
+the device; every place where the host does wait is marked "sync".
+"""
+
+import contextlib
+import dataclasses
+import gc
+import math
+import time
+from pathlib import Path
+
+import torch
+from pipelines.loader import TrainLoader
+
+from engine import checkpoint, cli, distributed, dryrun, finish, runlog
+from engine.config import Config, global_batch_notice, to_yaml, warnings
+from engine.data import Data, build_train_loader, global_batch_size, open_data
+from engine.distributed import Ranks
+from engine.evaluate import autocast, evaluate
+from engine.loss import compute_loss, make_targets
+from engine.model import frozen_norms_to_eval
+from engine.optim import set_lr
+from engine.stopwatch import Scalars, Stopwatch
+from engine.trainee import Trainee, build
+from pipelines.errors import UserError
+
+METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm")
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands; all of it is saved in a checkpoint's state.json, nothing else is needed to go on."""
+
+    step: int = 0  # optimizer updates done
+    epoch: int = 0  # epochs finished
+    samples_in_epoch: int = 0  # pages consumed of the epoch that is under way
+    best: float = -1.0  # highest score so far
+    best_epoch: int = 0
+    stale: int = 0  # evaluations since the best
+    minutes: float = 0.0  # training time of all sessions of the run
+
+
+def train_step(
+    trainee: Trainee, loader: TrainLoader, config: Config, ranks: Ranks, watch: Stopwatch, step: int
+) -> torch.Tensor:
+    """One optimizer update. Returns METRICS as a float32 vector (5,) on the device; no sync."""
+    # Dropout and the like draw from here: keyed by step and rank, so a resume has no generator state to restore.
+    torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + ranks.rank)
+    accumulate = config.trainer.accumulate
+    parts = torch.zeros(len(METRICS), device=ranks.device)
+    for micro in range(accumulate):
+        before = time.perf_counter()
+        batch = next(loader)
+        watch.waited(time.perf_counter() - before)
+        batch = batch.to(ranks.device)
+        targets = make_targets(batch, config)
+        image = batch.image.double() if config.trainer.precision == "float64" else batch.image
+        last = micro == accumulate - 1
+        quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else trainee.forward.no_sync()
+        with quiet:
+            with autocast(config, ranks.device):
+                logits = trainee.forward(image)
+            loss = compute_loss(logits, targets, config)  # float32 from logits, outside autocast
+            (loss.total / accumulate).backward()
+        parts[:4] += torch.stack([x.detach().float() for x in loss]) / accumulate
+    trained = [p for p in trainee.model.parameters() if p.requires_grad]
+    limit = config.trainer.clip_norm or math.inf
+    parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    if trainee.ema is not None:
+        trainee.ema.update(trainee.model, step)
+    return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the functions below share; only `position` and the trained things change."""
+
+    config: Config
+    ranks: Ranks
+    folder: Path
+    data: Data
+    trainee: Trainee
+    log: runlog.RunLog  # silent on ranks above 0
+    writer: checkpoint.Writer | None  # rank 0's
+    origin: float  # time.monotonic() at which the run's training time was 0
+
+
+def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
+    """Trains to the end of the epoch, or to the step or minute at which the run must stop; moves `position`."""
+    config, size = run.config, global_batch_size(run.config, run.ranks)
+    run.trainee.model.train()
+    frozen_norms_to_eval(run.trainee.model)
+    watch, scalars = Stopwatch(), Scalars(len(METRICS), run.ranks.device)
+    while position.samples_in_epoch < loader.steps_per_epoch * size:
+        lr = set_lr(run.trainee.optimizer, config, position.step, loader.steps_per_epoch)
+        scalars.add(train_step(run.trainee, loader, config, run.ranks, watch, position.step))
+        position.step += 1
+        position.samples_in_epoch += size
+        watch.stepped(size)
+        if position.step % config.trainer.log_every == 0:
+            scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
+            report(run, scalars.finished(), position)
+            watch.reset()
+            gc.collect(1)  # by hand, at the same step on every rank: a collection inside a step stalls all ranks
+        if over(run, position):
+            break
+        if config.trainer.checkpoint_every_steps and position.step % config.trainer.checkpoint_every_steps == 0:
+            save(run, position, None)
+            run.trainee.model.train()
+    if position.samples_in_epoch == loader.steps_per_epoch * size:
+        position.epoch, position.samples_in_epoch = position.epoch + 1, 0
+    report(run, scalars.finished(wait=True), position)
+
+
+def report(run: Run, windows: list[tuple[dict, list[float]]], position: Position) -> None:
+    """Logs finished windows; a loss that is no number ends the run, since every weight is lost with it."""
+    for tag, values in windows:
+        if not math.isfinite(values[0]):
+            raise UserError(
+                f"the loss is {values[0]} at step {tag['step']}: lower models.optimizer.lr or set trainer.clip_norm; "
+                f"the last checkpoint is in {run.folder / 'checkpoints'}"
+            )
+        run.log.train({**tag, **dict(zip(METRICS, values, strict=True))})
+
+
+def over(run: Run, position: Position) -> bool:
+    """Whether the run has reached its end: epochs, steps, patience or minutes. All ranks agree."""
+    limits = run.config.trainer
+    if position.epoch >= limits.max_epochs or (limits.max_steps and position.step >= limits.max_steps):
+        return True
+    if limits.patience and position.stale >= limits.patience:
+        return True
+    if not limits.max_minutes or (position.samples_in_epoch and position.step % limits.log_every):
+        return False
+    # Clocks differ, so rank 0's decides. A sync, once per log_every steps and only with a time limit.
+    return distributed.broadcast_object(minutes(run) >= limits.max_minutes)
+
+
+def minutes(run: Run) -> float:
+    """Training time of the run so far, in minutes, over all its sessions."""
+    return (time.monotonic() - run.origin) / 60
+
+
+def validate(run: Run, position: Position) -> dict[str, float]:
+    """Evaluates, updates the best, logs, and draws the worst pages of a new best."""
+    distributed.broadcast_buffers(run.trainee.model)
+    run.trainee.model.eval()
+    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, run.config.trainer.overlays)
+    score = result.scores["score"]
+    position.stale += 1
+    if score > position.best:
+        position.best, position.best_epoch, position.stale = score, position.epoch, 0
+        finish.draw_worst(run.folder, run.data.val, result.worst, run.config, run.ranks)
+    run.log.validation({"step": position.step, "epoch": position.epoch, **result.scores, "best": position.best})
+    return result.scores
+
+
+def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
+    """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync."""
+    if run.writer is None:
+        return
+    position.minutes = minutes(run)
+    state = {
+        **dataclasses.asdict(position),
+        "global_batch": global_batch_size(run.config, run.ranks),
+        "num_pages": len(run.data.train),
+        "score": scores["score"] if scores else None,
+        "scores": scores,
+    }
+    parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
+    run.writer.save(parts, state, to_yaml(run.config), best=scores is not None and position.stale == 0)
+
+
+def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
+    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one."""
+    if config.resume == "none":
+        return None
+    if config.resume == "auto":
+        return distributed.on_main_first(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
+    return distributed.on_main_first(ranks, lambda: checkpoint.locate(config.resume, prefer="last"))
+
+
+def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, num_pages: int) -> Position:
+    """Loads weights, average, optimizer and position.
+
+    Raises:
+        UserError: another model, another global batch, or other training pages in the middle of an epoch.
+    """
+    state = checkpoint.load_state(source)
+    size = global_batch_size(config, ranks)
+    if state["global_batch"] != size:
+        raise UserError(
+            f"resume: {source} was trained with a global batch of {state['global_batch']}, this run has {size} "
+            f"({config.data.batch_size} pages x {ranks.world_size} ranks x accumulate {config.trainer.accumulate}); "
+            "keep it with data.batch_size and trainer.accumulate"
+        )
+    if state["samples_in_epoch"] and state["num_pages"] != num_pages:
+        raise UserError(f"resume: the training set had {state['num_pages']} pages, now {num_pages}; use the same data")
+    checkpoint.load_model(trainee.model, checkpoint.load_part(source, "model"), source)
+    checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"))
+    if trainee.ema is not None:
+        average = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
+        checkpoint.load_model(trainee.ema.model, average, source)
+    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
+
+
+def train(config: Config, ranks: Ranks, folder: Path) -> Position:
+    """Runs or resumes the training in `folder` and returns where it ended."""
+    distributed.seed_everything(config.seed, config.trainer.deterministic)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    data = open_data(config, ranks)
+    trainee = build(config, ranks)
+    source = find_resume(config, ranks, folder)
+    position = restore(trainee, source, config, ranks, len(data.train)) if source else Position()
+    steps = position.samples_in_epoch // global_batch_size(config, ranks)
+    loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
+    with contextlib.closing(loader), contextlib.closing(runlog.open_run(folder, config, ranks, position.step)) as log:
+        writer = None
+        if ranks.main:
+            keep = (config.trainer.keep_last, config.trainer.keep_top_k)
+            writer = checkpoint.Writer(folder / "checkpoints", *keep)
+        origin = time.monotonic() - 60 * position.minutes
+        run = Run(config, ranks, folder, data, trainee, log, writer, origin)
+        announce(run, source, loader.steps_per_epoch, position)
+        while not over(run, position):
+            train_epoch(run, loader, position)
+            at_end = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
+            save(run, position, validate(run, position) if at_end or over(run, position) else None)
+        if writer is not None:
+            writer.wait()
+        finish.finish(config, ranks, folder, data, log)
+    return position
+
+
+def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Position) -> None:
+    """Says what is about to happen, and whatever in the settings deserves a second look."""
+    config, ranks, data = run.config, run.ranks, run.data
+    say = run.log.say
+    millions = sum(p.numel() for p in run.trainee.model.parameters()) / 1e6
+    say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
+    say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), *warnings(config)]:
+        if line:
+            say(line)
+    if source is not None:
+        say(f"resumed from {source}: epoch {position.epoch}, step {position.step}, best {position.best:.4f}")
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    config, _, dry_run = cli.parse(argv, {}, __doc__)
+    ranks = distributed.start(config.trainer.device)
+    gc.disable()  # collected by hand in train_epoch
+    try:
+        if dry_run:
+            return dryrun.dry_run(config, ranks, train_step)
+        folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
+        train(config, ranks, folder)
+    finally:
+        gc.enable()
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,55 @@
+"""What is trained: the model in its compiled and distributed forms, its optimizer and its average."""
+
+import dataclasses
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from engine import checkpoint
+from engine.config import Config
+from engine.distributed import Ranks
+from engine.ema import Ema
+from engine.model import DBNet, build_model, parameter_groups
+from engine.optim import build_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainee:
+    """What is trained: the bare model, the callable that is run (compiled, DDP), its optimizer and average."""
+
+    model: DBNet
+    forward: torch.nn.Module
+    evaluated: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+
+    @property
+    def averaged(self) -> torch.nn.Module | None:
+        return self.ema.model if self.ema is not None else None
+
+
+def build(config: Config, ranks: Ranks) -> Trainee:
+    """Model, compiled bare and then wrapped in DDP, with optimizer and EMA, on the rank's device.
+
+    Compiling inside DDP keeps one graph; the other way round the graph breaks at every gradient bucket.
+    """
+    model = build_model(config)
+    if config.init_from:
+        source = checkpoint.locate(config.init_from)
+        part = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
+        checkpoint.load_model(model, part, source)
+    model = (model.double() if config.trainer.precision == "float64" else model).to(ranks.device)
+    ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema else None
+    forward = evaluated = torch.compile(model) if config.trainer.compile else model
+    if ema is not None and config.eval.ema:
+        evaluated = torch.compile(ema.model) if config.trainer.compile else ema.model
+    if ranks.world_size > 1:
+        forward = DistributedDataParallel(
+            forward,
+            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=config.trainer.accumulate == 1,  # no_sync and static_graph do not mix
+            broadcast_buffers=False,  # 642 BatchNorm buffers in HRNet; rank 0's are broadcast before an evaluation
+        )
+    optimizer = build_optimizer(parameter_groups(model, config), config.models.optimizer)
+    return Trainee(model, forward, evaluated, optimizer, ema)
