@@ -43,9 +43,7 @@ def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: tor
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
     states = optimizer.state_dict()["state"]
-    flat = {
-        f"{i}.{name}": torch.as_tensor(v) for i, state in states.items() for name, v in state.items() if v is not None
-    }
+    flat = {f"{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items() if v is not None}
     parts = {"model": host(model.state_dict()), "optimizer": host(flat)}
     if ema is not None:
         parts["ema"] = host(ema.state_dict())
@@ -53,7 +51,7 @@ def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: tor
 
 
 def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
-    """Writes one checkpoint `folder/step_<step>` durably and returns its path. An existing one of that step is replaced.
+    """Writes one checkpoint `folder/step_<step>` durably and returns its path; one of that step is replaced.
 
     Args:
         folder: the run's checkpoints folder.

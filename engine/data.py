@@ -37,8 +37,8 @@ def open_data(config: Config, ranks: Ranks) -> Data:
     if not train:
         height, width = data.synthetic_size
         notice = (
-            f"no data.train given: training on {data.synthetic_train} built-in synthetic receipts of {height}x{width} px "
-            f"(validation: {data.synthetic_val} others)"
+            f"no data.train given: training on {data.synthetic_train} built-in synthetic receipts of {height}x{width} "
+            f"px (validation: {data.synthetic_val} others)"
         )
         train, val = on_main_first(ranks, lambda: _synthetic(config))
     opened = [

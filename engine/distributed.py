@@ -5,6 +5,7 @@ import datetime
 import os
 import random
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -120,5 +121,6 @@ def on_main_first(ranks: Ranks, work: Callable[[], object]) -> object:
     if failure is not None:
         if ranks.main:
             raise UserError(failure)
-        sys.exit(2)  # rank 0 says why
+        time.sleep(2)  # rank 0 says why; torchrun ends all ranks as soon as one has left
+        sys.exit(2)
     return result if ranks.main else work()

@@ -121,7 +121,7 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
 
 
 def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
-    """The detector of a checkpoint in evaluation mode on the device; averaged weights where it has them and eval.ema."""
+    """The detector of a checkpoint in evaluation mode on the device; averaged weights if there are any and eval.ema."""
     # Weights come from the checkpoint, so the encoder must not ask for the hub or a file of its own.
     encoder = dataclasses.replace(config.models.encoder, weights="", freeze="none")
     models = dataclasses.replace(config.models, encoder=encoder)

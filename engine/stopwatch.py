@@ -1,4 +1,4 @@
-"""Where the step's time goes, without a sync in the step: wall-clock of the loop, and the part spent waiting for data."""
+"""Where the step's time goes, without a sync in the step: wall-clock of the loop, and the wait for data in it."""
 
 import time
 
@@ -44,9 +44,9 @@ class Stopwatch:
 
 
 class Scalars:
-    """Means of a small vector over a window of steps, read without stopping the device.
+    """Means of a small vector over a window of steps and over the ranks, read without stopping the device.
 
-    Means are over the ranks too. `add` accumulates on the device; `close_window` starts a copy to the host; `finished` hands out the windows whose
+    `add` accumulates on the device; `close_window` starts a copy to the host; `finished` hands out the windows whose
     copy has arrived, which on a GPU is one window late and on a CPU at once.
     """
 

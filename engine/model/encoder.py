@@ -120,7 +120,7 @@ def load_encoder_file(encoder: nn.Module, path: Path) -> None:
     if len(matched) < MIN_MATCHED_SHARE * len(own):
         missing = [key for key in own if key not in matched][:3]
         raise UserError(
-            f"{path}: {len(matched)} of the encoder's {len(own)} tensors are in it (missing e.g. {', '.join(missing)}); "
+            f"{path}: {len(matched)} of the encoder's {len(own)} tensors are in it (not e.g. {', '.join(missing)}); "
             "is it the file of another model?"
         )
     encoder.load_state_dict(matched, strict=False)
