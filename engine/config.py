@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.cautions import global_batch_notice, warnings
 from engine.settings import (
     AugmentConfig,
     Config,
@@ -196,7 +197,9 @@ def _read_preset(name: str) -> dict:
 def _split(item: str, extra: Mapping[str, str]) -> tuple[str, str]:
     key, equals, text = item.partition("=")
     if not equals:
-        raise UserError(f"unexpected argument {item!r}: settings are written key=value; --help lists the keys")
+        raise UserError(
+            f"unexpected argument {item!r}: settings are written key=value (flags: --help, --print-config, --dry-run)"
+        )
     if key.startswith("-"):
         raise UserError(f"unexpected argument {item!r}: write it without dashes, {item.lstrip('-')}")
     if key not in keys() and key not in extra:
@@ -304,21 +307,3 @@ def keys_and_values(config: Any, prefix: str = "") -> dict[str, Any]:
         name = prefix + field.name
         flat |= keys_and_values(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
     return flat
-
-
-def global_batch_notice(config: Config, world_size: int) -> str:
-    """One line when the global batch is not the one the learning rate was found at, else "". The rate is never scaled."""
-    data, accumulate = config.data, config.trainer.accumulate
-    actual = data.batch_size * world_size * accumulate
-    if data.global_batch in (0, actual):
-        return ""
-    return (
-        f"global batch {actual} ({data.batch_size} a rank x {world_size} ranks x {accumulate} accumulated) is not the "
-        f"{data.global_batch} that models.optimizer.lr={config.models.optimizer.lr:g} was found at; lr is used as given, "
-        "not scaled"
-    )
-
-
-def warnings(config: Config) -> list[str]:
-    """Settings that have no effect or look wrong, one line each."""
-    return []

@@ -1,8 +1,9 @@
-"""The settings of a run: frozen dataclasses, checked at construction. `engine.config` reads them from YAML and `a.b=c`.
+"""The settings of a run: frozen dataclasses, checked at construction. `engine.config` fills them from YAML and `a.b=c`.
 
-Every field carries its meaning and allowed values (`pipelines.options.option`); `--help` and the error messages are made
-from them. No torch here: planning a search must work on a machine that has none.
+Every field carries its meaning and allowed values (`pipelines.options.option`); `--help` and the error messages are
+made from them. No torch here: planning a search must work on a machine that has none.
 """
+# ruff: noqa: RUF009 -- option() makes a dataclass field; ruff knows only dataclasses.field
 
 import dataclasses
 from dataclasses import dataclass
@@ -272,7 +273,7 @@ class Config:
     preset: str = option("hrnet_w44_1280", "settings to start from: a name of engine/presets or a YAML file")
     name: str = option("", "folder of the run below run_root; empty = preset and UTC time")
     run_root: str = option("runs", "folder that holds the runs")
-    seed: int = option(0, "seed of weights, order and augmentation", 0, 2**31 - 1)
+    seed: int = option(0, "seed of weights, order and augmentation", 0, 10**9)
     wandb: bool = option(False, "send metrics to Weights & Biases (offline without key or network)")
     wandb_project: str = option("dbnet-engine", "Weights & Biases project")
     resume: str = option("none", "none, auto = the run's newest checkpoint if there is one, or a checkpoint folder")
@@ -291,3 +292,5 @@ class Config:
             raise UserError(f"name={self.name}: expected a plain folder name; the folder above it is run_root")
         if not self.resume:
             raise UserError("resume is empty: expected none, auto or a checkpoint folder")
+        if self.resume == "auto" and not self.name:
+            raise UserError("resume=auto needs name=NAME: without it every start makes a new run folder")
