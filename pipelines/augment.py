@@ -1,7 +1,7 @@
 """What happens to one training sample: every random number it needs, drawn from its own counter-based stream.
 
-Stateless: `draw(config, seed, epoch, index)` is a pure function, so any worker, rank or resumed run makes the same sample.
-Numbers are always drawn in the same order, whatever is switched off, so that two configurations differ in the
+Stateless: `draw(config, seed, epoch, index)` is a pure function, so any worker, rank or resumed run makes the same
+sample. Numbers are always drawn in the same order, whatever is switched off, so that two configurations differ in the
 switched op only and share all other draws. numpy only: the configuration is imported where torch is not wanted.
 """
 
@@ -21,7 +21,7 @@ FOG_LEVEL = 235.0  # grey level that fog blends towards
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training samples; probabilities end in `_p`. The defaults follow the published HRNet-W44 recipe."""
+    """Augmentation of training samples; probabilities end in `_p`. Defaults follow the published HRNet-W44 recipe."""
 
     enabled: bool = option(True, "augment training samples; false = letterbox only, as in evaluation")
     hflip: float = option(0.5, "probability of a left-right flip", 0, 1)

@@ -1,0 +1,47 @@
+"""What a loader hands to training, evaluation and prediction."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+
+@dataclasses.dataclass
+class Batch:
+    """Pages on the canvas with their text polygons.
+
+    image: (N, 3, H, W) ImageNet-normalised RGB with channels_last strides; float32 on the CPU, float16 on the GPU.
+    points_xy: (V, 2) float32 polygon vertices in canvas pixels (centres at i + 0.5, so the canvas spans 0..W).
+    poly_offsets: (P + 1,) int64, polygon p has the vertices poly_offsets[p] : poly_offsets[p + 1].
+    page_offsets: (N + 1,) int64, page n has the polygons page_offsets[n] : page_offsets[n + 1].
+    ignore: (P,) bool, polygons that are neither text nor background to the loss.
+    index: (N,) int64 numpy, row of each page in the index.
+    matrix: (N, 2, 3) float64 numpy, upright source pixels to canvas pixels.
+    """
+
+    image: torch.Tensor
+    points_xy: torch.Tensor
+    poly_offsets: torch.Tensor
+    page_offsets: torch.Tensor
+    ignore: torch.Tensor
+    index: np.ndarray
+    matrix: np.ndarray
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`; the polygons go there without waiting (pinned first when it is a GPU)."""
+        device = torch.device(device)
+        moved = {"image": self.image.to(device, non_blocking=True)}
+        for name in ("points_xy", "poly_offsets", "page_offsets", "ignore"):
+            value = getattr(self, name)
+            if device.type == "cuda" and value.device.type == "cpu":
+                value = value.pin_memory()
+            moved[name] = value.to(device, non_blocking=True)
+        return dataclasses.replace(self, **moved)
+
+    @property
+    def num_polygons(self) -> np.ndarray:
+        """(N,) int64 polygons per page; reads the offsets, so ask before `.to` a GPU."""
+        return np.diff(self.page_offsets.numpy())

@@ -1,0 +1,156 @@
+"""The DALI graph of training and evaluation: one body, on the CPU (`device_id=None`) and on a GPU.
+
+    encoded bytes -> decode -> [antialiased resize] -> warp_affine -> [colour] -> [blur or sharpen] -> [noise]
+                  -> [shadow and fog] -> ImageNet normalise, NHWC
+
+Everything random comes in as data (pipelines.source); the graph draws nothing. Steps in brackets are left out of the
+graph when the configuration never uses them, and skip the samples of a batch that do not use them. Pixels stay uint8 up
+to the normalisation: a quarter of the bytes of float32 in each step, and saturation as a camera has it.
+"""
+
+from typing import Any, NamedTuple
+
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+
+from pipelines.augment import AugmentConfig
+from pipelines.source import Sample
+
+# ImageNet statistics, grey levels of 255, RGB
+MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
+STD = [0.229 * 255, 0.224 * 255, 0.225 * 255]
+
+_TYPES = {
+    "encoded": types.UINT8, "resize": types.BOOL, "size_hw": types.FLOAT, "inverse": types.FLOAT,
+    "points": types.FLOAT, "offsets": types.INT64, "ignore": types.BOOL, "index": types.INT64, "matrix": types.FLOAT64,
+    "colour_on": types.BOOL, "colour": types.FLOAT, "blur_on": types.BOOL, "blur_mix": types.FLOAT,
+    "blur_sigma": types.FLOAT, "noise_on": types.BOOL, "noise_gain": types.FLOAT, "noise": types.INT8,
+    "light_on": types.BOOL, "light_gain": types.FLOAT, "light_offset": types.FLOAT,
+}  # fmt: skip
+_NDIM = {
+    "encoded": 1, "size_hw": 1, "inverse": 2, "points": 2, "offsets": 1, "ignore": 1, "matrix": 2, "colour": 2,
+    "noise": 3, "light_gain": 3, "light_offset": 3,
+}  # fmt: skip
+
+
+class Outputs(NamedTuple):
+    """Outputs of the graph, in order; all but the image are in host memory."""
+
+    image: Any  # (H, W, 3) float32 on the CPU, float16 on the GPU
+    shape: Any  # (3,) int64 of the decoded image: height, width, channels
+    points: Any
+    offsets: Any
+    ignore: Any
+    index: Any
+    matrix: Any
+
+
+def build(
+    source: Any,
+    canvas_hw: tuple[int, int],
+    augment: AugmentConfig,
+    *,
+    batch_size: int,
+    device_id: int | None,
+    threads: int,
+    workers: int,
+    prefetch: int,
+) -> Pipeline:
+    """A built pipeline that yields `Outputs`.
+
+    Args:
+        source: callable of a BatchInfo giving the columns of `Sample`s; picklable when workers > 0.
+        canvas_hw: canvas height and width.
+        augment: decides which steps the graph has.
+        batch_size: largest batch.
+        device_id: GPU, or None for the CPU.
+        threads: DALI's CPU threads (decoding, and everything on the CPU).
+        workers: processes that run the source; 0 = in this process.
+        prefetch: batches prepared ahead.
+    """
+    pipeline = _graph(
+        source,
+        canvas_hw,
+        augment,
+        workers > 0,
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=prefetch,
+        py_num_workers=max(1, workers),
+        py_start_method="spawn",  # fork would copy a process that holds CUDA and threads
+        seed=0,
+    )
+    pipeline.build()
+    return pipeline
+
+
+@pipeline_def(enable_conditionals=True, exec_dynamic=True)
+def _graph(source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, parallel: bool) -> Outputs:
+    gpu = Pipeline.current().device_id is not None
+    fields = list(Sample._fields)
+    given = fn.external_source(
+        source=source,
+        num_outputs=len(fields),
+        batch=True,
+        batch_info=True,
+        parallel=parallel,
+        dtype=[_TYPES[name] for name in fields],
+        ndim=[_NDIM.get(name, 0) for name in fields],
+    )
+    sample = Sample(*given)
+    # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frame: no ROI decode (DESIGN 4.11).
+    image = fn.decoders.image(
+        sample.encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+    )
+    shape = image.shape()
+    image = _warp(image, sample, canvas_hw)
+    image = _photometric(image, sample, canvas_hw, augment, gpu)
+    image = fn.crop_mirror_normalize(
+        image, dtype=types.FLOAT16 if gpu else types.FLOAT, output_layout="HWC", mean=MEAN, std=STD
+    )
+    return tuple(Outputs(image, shape, sample.points, sample.offsets, sample.ignore, sample.index, sample.matrix))
+
+
+def _warp(image: Any, sample: Sample, canvas_hw: tuple[int, int]) -> Any:
+    """The page on the canvas. `inverse_map=True`: DALI's matrix goes from output to input, pixel centres at i + 0.5."""
+    if sample.resize:
+        image = fn.resize(image, size=sample.size_hw, interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.warp_affine(
+        image,
+        matrix=sample.inverse,
+        inverse_map=True,
+        size=list(canvas_hw),
+        interp_type=types.INTERP_LINEAR,
+        fill_value=0,
+    )
+
+
+def _photometric(image: Any, sample: Sample, canvas_hw: tuple[int, int], augment: AugmentConfig, gpu: bool) -> Any:
+    """Colour, blur or sharpening, noise, shadow and fog.
+
+    `augment.x and sample.y`: the left is known when the graph is built and leaves the step out; the right is one flag
+    per sample and becomes a DALI conditional.
+    """
+    if augment.colours and sample.colour_on:
+        image = fn.reshape(fn.coord_transform(image, MT=sample.colour, dtype=types.UINT8), layout="HWC")
+    if augment.blurs and sample.blur_on:
+        blurred = fn.gaussian_blur(image, sigma=sample.blur_sigma)
+        mix = _on(sample.blur_mix, gpu)
+        image = fn.cast(image * (1.0 - mix) + blurred * mix, dtype=types.UINT8)
+    if augment.noises and sample.noise_on:
+        image = fn.cast(image + _on(sample.noise, gpu) * _on(sample.noise_gain, gpu), dtype=types.UINT8)
+    if augment.lights and sample.light_on:
+        gain = _stretch(_on(sample.light_gain, gpu), canvas_hw)
+        image = fn.cast(image * gain + _stretch(_on(sample.light_offset, gpu), canvas_hw), dtype=types.UINT8)
+    return image
+
+
+def _stretch(grid: Any, canvas_hw: tuple[int, int]) -> Any:
+    """A coarse map stretched over the canvas."""
+    return fn.resize(fn.reshape(grid, layout="HWC"), size=list(canvas_hw), interp_type=types.INTERP_LINEAR)
+
+
+def _on(data: Any, gpu: bool) -> Any:
+    """Data where the image is."""
+    return data.gpu() if gpu else data

@@ -1,0 +1,322 @@
+"""Loaders: `Batch`es for training, evaluation and prediction, out of the DALI graph."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from pipelines import graph, sampler
+from pipelines.augment import AugmentConfig
+from pipelines.batch import Batch
+from pipelines.errors import UserError
+from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
+from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_size, read_file
+
+
+class _Stream:
+    """A running pipeline and the place in it. `wait_seconds` adds up the time spent waiting for batches."""
+
+    def __init__(self, source: TrainSource | EvalSource, augment: AugmentConfig, prefetch: int, **options: Any) -> None:
+        self.source, self.prefetch = source, prefetch
+        self.device_id: int | None = options["device_id"]
+        self.iteration = 0
+        self.wait_seconds = 0.0
+        maker = source.maker
+        self._pipeline = graph.build(source, maker.canvas_hw, augment, prefetch=prefetch, **options)
+
+    def next(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            UserError: naming the files of the batch that cannot be decoded or differ in size from the index.
+        """
+        assert self._pipeline is not None, "the loader is closed"
+        start = time.perf_counter()
+        # Bound to torch's stream: no host wait, and DALI reuses a buffer only after the work queued on that stream.
+        stream = None if self.device_id is None else torch.cuda.current_stream(self.device_id)
+        try:
+            outputs = graph.Outputs(*self._pipeline.run(stream))
+        except RuntimeError as error:
+            self._blame(error)
+            raise
+        batch = self._batch(outputs)
+        self.iteration += 1
+        self.wait_seconds += time.perf_counter() - start
+        return batch
+
+    def close(self) -> None:
+        """Frees the pipeline, its workers and its memory; batches already handed out stay valid."""
+        self._pipeline = None
+
+    def _batch(self, outputs: graph.Outputs) -> Batch:
+        # No copy: DALI's dynamic executor gives every iteration a buffer of its own, alive as long as the torch tensor.
+        image = torch.from_dlpack(outputs.image.as_tensor()).permute(0, 3, 1, 2)
+        rows = np.array(outputs.index.as_tensor())
+        self._check_sizes(rows, np.array(outputs.shape.as_tensor()))
+        points, ignore, offsets = (
+            [np.array(page) for page in output] for output in (outputs.points, outputs.ignore, outputs.offsets)
+        )
+        bases = np.cumsum([0] + [len(p) for p in points[:-1]])
+        poly_offsets = np.concatenate([np.zeros(1, np.int64)] + [o[1:] + base for o, base in zip(offsets, bases)])
+        page_offsets = np.cumsum([0] + [len(flags) for flags in ignore], dtype=np.int64)
+        return Batch(
+            image=image,
+            points_xy=torch.from_numpy(np.concatenate(points)),
+            poly_offsets=torch.from_numpy(poly_offsets),
+            page_offsets=torch.from_numpy(page_offsets),
+            ignore=torch.from_numpy(np.concatenate(ignore)),
+            index=rows,
+            matrix=np.array(outputs.matrix.as_tensor()),
+        )
+
+    def _check_sizes(self, rows: np.ndarray, shapes: np.ndarray) -> None:
+        """The decoded sizes must be the index's: else image and polygons would not fit each other."""
+        index = self.source.maker.index
+        for row, (height, width, _) in zip(rows, shapes):
+            expected = raw_size(index, row)
+            if (width, height) != expected:
+                raise UserError(
+                    f"{index.path(row)}: decoded as {width}x{height} px but indexed as {expected[0]}x{expected[1]}: "
+                    "the file changed; build the index again"
+                )
+
+    def _blame(self, error: RuntimeError) -> None:
+        """Finds the files that cannot be decoded among the batches in flight, and raises UserError naming them."""
+        index, bad = self.source.maker.index, []
+        for iteration in range(self.iteration, self.iteration + self.prefetch + 1):
+            paths = [index.path(int(row)) for row in self.source.rows(iteration)]
+            bad = [str(path) for path in paths if not decodes(path)]
+            if bad:
+                self.close()
+                raise UserError(
+                    f"cannot decode {', '.join(dict.fromkeys(bad))}: missing, empty or damaged; "
+                    "mend the file or take it out of the data"
+                ) from error
+
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def _decode_one(path: Path) -> Any:
+    data = fn.external_source(source=lambda: [read_file(path)], dtype=types.UINT8, ndim=1)
+    return fn.decoders.image(data, device="cpu", output_type=types.RGB)
+
+
+def decodes(path: Path) -> bool:
+    """Whether a file exists and decodes (on the CPU)."""
+    try:
+        _decode_one(path).run()
+    except RuntimeError:
+        return False
+    return True
+
+
+class TrainLoader:
+    """Endless iterator of `Batch`, one per micro-step; made by `train_loader`.
+
+    Attributes:
+        steps_per_epoch: optimizer steps per epoch, the same on every rank.
+        wait_seconds: total time the consumer waited in `next`, seconds.
+    """
+
+    def __init__(self, stream: _Stream, source: TrainSource) -> None:
+        self._stream, self._source = stream, source
+        self.steps_per_epoch = source.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._stream.next()
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """(epoch, step, micro) of the next batch."""
+        return self._source.position(self._stream.iteration)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Total time spent in `next`, seconds."""
+        return self._stream.wait_seconds
+
+    def close(self) -> None:
+        """Frees the pipeline; the loader cannot be used afterwards."""
+        self._stream.close()
+
+
+class EvalLoader:
+    """Iterable of `Batch` over one rank's rows, any number of times with one pipeline; made by `eval_loader`.
+
+    `len` is the number of batches. An iteration that was left early is finished off before the next one starts.
+    """
+
+    def __init__(self, stream: _Stream | None, num_batches: int, rows: np.ndarray) -> None:
+        self._stream, self._num_batches = stream, num_batches
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = self._stream
+        if stream is None:
+            return
+        while stream.iteration % self._num_batches:
+            stream.next()
+        for _ in range(self._num_batches):
+            yield stream.next()
+
+    @property
+    def wait_seconds(self) -> float:
+        """Total time spent waiting for batches, seconds."""
+        return self._stream.wait_seconds if self._stream else 0.0
+
+    def close(self) -> None:
+        """Frees the pipeline; the loader cannot be used afterwards."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+def train_loader(
+    index: Any,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    augment: AugmentConfig,
+    seed: int,
+    weights: list[float] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    start_epoch: int = 0,
+    start_step: int = 0,
+    device_id: int | None = None,
+    threads: int = 2,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> TrainLoader:
+    """Augmented batches without end, from (start_epoch, start_step) on.
+
+    Args:
+        index: `pipelines.index` Index or ConcatIndex.
+        image_size: canvas (H, W), pixels.
+        batch_size: pages per rank and micro-step.
+        augment: what may happen to a page.
+        seed: with the epoch it decides the order; with epoch and row, each page's augmentation.
+        weights: how often each part of a ConcatIndex comes in an epoch; empty = once.
+        rank, world_size: global rank and number of ranks.
+        accumulate: micro-steps per optimizer step.
+        start_epoch, start_step: position of the first batch.
+        device_id: GPU to decode and warp on, None = CPU.
+        threads, workers, prefetch: DALI threads, source processes (0 = none), batches ahead.
+
+    Raises:
+        UserError: fewer samples than one global batch; from `next`, a file that cannot be decoded.
+    """
+    options = {"batch_size": batch_size, "accumulate": accumulate, "rank": rank, "world_size": world_size}
+    canvas = (int(image_size[0]), int(image_size[1]))
+    source = TrainSource(index, canvas, augment, seed=seed, weights=weights or [], **options)
+    if source.steps_per_epoch == 0:
+        needed = batch_size * world_size * accumulate
+        raise UserError(
+            f"{source.num_samples} training pages are fewer than one global batch of {needed} (data.batch_size x ranks "
+            "x trainer.accumulate); lower data.batch_size or add pages"
+        )
+    source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
+    stream = _Stream(
+        source, augment, prefetch, batch_size=batch_size, device_id=device_id, threads=threads, workers=workers
+    )
+    return TrainLoader(stream, source)
+
+
+def eval_loader(
+    index: Any,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device_id: int | None = None,
+    threads: int = 2,
+    prefetch: int = 2,
+) -> EvalLoader:
+    """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
+
+    Args: as `train_loader`.
+    """
+    rows = sampler.eval_rows(len(index), rank, world_size)
+    if not len(rows):
+        return EvalLoader(None, 0, rows)
+    source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)
+    stream = _Stream(
+        source, NOT_AUGMENTED, prefetch, batch_size=batch_size, device_id=device_id, threads=threads, workers=0
+    )
+    return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
+
+
+class BareIndex:
+    """Image files without annotations, with the part of the index's interface that loading needs.
+
+    Raises:
+        UserError: naming the first file that is missing or no image.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        with pixel_limit(DEFAULT_MAX_PIXELS):
+            headers = [read_header(Path(path)) for path in paths]
+        for path, header in zip(paths, headers):
+            if header.problem:
+                raise UserError(f"{path}: {header.problem} ({header.detail})")
+        self._paths = [Path(path) for path in paths]
+        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
+        self.orientation = np.array([h.orientation for h in headers], np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, i: int) -> Path:
+        """Path of page i."""
+        return self._paths[int(i)]
+
+    def name(self, i: int) -> str:
+        """File name of page i."""
+        return self._paths[int(i)].name
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """None: there are no annotations."""
+        return []
+
+    def ignore(self, i: int) -> np.ndarray:
+        """(0,) bool."""
+        return np.zeros(0, bool)
+
+
+def predict_loader(
+    paths: list[Path],
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device_id: int | None = None,
+    threads: int = 2,
+    prefetch: int = 2,
+) -> EvalLoader:
+    """`eval_loader` over bare image files; batches have no polygons, `Batch.index` counts in `paths`.
+
+    Raises:
+        UserError: a path that is missing or no image.
+    """
+    return eval_loader(
+        BareIndex(paths),
+        image_size=image_size,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        device_id=device_id,
+        threads=threads,
+        prefetch=prefetch,
+    )

@@ -1,0 +1,66 @@
+"""Which sample goes where: a pure function of (seed, epoch, step, rank).
+
+One global order per epoch, cut into global batches. Position (epoch, step) alone resumes a run, and a run on other
+ranks sees the same samples in the same global batch as long as batch_size * world_size * accumulate is the same.
+"""
+
+import numpy as np
+
+ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the per-sample ones of pipelines.augment
+
+
+def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] | None = None) -> np.ndarray:
+    """(M,) int64 shuffled sample numbers of one epoch over concatenated data sets.
+
+    Args:
+        seed, epoch: the key; both together decide the order.
+        lengths: number of samples of each data set; sample numbers run through them in turn.
+        weights: how often each data set's samples come in an epoch; [] or None = once each. A whole number is that
+            many passes, the fraction a random part of the data set, another one each epoch. M = sum of
+            round(length * weight).
+    """
+    weights = list(weights) if weights else [1.0] * len(lengths)
+    if len(weights) != len(lengths):
+        raise ValueError(f"{len(weights)} weights for {len(lengths)} data sets")
+    mask = (1 << 64) - 1
+    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, 0, ORDER_STREAM, 0], np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    parts, start = [], 0
+    for length, weight in zip(lengths, weights):
+        passes, rest = divmod(round(length * weight), length) if length else (0, 0)
+        parts += [np.arange(start, start + length)] * passes + [start + rng.permutation(length)[:rest]]
+        start += length
+    order = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+    return order[rng.permutation(len(order))]
+
+
+def num_samples(lengths: list[int], weights: list[float] | None = None) -> int:
+    """Length M of `epoch_order` without making it."""
+    weights = weights or [1.0] * len(lengths)
+    return sum(round(length * weight) for length, weight in zip(lengths, weights))
+
+
+def steps_per_epoch(num_samples: int, global_batch: int) -> int:
+    """Optimizer steps per epoch; an incomplete last global batch is dropped, so every rank has the same number."""
+    return num_samples // global_batch
+
+
+def rank_batch(
+    order: np.ndarray, step: int, micro: int, *, batch_size: int, accumulate: int, rank: int, world_size: int
+) -> np.ndarray:
+    """(batch_size,) int64 sample numbers of one micro-step of one rank.
+
+    Args:
+        order: the epoch's `epoch_order`.
+        step, micro: optimizer step in the epoch, and forward pass 0..accumulate-1 in the step.
+        batch_size, accumulate: per rank and micro-step; micro-steps per step.
+        rank, world_size: global rank and number of ranks.
+    """
+    start = (step * accumulate + micro) * world_size * batch_size + rank * batch_size
+    assert 0 <= rank < world_size and 0 <= micro < accumulate and start + batch_size <= len(order)
+    return order[start : start + batch_size]
+
+
+def eval_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:
+    """(n,) int64 rows rank, rank + world_size, ... of an evaluation: every row on exactly one rank."""
+    return np.arange(rank, num_rows, world_size, dtype=np.int64)

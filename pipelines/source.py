@@ -1,0 +1,197 @@
+"""What is fed into the DALI graph: a pure function of the batch number, picklable, without torch (it runs in workers).
+
+Each call reads the encoded files of one batch and computes, on the host, everything random about it: the matrix, the
+colours, and the polygons on the canvas. The stream never ends and has no state, hence no pipeline restart between
+epochs, exact resume from any position, and the same batches from any number of workers.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines import geometry, sampler
+from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
+
+NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
+NOT_AUGMENTED = AugmentConfig(enabled=False)
+
+
+class Sample(NamedTuple):
+    """One sample as it enters the graph; the order of the fields is the order of the graph's inputs."""
+
+    encoded: np.ndarray  # (bytes,) uint8; empty when the file cannot be read, which fails the decoder
+    resize: np.ndarray  # () bool
+    size_hw: np.ndarray  # (2,) float32
+    inverse: np.ndarray  # (2, 3) float32 canvas -> decoded and resized image
+    points: np.ndarray  # (V, 2) float32 canvas pixels
+    offsets: np.ndarray  # (P + 1,) int64
+    ignore: np.ndarray  # (P,) bool
+    index: np.ndarray  # () int64
+    matrix: np.ndarray  # (2, 3) float64 upright page -> canvas
+    colour_on: np.ndarray  # () bool
+    colour: np.ndarray  # (3, 4) float32
+    blur_on: np.ndarray  # () bool
+    blur_mix: np.ndarray  # () float32
+    blur_sigma: np.ndarray  # () float32
+    noise_on: np.ndarray  # () bool
+    noise_gain: np.ndarray  # () float32, grey levels per unit of the tile
+    noise: np.ndarray  # (H, W, 3) int8, (1, 1, 1) when off
+    light_on: np.ndarray  # () bool
+    light_gain: np.ndarray  # (16, 16, 1) float32
+    light_offset: np.ndarray  # (16, 16, 1) float32
+
+
+def raw_size(index: Any, row: int) -> tuple[int, int]:
+    """Width and height as stored in the file; EXIF orientations 5 to 8 swap the upright ones."""
+    w, h = (int(side) for side in index.size_wh[row])
+    return (h, w) if int(index.orientation[row]) >= 5 else (w, h)
+
+
+def read_file(path: Any) -> np.ndarray:
+    """(bytes,) uint8 contents; empty when it cannot be read: the decoder then fails and the loader names the file."""
+    try:
+        return np.fromfile(path, np.uint8)
+    except OSError:
+        return np.zeros(0, np.uint8)
+
+
+class SampleMaker:
+    """Makes a `Sample` of an index row and a draw.
+
+    Args:
+        index: an index (`pipelines.index`).
+        canvas_hw: canvas height and width.
+    """
+
+    def __init__(self, index: Any, canvas_hw: tuple[int, int]) -> None:
+        self.index = index
+        self.canvas_hw = canvas_hw
+        self._tile: np.ndarray | None = None  # made on first use, in the process that uses it
+
+    def __call__(self, row: int, drawn: Draw) -> Sample:
+        index, canvas = self.index, self.canvas_hw
+        size_wh = (int(index.size_wh[row, 0]), int(index.size_wh[row, 1]))
+        labels = geometry.pack(index.polygons(row), index.ignore(row))
+        matrix = geometry.place(drawn, size_wh, canvas, labels)
+        labels, _ = geometry.transform(labels, matrix, canvas)
+        raw = raw_size(index, row)
+        warp = geometry.plan_warp(geometry.compose(matrix, geometry.orient(index.orientation[row], raw)), raw)
+        light = np.zeros((1, 1, 2), np.float32) if drawn.light is None else drawn.light
+        return Sample(
+            encoded=read_file(index.path(row)),
+            resize=np.array(warp.resize),
+            size_hw=warp.size_hw,
+            inverse=warp.inverse,
+            points=labels.points,
+            offsets=labels.offsets,
+            ignore=labels.ignore,
+            index=np.array(row, np.int64),
+            matrix=matrix,
+            colour_on=np.array(drawn.colour is not None),
+            colour=np.eye(3, 4, dtype=np.float32) if drawn.colour is None else drawn.colour,
+            blur_on=np.array(drawn.blur_mix != 0),
+            blur_mix=np.array(drawn.blur_mix, np.float32),
+            blur_sigma=np.array(drawn.blur_sigma, np.float32),
+            noise_on=np.array(drawn.noise_sigma > 0),
+            noise_gain=np.array(drawn.noise_sigma / NOISE_UNIT, np.float32),
+            noise=self._noise(drawn),
+            light_on=np.array(drawn.light is not None),
+            light_gain=np.ascontiguousarray(light[:, :, :1]),
+            light_offset=np.ascontiguousarray(light[:, :, 1:]),
+        )
+
+    def _noise(self, drawn: Draw) -> np.ndarray:
+        """(H, W, 3) int8 window of the noise tile; a token when there is no noise."""
+        if drawn.noise_sigma <= 0:
+            return np.zeros((1, 1, 1), np.int8)
+        height, width = self.canvas_hw
+        if self._tile is None:
+            rng = np.random.Generator(np.random.Philox(key=0))
+            values = rng.standard_normal((height + NOISE_MARGIN, width + NOISE_MARGIN, 3), np.float32) * NOISE_UNIT
+            self._tile = np.clip(np.rint(values), -127, 127).astype(np.int8)
+        y, x = drawn.noise_offset
+        return np.ascontiguousarray(self._tile[y : y + height, x : x + width])
+
+
+def columns(samples: list[Sample]) -> tuple[list[np.ndarray], ...]:
+    """One list per field, as DALI's batch-wise external source wants them."""
+    return tuple([list(column) for column in zip(*samples)])
+
+
+class TrainSource:
+    """Training batches without end: batch i is micro-step start + i of this rank.
+
+    Args:
+        index: as `SampleMaker`; a ConcatIndex's `lengths` are what `weights` refer to.
+        canvas_hw, batch_size, seed, weights, rank, world_size, accumulate, augment: as `loader.train_loader`.
+        start: first micro-step, counted from the beginning of epoch 0.
+    """
+
+    def __init__(
+        self,
+        index: Any,
+        canvas_hw: tuple[int, int],
+        augment: AugmentConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        weights: list[float],
+        rank: int,
+        world_size: int,
+        accumulate: int,
+        start: int = 0,
+    ) -> None:
+        self.maker = SampleMaker(index, canvas_hw)
+        self.augment, self.seed, self.start = augment, seed, start
+        self.lengths = list(getattr(index, "lengths", [len(index)]))
+        self.weights = list(weights) or [1.0] * len(self.lengths)
+        self.split = {"batch_size": batch_size, "accumulate": accumulate, "rank": rank, "world_size": world_size}
+        global_batch = batch_size * world_size * accumulate
+        self.num_samples = sampler.num_samples(self.lengths, self.weights)
+        self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, global_batch)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    def position(self, iteration: int) -> tuple[int, int, int]:
+        """(epoch, step, micro) of a batch number."""
+        accumulate = self.split["accumulate"]
+        epoch, rest = divmod(self.start + iteration, self.steps_per_epoch * accumulate)
+        return (epoch, *divmod(rest, accumulate))
+
+    def rows(self, iteration: int) -> np.ndarray:
+        """(batch_size,) int64 index rows of a batch number."""
+        epoch, step, micro = self.position(iteration)
+        if self._order[0] != epoch:
+            self._order = (epoch, sampler.epoch_order(self.seed, epoch, self.lengths, self.weights))
+        return sampler.rank_batch(self._order[1], step, micro, **self.split)
+
+    def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
+        """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
+        epoch = self.position(info.iteration)[0]
+        rows = [int(row) for row in self.rows(info.iteration)]
+        return columns([self.maker(row, draw(self.augment, self.seed, epoch, row)) for row in rows])
+
+
+class EvalSource:
+    """Evaluation batches: the given rows in order, the last batch smaller, then from the first row again, without end.
+
+    Args:
+        index, canvas_hw: as `SampleMaker`.
+        rows: (n,) index rows of this rank, at least one.
+        batch_size: rows in every batch but the last.
+    """
+
+    def __init__(self, index: Any, canvas_hw: tuple[int, int], rows: np.ndarray, batch_size: int) -> None:
+        self.maker = SampleMaker(index, canvas_hw)
+        self._rows, self.batch_size = rows, batch_size
+        self.num_batches = math.ceil(len(rows) / batch_size)
+
+    def rows(self, iteration: int) -> np.ndarray:
+        """(<= batch_size,) int64 index rows of a batch number."""
+        first = iteration % self.num_batches * self.batch_size
+        return self._rows[first : first + self.batch_size]
+
+    def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
+        """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
+        plain = draw(NOT_AUGMENTED, 0, 0, 0)
+        return columns([self.maker(int(row), plain) for row in self.rows(info.iteration)])
