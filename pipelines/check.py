@@ -1,0 +1,242 @@
+"""Checks a whole data set before it costs GPU hours: every image decoded, every polygon looked at."""
+
+import hashlib
+import multiprocessing
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import shapely
+from PIL import Image
+
+from pipelines.formats import read_source
+from pipelines.images import DEFAULT_MAX_PIXELS, Header, pixel_limit, read_header
+from pipelines.jpeg import is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
+from pipelines.page import Finding, Page
+
+# The decoder of the training pipeline stops at these, so training would. It repairs `corrupt` JPEGs as libjpeg does.
+FATAL_KINDS = ("missing", "unreadable", "too-large", "truncated")
+KINDS = {
+    "missing": "image file is not there",
+    "unreadable": "cannot be decoded",
+    "too-large": "more pixels than --max-pixels",
+    "truncated": "file ends too early",
+    "corrupt": "damaged inside; decodes with garbage",
+    "wrong-size": "annotation states another size",
+    "exif-size": "annotation states the size before EXIF rotation",
+    "out-of-page": "points outside the page (training clamps them)",
+    "few-points": "fewer than 3 points (training drops them)",
+    "not-finite": "NaN or infinite coordinates (training drops them)",
+    "zero-area": "no area (training masks them out)",
+    "self-intersection": "outline crosses itself (training masks them out)",
+    "duplicate": "listed or drawn twice",
+    "duplicate-image": "same bytes as another image",
+    "duplicate-key": "key twice in one JSON object; the last wins",
+    "no-labels": "image without annotation, left out",
+    "orphan": "annotation without an image",
+    "bad-line": "line does not fit the layout, left out",
+}
+# Starting a process costs about 4 s (it loads libjpeg through torchvision), a page about 30 ms.
+PAGES_PER_PROCESS = 200
+
+
+class ImageReport(NamedTuple):
+    """Header, content hash and problems of one file."""
+
+    header: Header
+    digest: str
+    problems: list[tuple[str, str]]
+
+
+@dataclass
+class Report:
+    """Outcome of a check. `fatal` says what makes training impossible; empty = it can start."""
+
+    source: str
+    format: str
+    root: str
+    pages: int
+    polygons: int = 0
+    usable: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    fatal: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Findings per kind, in the order of KINDS."""
+        count = Counter(finding.kind for finding in self.findings)
+        return {kind: count[kind] for kind in KINDS if count[kind]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {
+            "source": self.source, "format": self.format, "root": self.root, "pages": self.pages,
+            "polygons": self.polygons, "usable": self.usable, "counts": self.counts, "fatal": self.fatal,
+            "findings": [finding._asdict() for finding in self.findings],
+        }  # fmt: skip
+
+
+def _decode_problem(path: Path) -> str:
+    """Pillow's complaint about the whole picture; "" for none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    # As for headers: what Pillow's plugins raise for broken data.
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def inspect_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageReport:
+    """Reads, hashes and fully decodes one image; never raises for a bad file."""
+    header = read_header(path, max_pixels)
+    if header.problem:
+        return ImageReport(header, "", [(header.problem, header.detail)])
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return ImageReport(header, "", [("missing", error.strerror or "cannot be read")])
+    digest = hashlib.sha256(data).hexdigest()
+    complaint = _decode_problem(path)
+    if not is_jpeg(data):
+        kind = "truncated" if "truncated" in complaint else "unreadable"
+        return ImageReport(header, digest, [(kind, complaint)] if complaint else [])
+    kind, detail = scan_markers(data)
+    if not kind and "truncated" in complaint:
+        kind, detail = "truncated", complaint
+    if not kind:
+        detail = complaint or (libjpeg_complaint(data) if libjpeg_talks() else "")
+        kind = "corrupt" if detail else ""
+    return ImageReport(header, digest, [(kind, detail)] if kind else [])
+
+
+def _inspect_limited(path: Path, max_pixels: int) -> ImageReport:
+    with pixel_limit(max_pixels):
+        return inspect_image(path, max_pixels)
+
+
+def inspect_images(paths: list[Path], workers: int, max_pixels: int) -> Iterator[ImageReport]:
+    """Reports in order. Processes, not threads: libjpeg's warnings come by file descriptor 2, one a process."""
+    work = partial(_inspect_limited, max_pixels=max_pixels)
+    count = min(workers, len(paths) // PAGES_PER_PROCESS + 1)
+    if count <= 1:
+        yield from map(work, paths)
+        return
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, paths, chunksize=8)
+
+
+def _regions(rows: list[int], detail: str) -> str:
+    """`3 regions, the first is number 7 (detail)`; regions are counted from 1."""
+    text = "region" if len(rows) == 1 else f"{len(rows)} regions, the first is"
+    return f"{text} number {rows[0] + 1}" + (f" ({detail})" if detail else "")
+
+
+def check_polygons(page: Page, width: int, height: int) -> tuple[list[Finding], int]:
+    """Findings of a page's polygons, one a kind, and how many regions training can use.
+
+    Args:
+        width, height: of the image, oriented pixels; 0 when it could not be read (nothing is outside then).
+    """
+    bad: dict[str, list[int]] = defaultdict(list)
+    limit = np.array([width, height], np.float32) if width else np.float32(np.inf)
+    seen: dict[bytes, int] = {}
+    furthest, usable = 0.0, 0
+    for k, polygon in enumerate(page.polygons):
+        if not np.isfinite(polygon).all():
+            bad["not-finite"].append(k)
+            continue
+        if len(polygon) < 3:
+            bad["few-points"].append(k)
+            continue
+        outside = float(np.maximum(-polygon, polygon - limit).max())
+        if outside > 0:
+            bad["out-of-page"].append(k)
+            furthest = max(furthest, outside)
+        shape = shapely.Polygon(np.clip(polygon, 0, limit))
+        if shape.area == 0:
+            bad["zero-area"].append(k)
+        elif not shape.is_valid:
+            bad["self-intersection"].append(k)
+        else:
+            usable += not page.ignore[k]
+        if seen.setdefault(polygon.tobytes(), k) != k:
+            bad["duplicate"].append(k)
+    details = {"out-of-page": f"up to {furthest:.1f} px"}
+    return [Finding(page.path, kind, _regions(rows, details.get(kind, ""))) for kind, rows in bad.items()], usable
+
+
+def _size_finding(page: Page, header: Header) -> Finding | None:
+    """Compares the size an annotation states with the image's."""
+    stated = (page.width, page.height)
+    if not all(stated) or header.problem or stated == (header.width, header.height):
+        return None
+    real = f"{header.width}x{header.height}"
+    if header.orientation >= 5 and stated == (header.height, header.width):
+        turned = f"EXIF orientation {header.orientation} turns the image to {real}"
+        detail = f"annotation {stated[0]}x{stated[1]}, but {turned}"
+        return Finding(page.path, "exif-size", detail)
+    return Finding(page.path, "wrong-size", f"annotation {stated[0]}x{stated[1]}, image {real}")
+
+
+def _fatal(report: Report, unusable: list[str]) -> list[str]:
+    """What makes training impossible, in words."""
+    reasons = []
+    if len(unusable) == report.pages:
+        reasons.append("no readable page")
+    elif unusable:
+        more = f" and {len(unusable) - 3} more" if len(unusable) > 3 else ""
+        reasons.append(f"{len(unusable)} unusable images: {', '.join(unusable[:3])}{more}")
+    if not report.usable:
+        reasons.append("no usable text: every region is ignored, dropped or without area")
+    return reasons
+
+
+def check(
+    source: str | Path,
+    format: str = "auto",
+    root: str | Path | None = None,
+    *,
+    workers: int = 1,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Decodes every image of a source and looks at every polygon.
+
+    Args:
+        source, format, root: as `formats.read_source`.
+        workers: processes (a small data set uses fewer).
+        max_pixels: larger images are not decoded, and are fatal.
+        progress: called with (done, total).
+
+    Raises:
+        UserError: when the source itself cannot be read.
+    """
+    made = read_source(source, format, root)
+    report = Report(str(source), made.format, str(made.root), len(made.pages), findings=list(made.findings))
+    first_with: dict[str, str] = {}
+    unusable = []
+    paths = [made.root / page.path for page in made.pages]
+    reports = inspect_images(paths, workers, max_pixels)
+    for done, (page, image) in enumerate(zip(made.pages, reports, strict=True), 1):
+        report.findings += [Finding(page.path, kind, detail) for kind, detail in image.problems]
+        if any(kind in FATAL_KINDS for kind, _ in image.problems):
+            unusable.append(page.path)
+        twin = first_with.setdefault(image.digest, page.path) if image.digest else page.path
+        if twin != page.path:
+            report.findings.append(Finding(page.path, "duplicate-image", f"same bytes as {twin}"))
+        size = _size_finding(page, image.header)
+        report.findings += [size] if size else []
+        found, usable = check_polygons(page, image.header.width, image.header.height)
+        report.findings += found
+        report.polygons += len(page.polygons)
+        report.usable += usable
+        if progress is not None:
+            progress(done, len(made.pages))
+    report.fatal = _fatal(report, unusable)
+    return report

@@ -1,0 +1,197 @@
+"""Command line for data sets: `python -m pipelines.dataset build|check|stats|synth`."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipelines import formats
+from pipelines.check import KINDS, Report, check
+from pipelines.errors import UserError
+from pipelines.images import DEFAULT_MAX_PIXELS
+from pipelines.index import Index, build, is_index, load
+from pipelines.synthetic import write_dataset
+from pipelines.synthetic_fonts import FONT_SETS
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr when that is a terminal; nothing otherwise (logs stay logs)."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) from `1280x960` or `1280`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise UserError(f"--size {text}: write HxW, e.g. 1280x960")
+    return int(parts[0]), int(parts[-1])
+
+
+def _build(args: argparse.Namespace) -> int:
+    with _progress("image headers") as progress:
+        index = build(
+            args.source, args.out, args.format, args.root,
+            workers=args.workers, max_pixels=args.max_pixels, skip_bad=args.skip_bad, progress=progress,
+        )  # fmt: skip
+    counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
+    print(f"{args.out}: {index.format}, {counts}")
+    if not index.num_usable:
+        print(f"{args.out}: every region is ignored; it can be predicted on, but not trained on")
+    return 0
+
+
+def print_report(report: Report) -> None:
+    """Every finding as `path: kind: detail`, then a table per kind, then what makes training impossible."""
+    for finding in report.findings:
+        print(f"{finding.path}: {finding.kind}: {finding.detail}")
+    print(f"{report.source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
+    for kind, count in report.counts.items():
+        print(f"{count:8d}  {kind:18s} {KINDS[kind]}")
+    if not report.counts:
+        print("nothing found")
+    for reason in report.fatal:
+        print(f"cannot train: {reason}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    if is_index(args.source):
+        raise UserError(f"{args.source}: is a built index; check the annotations it was built from")
+    workers = args.workers or os.cpu_count() or 1
+    with _progress("images") as progress:
+        report = check(
+            args.source, args.format, args.root, workers=workers, max_pixels=args.max_pixels, progress=progress
+        )
+    print_report(report)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 2 if report.fatal else 0
+
+
+def _percentiles(name: str, values: np.ndarray) -> str:
+    found = np.percentile(values, PERCENTILES) if len(values) else np.zeros(len(PERCENTILES))
+    return f"{name:28s}" + "".join(f"{value:9.1f}" for value in found)
+
+
+def describe(index: Index) -> str:
+    """Pages, polygons, sizes, text heights (short side of the smallest rectangle) and the ignored share, in lines."""
+    sizes = np.asarray(index.size_wh)
+    counts = np.diff(index.page_offsets)
+    short, scaled = [], []
+    for i in range(len(index)):
+        sides = [min(cv2.minAreaRect(polygon)[1]) for polygon in index.polygons(i)]
+        short += sides
+        scaled += [side * 1280 / sizes[i].max() for side in sides]
+    ignored = len(index.ignore_flags) - index.num_usable
+    share = 100 * ignored / max(1, len(index.ignore_flags))
+    turned = int(np.count_nonzero(np.asarray(index.orientation) != 1))
+    lines = [
+        f"format {index.format}, root {index.root}",
+        f"{len(index)} pages, {len(index.ignore_flags)} polygons, {ignored} ignored ({share:.1f} %), "
+        f"{turned} pages with EXIF rotation, transcriptions: {'yes' if index.has_texts else 'no'}",
+        f"{'percentile':28s}" + "".join(f"{p:9d}" for p in PERCENTILES),
+        _percentiles("page width, px", sizes[:, 0]),
+        _percentiles("page height, px", sizes[:, 1]),
+        _percentiles("polygons a page", counts),
+        _percentiles("text height, px", np.array(short)),
+        _percentiles("text height, px at 1280", np.array(scaled)),
+    ]
+    return "\n".join(lines)
+
+
+def _stats(args: argparse.Namespace) -> int:
+    if is_index(args.source):
+        print(describe(load(args.source)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder, _progress("image headers") as progress:
+        index = build(
+            args.source, Path(folder) / "index", args.format, args.root,
+            workers=args.workers, max_pixels=args.max_pixels, skip_bad=True, progress=progress,
+        )  # fmt: skip
+        print(describe(index))
+    return 0
+
+
+def _synth(args: argparse.Namespace) -> int:
+    height, width = _size(args.size)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"{args.out}: exists and is not empty; name another --out")
+    with _progress("pages") as progress:
+        path = write_dataset(
+            args.out, args.pages, args.seed, height, width, args.workers,
+            difficulty=args.difficulty, fonts=args.fonts, progress=progress,
+        )  # fmt: skip
+    print(f"{path}: {args.pages} pages of {height}x{width}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.dataset", description=formats.__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=about, description=f"{about}\n\n{formats.__doc__}", formatter_class=argparse.RawTextHelpFormatter
+        )
+        made.set_defaults(run=run)
+        made.add_argument("--workers", type=int, default=0, help="parallel workers; 0 = one a core")
+        if name != "synth":
+            made.add_argument("source", help="annotation file or folder")
+            made.add_argument("--format", default="auto", choices=("auto", *formats.FORMATS))
+            made.add_argument("--root", help="folder the image paths are relative to")
+            made.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="refuse larger images")
+        return made
+
+    made = command("build", _build, "Builds the memory-mapped index of a data set (its folder goes into data.train).")
+    made.add_argument("--out", type=Path, required=True, help="index folder")
+    made.add_argument("--skip-bad", action="store_true", help="leave missing and unreadable images out")
+    made = command("check", _check, "Decodes every image and checks every polygon; exit code 2 = cannot train.")
+    made.add_argument("--json", type=Path, help="also write the report here")
+    command("stats", _stats, "Prints sizes, counts and text heights of a data set or a built index.")
+    made = command("synth", _synth, "Renders receipts with exact polygons.")
+    made.add_argument("--out", type=Path, required=True, help="new folder: images/ and annotations.json")
+    made.add_argument("--pages", type=int, required=True)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--size", default="1280x960", help="HxW in pixels")
+    made.add_argument("--difficulty", type=float, default=0.5, help="0 clean scan .. 1 crumpled photo")
+    made.add_argument("--fonts", default="bundled", choices=FONT_SETS, help="bundled fonts draw the same everywhere")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; 0 = done, 2 = the user has something to mend."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        if args.workers < 0 or getattr(args, "max_pixels", 1) < 1:
+            raise UserError("--workers must be at least 0 and --max-pixels at least 1")
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

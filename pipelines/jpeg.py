@@ -1,0 +1,108 @@
+"""Damage inside a JPEG that decoders pass over: a walk over its markers, and what libjpeg mutters while decoding."""
+
+import functools
+import io
+import os
+import re
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+# In entropy-coded data 0xFF is followed by 0x00 (a stuffed zero), a restart marker, or 0xFF (fill).
+_ANY_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_SOI, _EOI, _SOS, _DRI, _DNL = 0xD8, 0xD9, 0xDA, 0xDD, 0xDC
+# What may stand between the scans of a progressive file: tables, comments, application data, the next scan.
+_BETWEEN_SCANS = {0xC4, 0xDB, 0xFE, _DRI, _SOS, _DNL, *range(0xE0, 0xF0)}
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether the bytes start as a JPEG."""
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def scan_markers(data: bytes) -> tuple[str, str]:
+    """Walks the markers of a JPEG (ITU T.81, annex B).
+
+    Returns:
+        (kind, detail): ("", "") for a sound file, `truncated` when it ends before its end marker, `corrupt` when a
+        marker stands where none may or restart markers are out of order. Bytes after the end marker are allowed.
+    """
+    at, interval, scans = 2, 0, 0
+    while True:
+        while data[at : at + 2] == b"\xff\xff":
+            at += 1
+        if at + 2 > len(data):
+            return "truncated", f"ends at byte {len(data)} without an end marker"
+        if data[at] != 0xFF:
+            return "corrupt", f"no marker at byte {at}"
+        marker = data[at + 1]
+        if marker == _EOI:
+            return ("", "") if scans else ("corrupt", "end marker before any image data")
+        if scans and marker not in _BETWEEN_SCANS:
+            return "corrupt", f"marker 0xff{marker:02x} inside the image data at byte {at}"
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if at + 2 + length > len(data):
+            return "truncated", f"ends inside the segment at byte {at}"
+        if length < 2:
+            return "corrupt", f"segment of length {length} at byte {at}"
+        if marker == _DRI:
+            interval = int.from_bytes(data[at + 4 : at + 6], "big")
+        at += 2 + length
+        if marker == _SOS:
+            scans += 1
+            found = _ANY_MARKER.search(data, at)
+            end = found.end() - 2 if found else len(data)
+            problem = _restarts(data, at, end, interval)
+            if problem:
+                return "corrupt", problem
+            at = end
+
+
+def _restarts(data: bytes, start: int, end: int, interval: int) -> str:
+    """What is wrong with the restart markers of one scan: they count 0 to 7 round and round; "" for nothing."""
+    for k, found in enumerate(_RESTART.finditer(data, start, end)):
+        if not interval:
+            return f"restart marker at byte {found.start()}, but the file has no restart interval"
+        if data[found.start() + 1] != 0xD0 + k % 8:
+            return f"restart marker out of order at byte {found.start()}"
+    return ""
+
+
+def libjpeg_complaint(data: bytes) -> str:
+    """What libjpeg-turbo writes to stderr while it decodes (it repairs and goes on), or its error; "" for nothing.
+
+    Catches file descriptor 2 of the whole process meanwhile: call it where no other thread writes.
+    """
+    # Here, not above: loading torch takes seconds, and only `check` needs it.
+    import torch
+    from torchvision.io import decode_jpeg
+
+    buffer = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    error = ""
+    with tempfile.TemporaryFile() as catch:
+        before = os.dup(2)
+        os.dup2(catch.fileno(), 2)
+        try:
+            decode_jpeg(buffer)
+        except RuntimeError as raised:
+            error = str(raised).partition("\n")[0].rpartition(": ")[2]
+            error = re.sub(r"^.*decode_jpeg\.cpp:\d+, ", "", error)
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        catch.seek(0)
+        lines = catch.read().decode("utf-8", errors="replace").splitlines()
+    return "; ".join(dict.fromkeys([*lines, error] if error else lines))
+
+
+@functools.lru_cache
+def libjpeg_talks() -> bool:
+    """Whether `libjpeg_complaint` hears anything on this machine, tried on a JPEG with a hole in its middle."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", quality=90)
+    good = file.getvalue()
+    middle = len(good) * 2 // 3
+    return bool(libjpeg_complaint(good[:middle] + bytes(64) + good[middle + 64 :])) and not libjpeg_complaint(good)
