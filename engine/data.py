@@ -3,13 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-from pipelines.loader import TrainLoader, train_loader
-
 from engine.config import Config
 from engine.distributed import Ranks, on_main_first
 from pipelines import synthetic
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex, open_index
+from pipelines.loader import TrainLoader, train_loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +90,8 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
     Raises:
         UserError: fewer pages than one global batch.
     """
-    data, size = config.data, global_batch_size(config, ranks)
-    loader = train_loader(
+    data = config.data
+    return train_loader(
         pages,
         image_size=tuple(data.image_size),
         batch_size=data.batch_size,
@@ -109,10 +108,3 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
         workers=data.workers,
         prefetch=data.prefetch,
     )
-    if loader.steps_per_epoch == 0:
-        loader.close()
-        raise UserError(
-            f"data.train has {len(pages)} pages, fewer than one global batch of {size} (data.batch_size x ranks x "
-            "trainer.accumulate): lower data.batch_size"
-        )
-    return loader

@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-from pipelines.loader import EvalLoader, eval_loader
 
 from engine import checkpoint, cli, distributed
-from engine.cleval import CLEval, PageResult, evaluate_page
+from engine.cleval import CLEval, PageResult
 from engine.config import Config, split_extra
 from engine.data import open_pages
 from engine.distributed import Ranks
@@ -26,6 +24,7 @@ from engine.model import DBNet, build_model
 from engine.postprocess import Detections, detect
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
+from pipelines.loader import BareIndex, eval_loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +60,31 @@ def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.T
     return torch.sigmoid(logits[:, 0].float())
 
 
-def detect_batches(
-    forward: Callable, loader: EvalLoader, sizes_wh: np.ndarray, config: Config, ranks: Ranks
+def detect_pages(
+    forward: Callable, pages: ConcatIndex | BareIndex, config: Config, ranks: Ranks
 ) -> Iterator[tuple[int, Detections]]:
-    """Yields (row, detections in source pixels) page by page, in the loader's order; closes the loader at the end.
+    """Yields (row, detections in source pixels) of this rank's pages, in order.
 
     Args:
         forward: model in evaluation mode on `ranks.device`.
-        loader: batches of letterboxed pages.
-        sizes_wh: (pages, 2) oriented source size of every row.
+        pages: annotated pages or bare images.
+        config: eval, data and post settings.
+        ranks: rank r takes rows r, r + world_size, ...
     """
+    loader = eval_loader(
+        pages,
+        image_size=tuple(config.eval.image_size or config.data.image_size),
+        batch_size=config.eval.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
     try:
         for batch in loader:
             maps = prob_maps(forward, batch.image.to(ranks.device, non_blocking=True), config)
-            found = detect(maps, batch.matrix, sizes_wh[batch.index], config.post)
+            found = detect(maps, batch.matrix, pages.size_wh[batch.index], config.post)
             yield from zip(batch.index.tolist(), found, strict=True)
     finally:
         loader.close()
@@ -97,20 +107,9 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
     protocol = config.eval.protocol
     metric = CLEval(protocol=protocol)
     kept: list[Page] = []
-    loader = eval_loader(
-        pages,
-        image_size=tuple(config.eval.image_size or config.data.image_size),
-        batch_size=config.eval.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-    for row, found in detect_batches(forward, loader, pages.size_wh, config, ranks):
+    for row, found in detect_pages(forward, pages, config, ranks):
         texts = pages.texts(row) if protocol == "official" else None
-        result = evaluate_page(found.polygons, pages.polygons(row), texts, pages.ignore(row), protocol)
-        metric.add(result)
+        result = metric.update(found.polygons, pages.polygons(row), texts, pages.ignore(row))
         kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
     total = distributed.sum_over_ranks(metric.state(), ranks.device)
     scores = CLEval.from_state(protocol, total).compute()

@@ -60,7 +60,7 @@ def finish(config: Config, ranks: Ranks, folder: Path, data: Data, log: RunLog) 
     summary["val"] = state["scores"]
     if data.test is not None:
         summary["test"] = evaluate(load_detector(best, config, ranks), data.test, config, ranks).scores
-        log.test({"step": state["step"], **summary["test"]})
+        log.summary({f"test_{key}": value for key, value in summary["test"].items()})
     if ranks.main:
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         draw.curves(folder / "metrics.jsonl", folder / "curves.png")

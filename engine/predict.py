@@ -14,15 +14,16 @@ import time
 from pathlib import Path
 
 import torch
-from pipelines.loader import predict_loader
 
 from engine import checkpoint, cli, distributed, draw
 from engine.config import Config, load_config
 from engine.distributed import Ranks
-from engine.evaluate import detect_batches, load_detector
+from engine.evaluate import detect_pages, load_detector
 from engine.postprocess import Detections
 from pipelines.errors import UserError
-from pipelines.images import IMAGE_SUFFIXES, read_rgb
+from pipelines.images import read_rgb
+from pipelines.loader import BareIndex
+from pipelines.page import IMAGE_SUFFIXES
 
 MAX_CSV_REGIONS = 500  # the contest's limit
 
@@ -72,19 +73,12 @@ def predict(
     """Detects on images and writes one JSON file each (and a picture); returns (name, detections) in order."""
     model = load_detector(path, config, ranks)
     results = []
-    loader = predict_loader(
-        [file for file, _ in images],
-        image_size=tuple(config.eval.image_size or config.data.image_size),
-        batch_size=config.eval.batch_size,
-        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-    for row, found in detect_batches(model, loader, loader.size_wh, config, ranks):
+    pages = BareIndex([file for file, _ in images])
+    for row, found in detect_pages(model, pages, config, ranks):
         file, name = images[row]
         target = out / name.with_name(name.name + ".json")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(as_json(name, loader.size_wh[row], found)) + "\n")
+        target.write_text(json.dumps(as_json(name, pages.size_wh[row], found)) + "\n")
         if picture:
             drawn = draw.overlay(read_rgb(file), pred=found.polygons, scores=found.scores, title=name.name)
             draw.save_image(out / name.with_name(name.name + ".overlay.jpg"), drawn)

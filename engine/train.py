@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from pipelines.loader import TrainLoader
 
 from engine import checkpoint, cli, distributed, dryrun, finish, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
@@ -31,6 +30,7 @@ from engine.optim import set_lr
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
 from pipelines.errors import UserError
+from pipelines.loader import TrainLoader
 
 METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm")
 
@@ -225,7 +225,8 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
     position = restore(trainee, source, config, ranks, len(data.train)) if source else Position()
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
-    with contextlib.closing(loader), contextlib.closing(runlog.open_run(folder, config, ranks, position.step)) as log:
+    log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
+    with contextlib.closing(loader), contextlib.closing(log):
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipelines.errors import UserError
 
 EXIF_ORIENTATION = 0x0112
 # A 14k x 14k scan; 200 Mpx of RGB are 600 MB, more than any receipt or page needs.
@@ -73,3 +76,19 @@ def read_header(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
         detail = f"{width}x{height} is more than --max-pixels {max_pixels}"
         return Header(width, height, orientation, *told, "too-large", detail)
     return Header(width, height, orientation, *told)
+
+
+def read_rgb(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decodes one image for drawing: uint8 RGB (H, W, 3), EXIF orientation applied.
+
+    Raises:
+        UserError: missing, larger than `max_pixels`, or not decodable.
+    """
+    header = read_header(path, max_pixels)
+    if header.problem:
+        raise UserError(f"{path}: {header.problem} ({header.detail})")
+    try:
+        with pixel_limit(max_pixels), Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be decoded ({error})") from None

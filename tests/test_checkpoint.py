@@ -1,0 +1,141 @@
+"""Checkpoints: bit-exact round trip, complete or absent, damage found, retention."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.config import load_config, to_dict, to_yaml
+from engine.ema import Ema
+from pipelines.errors import UserError
+
+
+def _trained(steps=2):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    ema = Ema(model, 0.9)
+    for step in range(steps):
+        model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model, step)
+    return model, ema, optimizer
+
+
+def _write(folder, step, score=None):
+    model, ema, optimizer = _trained()
+    parts = checkpoint.snapshot(model, ema.model, optimizer)
+    return checkpoint.write(folder, parts, {"step": step, "score": score}, "seed: 0\n")
+
+
+def test_round_trip_is_bit_exact_and_training_goes_on_alike(tmp_path):
+    model, ema, optimizer = _trained()
+    path = checkpoint.write(tmp_path, checkpoint.snapshot(model, ema.model, optimizer), {"step": 2}, "seed: 0\n")
+    other, other_ema, other_optimizer = _trained(steps=0)
+    checkpoint.load_model(other, checkpoint.load_part(path, "model"), path)
+    checkpoint.load_model(other_ema.model, checkpoint.load_part(path, "ema"), path)
+    checkpoint.load_optimizer(other_optimizer, checkpoint.load_part(path, "optimizer"))
+    x = torch.randn(2, 3, 8, 8)
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        m(x).square().sum().backward()
+        o.step()
+    for a, b in ((model, other), (ema.model, other_ema.model)):
+        assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_flipped_byte_and_a_truncation_are_found_and_the_one_before_is_used(tmp_path, capsys):
+    first, second = _write(tmp_path, 1), _write(tmp_path, 2)
+    assert checkpoint.newest(tmp_path) == second
+    file = second / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-3] ^= 1
+    file.write_bytes(raw)
+    assert checkpoint.newest(tmp_path) == first
+    assert "does not match its checksum" in capsys.readouterr().err
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.locate(second)
+    os.truncate(first / "optimizer.safetensors", 10)
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_locate_prefers_best_and_says_what_is_missing(tmp_path):
+    folder = tmp_path / "checkpoints"
+    one, two = _write(folder, 1), _write(folder, 2)
+    checkpoint.link(folder, "last", two)
+    assert checkpoint.locate(tmp_path).resolve() == two.resolve()
+    checkpoint.link(folder, "best", one)
+    assert checkpoint.locate(tmp_path).resolve() == one.resolve()
+    assert checkpoint.locate(tmp_path, prefer="last").resolve() == two.resolve()
+    with pytest.raises(UserError, match="no such folder"):
+        checkpoint.locate(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.locate(os.path.dirname(__file__))
+
+
+def test_retention_keeps_newest_best_and_linked(tmp_path):
+    for step, score in enumerate([0.9, 0.1, 0.8, 0.2, 0.3], start=1):
+        path = _write(tmp_path, step, score)
+        if step == 2:
+            checkpoint.link(tmp_path, "best", path)
+    checkpoint.prune(tmp_path, keep_last=1, keep_top_k=2)
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == [f"step_{n:08d}" for n in (1, 2, 3, 5)]
+
+
+def test_another_model_is_refused(tmp_path):
+    path = _write(tmp_path, 1)
+    with pytest.raises(UserError, match="weights are of another model"):
+        checkpoint.load_model(torch.nn.Linear(2, 2), checkpoint.load_part(path, "model"), path)
+
+
+def test_writer_survives_a_folder_it_cannot_write(tmp_path, capsys):
+    model, ema, optimizer = _trained()
+    (tmp_path / "file").write_text("in the way")
+    writer = checkpoint.Writer(tmp_path / "file" / "checkpoints", 1, 1)
+    writer.save(checkpoint.snapshot(model, ema.model, optimizer), {"step": 1}, "seed: 0\n")
+    writer.wait()
+    assert writer.failures == 1
+    assert "WARNING: checkpoint not written" in capsys.readouterr().err
+
+
+def test_the_resolved_configuration_comes_back(tmp_path):
+    config, _ = load_config(["preset=demo", "models.optimizer.lr=0.00123"])
+    model, _, optimizer = _trained()
+    path = checkpoint.write(tmp_path, checkpoint.snapshot(model, None, optimizer), {"step": 1}, to_yaml(config))
+    assert checkpoint.load_settings(path) == to_dict(config)
+    assert checkpoint.load_part(path, "ema") == {}
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from engine import checkpoint
+parts = {"model": {f"w{i}": torch.full((1000, 50), float(i)) for i in range(20)}}
+print("go", flush=True)
+step = 1
+while True:
+    path = checkpoint.write(Path(sys.argv[1]), parts, {"step": step}, "seed: 0\\n")
+    checkpoint.link(Path(sys.argv[1]), "last", path)
+    checkpoint.prune(Path(sys.argv[1]), 2, 1)
+    step += 1
+"""
+
+
+def test_sigkill_in_the_middle_of_writes_never_leaves_a_half_checkpoint(tmp_path):
+    rng = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.05 + 0.4 * rng.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        steps = sorted(tmp_path.glob("step_*"))
+        assert steps and all(checkpoint.verify(path) == "" for path in steps)
+        assert checkpoint.verify(tmp_path / "last") == ""

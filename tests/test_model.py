@@ -1,0 +1,113 @@
+"""The detector: shapes, initialisation, weights from files, frozen parts."""
+
+import dataclasses
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from engine.config import load_config
+from engine.model import build_model, frozen_norms_to_eval, parameter_groups
+from engine.model.encoder import build_encoder
+from pipelines.errors import UserError
+
+SMALL = ["preset=demo", "models.encoder.name=lcnet_035", "models.decoder.inner_channels=8"]
+
+
+def _config(*items):
+    return load_config([*SMALL, *items])[0]
+
+
+@pytest.mark.parametrize("items", [(), ("models.decoder.upsample=bilinear", "models.head.smooth=true")])
+def test_logits_have_full_resolution_and_two_channels_only_in_training(items):
+    model = build_model(_config(*items))
+    image = torch.randn(2, 3, 64, 96)
+    assert model.train()(image).shape == (2, 2, 64, 96)
+    with torch.inference_mode():
+        assert model.eval()(image).shape == (2, 1, 64, 96)
+
+
+def test_hrnet_with_and_without_its_incre_heads():
+    assert build_encoder("hrnet_w18_small").channels == [128, 256, 512, 1024]
+    plain = build_encoder("hrnet_w18_small", hrnet_incre_head=False)
+    maps = plain(torch.randn(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == plain.channels == [16, 32, 64, 128]
+    assert [m.shape[-1] for m in maps] == [16, 8, 4, 2]
+
+
+def test_w44_encoder_has_the_published_channels():
+    with torch.device("meta"):
+        features = timm.create_model("hrnet_w44", features_only=True, out_indices=(1, 2, 3, 4))
+    assert features.feature_info.channels() == [128, 256, 512, 1024]
+
+
+def test_baseline_start_of_head_and_decoder():
+    model = build_model(_config())
+    norm = model.head.prob[1]
+    assert torch.all(norm.weight == 1) and torch.allclose(norm.bias, torch.tensor(1e-4))
+    conv = model.decoder.laterals[3][0].weight
+    assert conv.std().item() == pytest.approx((2 / conv[0].numel()) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_encoder_weights_from_a_timm_file(tmp_path, suffix):
+    source = timm.create_model("lcnet_035", pretrained=False)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(source.state_dict(), path)
+    else:
+        torch.save({"state_dict": source.state_dict()}, path)
+    model = build_model(_config(f"models.encoder.weights={path}"))
+    torch.testing.assert_close(model.encoder.conv_stem.weight, source.conv_stem.weight)
+    assert torch.equal(model.encoder.blocks[2][0].conv_dw.weight, source.blocks[2][0].conv_dw.weight)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), path)
+    with pytest.raises(UserError, match=r"of the encoder's \d+ tensors"):
+        build_model(_config(f"models.encoder.weights={path}"))
+    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        build_model(_config(f"models.encoder.weights={tmp_path / 'broken.safetensors'}"))
+    with pytest.raises(UserError, match="no such weights file"):
+        build_model(_config("models.encoder.weights=nowhere.safetensors"))
+
+
+class _Payload:
+    def __reduce__(self):
+        return (open, ("pwned", "w"))
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": _Payload()}, "bad.pth")
+    with pytest.raises(UserError, match="cannot be loaded with weights_only"):
+        build_model(_config("models.encoder.weights=bad.pth"))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_unknown_encoder_and_wrong_strides():
+    with pytest.raises(UserError, match="timm has no such model"):
+        build_encoder("hrnet_w4")
+    with pytest.raises(UserError, match="its maps have strides"):
+        build_encoder("vit_tiny_patch16_224")
+
+
+def test_freezing_and_groups():
+    config = _config("models.encoder.freeze=all", "models.decoder.lr_scale=0.1", "models.decoder.decay_scale=0")
+    model = build_model(config)
+    groups = parameter_groups(model, config)
+    assert [g["name"] for g in groups] == ["decoder", "head"]
+    assert groups[0]["lr_scale"] == 0.1 and groups[0]["weight_decay"] == 0
+    frozen_norms_to_eval(model.train())
+    assert not model.encoder.bn1.training and model.head.prob[1].training
+    stem = build_model(_config("models.encoder.freeze=stem"))
+    frozen = {n for n, p in stem.encoder.named_parameters() if not p.requires_grad}
+    assert "conv_stem.weight" in frozen and not any("blocks" in name for name in frozen)
+
+
+def test_channels_last_is_set_explicitly():
+    assert build_model(_config()).encoder.blocks[1][0].conv_pw.weight.is_contiguous(memory_format=torch.channels_last)
+    assert dataclasses.is_dataclass(_config())
