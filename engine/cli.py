@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from engine.config import Config, help_text, load_config, preset_names, to_yaml
 from pipelines.errors import UserError
@@ -18,12 +18,6 @@ FLAGS = {
     "--dry-run": "check everything on a few samples and leave; nothing is trained for real",
 }
 TORCHRUN_GRACE_S = 2.0
-
-
-class Flags(NamedTuple):
-    """Flags that are left to the entry point."""
-
-    dry_run: bool
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -53,7 +47,7 @@ def wants_help(argv: list[str]) -> bool:
 
 def parse(
     argv: list[str], extra: Mapping[str, str] | None = None, describe: str = "", base: Mapping | None = None
-) -> tuple[Config, dict[str, str], Flags]:
+) -> tuple[Config, dict[str, str], bool]:
     """Reads a command line; answers `--help` and `--print-config` itself and exits.
 
     Args:
@@ -63,7 +57,7 @@ def parse(
         base: nested dict of settings that replaces the preset, e.g. a checkpoint's.
 
     Returns:
-        config, values of the extra keys, flags.
+        config, values of the extra keys, whether `--dry-run` was given.
 
     Raises:
         UserError: in one line, whatever is wrong. Under torchrun only rank 0 raises; the others, which read the same
@@ -78,7 +72,7 @@ def parse(
     if "--print-config" in flags:
         _print_once(to_yaml(config).rstrip())
         sys.exit(0)
-    return config, extras, Flags(dry_run="--dry-run" in flags)
+    return config, extras, "--dry-run" in flags
 
 
 def _is_main() -> bool:

@@ -33,7 +33,7 @@ def train_line(record: Mapping[str, Any]) -> str:
     return "  ".join(words) + (f" ({' '.join(parts)})" if parts else "")
 
 
-def validation_line(record: Mapping[str, Any]) -> str:
+def score_line(record: Mapping[str, Any]) -> str:
     """H-mean, precision, recall, macro H-mean and time of an evaluation; what is missing is left out."""
     words = [
         f"{name} {record[name]:.4f}"
@@ -85,9 +85,10 @@ class Progress:
         else:
             self.say(f"{head}  {figures}")
 
-    def validation(self, record: Mapping[str, Any]) -> None:
-        """Shows an evaluation; stays in view."""
-        self.say(f"epoch {record.get('epoch', 0)}/{self.max_epochs}  val  {validation_line(record)}")
+    def score(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Shows an evaluation (`validation` or `test`); it stays in view."""
+        head = f"epoch {record['epoch']}/{self.max_epochs}  " if "epoch" in record else ""
+        self.say(f"{head}{kind}  {score_line(record)}")
 
     def _left(self, step: int) -> str:
         """Time left at the mean speed since the first record, evaluations and all."""

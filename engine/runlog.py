@@ -2,7 +2,7 @@
 
     runs/NAME/config.yaml     the resolved settings; `preset=runs/NAME/config.yaml` starts the same run again
     runs/NAME/run.json        one entry a session: command, git state, versions, device, start time
-    runs/NAME/metrics.jsonl   one JSON object a line: {"kind": "train" or "validation", "step": ..., "epoch": ..., ...}
+    runs/NAME/metrics.jsonl   one JSON object a line: {"kind": "train", "validation" or "test", "step": ..., ...}
 
 metrics.jsonl is the source of truth; W&B, if it is on, gets a copy. torch is imported nowhere here.
 """
@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import Config, to_yaml
+from engine.config import Config, to_dict, to_yaml
 from engine.progress import Progress
-from engine.tracker import Tracker, start_tracker
+from engine.tracker import Tracker
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
@@ -226,26 +226,28 @@ class RunLog:
         """Logs an evaluation: step, epoch, hmean, precision, recall, score, ..."""
         self._log("validation", record)
 
+    def test(self, record: Mapping[str, Any]) -> None:
+        """Logs the score on the test split."""
+        self._log("test", record)
+
     def _log(self, kind: str, record: Mapping[str, Any]) -> None:
         if self.metrics is None or self.progress is None:
             return
+        record = plain(record)
         self.metrics.write({"kind": kind, **record})
         if kind == "train":
             self.progress.train(record)
         else:
-            self.progress.validation(record)
+            self.progress.score(kind, record)
         if self.tracker is not None:
-            prefix = "val" if kind == "validation" else "train"
-            self.tracker.log(
-                {f"{prefix}/{key}": value for key, value in record.items() if key != "step"}, record["step"]
-            )
+            prefix = {"validation": "val"}.get(kind, kind)
+            known = {f"{prefix}/{key}": value for key, value in record.items() if key != "step" and value is not None}
+            self.tracker.log(known, record["step"])
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Final figures: a record of kind `summary`, and W&B's summary."""
-        if self.metrics is not None:
-            self.metrics.write({"kind": "summary", **values})
+        """Final figures, for W&B's summary."""
         if self.tracker is not None:
-            self.tracker.summary(values)
+            self.tracker.summary(plain(values))
 
     def close(self) -> None:
         """Ends the display, closes the file, gives the tracker a few seconds."""
@@ -281,7 +283,8 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
     limit = config.trainer.max_steps or math.inf
     total = min(limit, config.trainer.max_epochs * steps_per_epoch) if steps_per_epoch else config.trainer.max_steps
     progress = Progress(int(total), config.trainer.max_epochs, step)
-    return RunLog(metrics, progress, start_tracker(config, folder))
+    tracker = Tracker(config.wandb_project, folder.name, to_dict(config), folder) if config.wandb else None
+    return RunLog(metrics, progress, tracker)
 
 
 def _sessions(path: Path) -> list:

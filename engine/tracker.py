@@ -1,35 +1,134 @@
-"""Weights & Biases, kept out of the way: everything happens on a thread of its own, and no failure of it stops a run.
+"""Weights & Biases, kept out of the way: it lives in a process of its own, and no failure of it stops a run.
 
-Facts it is built around (wandb 0.31): `init` without a key raises and would end the run; `init` against a server that
-does not answer blocks for its whole time limit; a log call takes 0.4 ms. So the mode is decided here by a look at the
-key and a 2 s knock on the server, and the training thread does nothing but put a dictionary into a bounded queue.
+What wandb 0.31 does, and why a thread is not enough: `init` without a key raises and would end the run; `init` against
+a server that accepts and never answers blocks for its time limit, and even from a daemon thread holds the interpreter
+at exit (measured: 20 s); a log call takes 0.4 ms. So the training process only puts dictionaries into a bounded queue;
+a thread writes them as JSON lines to `python -m engine.tracker`, which decides the mode by a look at the key and a 2 s
+knock on the server, and which ends by itself when its input does.
 """
 
 import hashlib
+import json
 import netrc
 import os
 import queue
 import socket
+import subprocess
 import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from engine.config import Config, to_dict
 
 QUEUE_SIZE = 1000
 PROBE_TIMEOUT_S = 2.0
 INIT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
+LINGER_S = 120.0  # the child's time for the last uploads once the run has ended
 DEFAULT_SERVER = "https://api.wandb.ai"
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def start_tracker(config: Config, folder: Path) -> "Tracker | None":
-    """A running tracker, or None where `wandb=false`. Returns at once."""
-    return Tracker(config, folder) if config.wandb else None
+class Tracker:
+    """Hands metrics to the W&B process.
+
+    `log` and `summary` never block and never raise; records that do not fit into the queue are dropped and counted.
+
+    Args:
+        project, name: of the W&B run.
+        config: nested dict of plain types, shown as the run's configuration.
+        folder: the run's folder; W&B's files go to `folder/wandb`.
+    """
+
+    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+        self.dropped = 0
+        self._queue: queue.Queue = queue.Queue(maxsize=QUEUE_SIZE)
+        self._dead = threading.Event()
+        head = {"project": project, "name": name, "config": config, "folder": str(folder.resolve()), "pid": os.getpid()}
+        self._thread = threading.Thread(target=self._run, args=(head,), name="tracker", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether records still go anywhere."""
+        return not self._dead.is_set()
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Hands over the scalars of a step."""
+        self._put({"log": dict(values), "step": step})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Hands over final figures."""
+        self._put({"summary": dict(values)})
+
+    def _put(self, item: dict) -> None:
+        if self._dead.is_set():
+            return
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Waits at most CLOSE_TIMEOUT_S; the W&B process may go on sending for LINGER_S more, then it ends itself."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            try:
+                self._queue.put({"end": True}, timeout=0.05)
+                break
+            except queue.Full:
+                continue
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            _say(f"note: W&B is still sending; it ends itself within {LINGER_S:g} s, metrics.jsonl is complete")
+        if self.dropped:
+            _say(f"WARNING: W&B was too slow for {self.dropped} records; metrics.jsonl has them")
+
+    def _run(self, head: dict) -> None:
+        """Feeds the child until the run ends or the child dies."""
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "engine.tracker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                cwd=ROOT, text=True, start_new_session=True,  # Ctrl-C is for the training; W&B is told by the end
+            )  # fmt: skip
+            messages = threading.Thread(target=_relay, args=(child.stdout,), daemon=True)
+            messages.start()
+            self._feed(child, head)
+            messages.join()  # the child closes its output when it is done
+            if child.wait():
+                _say(f"WARNING: the W&B process ended with code {child.returncode}; metrics.jsonl is complete")
+        except (OSError, ValueError, TypeError) as error:
+            _say(f"WARNING: W&B stopped ({error}); the run goes on, metrics.jsonl is complete")
+        finally:
+            self._dead.set()
+
+    def _feed(self, child: subprocess.Popen, head: dict) -> None:
+        item = head
+        try:
+            while True:
+                child.stdin.write(json.dumps(item) + "\n")
+                child.stdin.flush()
+                if "end" in item:
+                    break
+                item = self._queue.get()
+        except BrokenPipeError:  # the child has ended and said why
+            self._dead.set()
+        try:
+            child.stdin.close()
+        except BrokenPipeError:
+            self._dead.set()
+
+
+def _relay(lines: Any) -> None:
+    for line in lines:
+        _say(line.rstrip())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def choose_mode() -> tuple[str, str]:
@@ -63,103 +162,79 @@ def has_key(host: str) -> bool:
     return False
 
 
-class Tracker:
-    """Sends metrics to W&B from a background thread.
+def _serve(output: Any) -> None:
+    """The child: the first line of stdin says which run it is, the others are records. Messages go to `output`."""
 
-    `log` and `summary` never block and never raise; records that do not fit into the queue are dropped and counted.
-    """
+    def tell(text: str) -> None:
+        print(text, file=output, flush=True)
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.dropped = 0
-        self._queue: queue.Queue = queue.Queue(maxsize=QUEUE_SIZE)
-        self._dead = threading.Event()
-        arguments = (config.wandb_project, to_dict(config), folder.resolve())
-        self._thread = threading.Thread(target=self._run, args=arguments, name="tracker", daemon=True)
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether records still go anywhere."""
-        return not self._dead.is_set()
-
-    def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Hands over the scalars of a step."""
-        self._put(("log", dict(values), step))
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Hands over final figures."""
-        self._put(("summary", dict(values), 0))
-
-    def _put(self, item: tuple) -> None:
-        if self._dead.is_set():
-            return
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            self.dropped += 1
-
-    def close(self) -> None:
-        """Waits at most CLOSE_TIMEOUT_S for what is queued; what is left then stays in the run folder's wandb/."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            try:
-                self._queue.put(None, timeout=0.05)
-                break
-            except queue.Full:
-                continue
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            _warn(f"W&B has not finished in {CLOSE_TIMEOUT_S:g} s; metrics.jsonl is complete")
-        if self.dropped:
-            _warn(f"W&B was too slow for {self.dropped} records; metrics.jsonl has them")
-
-    def _run(self, project: str, config: dict, folder: Path) -> None:
-        try:
-            import wandb  # 1 to 2 s, only where it is wanted
-
-            faults = (wandb.Error, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
-        except ImportError as error:
-            self._dead.set()
-            _warn(f"wandb cannot be imported ({error}); the run goes on without it")
-            return
-        try:
-            self._serve(_init(wandb, project, config, folder))
-        except faults as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            _warn(f"W&B stopped ({reason}); the run goes on, metrics.jsonl is complete")
-        finally:
-            self._dead.set()
-
-    def _serve(self, run: Any) -> None:
-        while True:
-            item = self._queue.get()
-            if item is None:
-                run.finish()
-                return
-            kind, values, step = item
-            if kind == "log":
-                run.log(values, step=step)
-            else:
-                run.summary.update(values)
+    head = json.loads(sys.stdin.readline())
+    try:
+        import wandb
+    except ImportError as error:
+        tell(f"WARNING: wandb cannot be imported ({error}); the run goes on without it")
+        return
+    faults = (wandb.Error, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
+    try:
+        run = _start(wandb, head, tell)
+        code = _copy(run)
+        alarm = threading.Timer(LINGER_S, os._exit, (1,))  # finish() waits for ever for a server that has gone
+        alarm.daemon = True
+        alarm.start()
+        run.finish(exit_code=code)
+    except faults as error:
+        tell(f"WARNING: W&B stopped ({_one_line(error)}); the run goes on, metrics.jsonl is complete")
 
 
-def _init(wandb: Any, project: str, config: dict, folder: Path) -> Any:
-    """Starts W&B's run. Its id comes from the folder, so that a resumed run goes on in the same one."""
+def _start(wandb: Any, head: dict, tell: Callable[[str], None]) -> Any:
+    """The W&B run: online where key and server allow it, else offline, and says so."""
     mode, reason = choose_mode()
-    if mode != "online":
-        _warn(f"W&B is {mode}: {reason}; `wandb sync {folder / 'wandb'}/offline-*` sends it later", "note")
-    settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off", disable_git=True)
+    if mode == "online":
+        try:
+            return _init(wandb, head, mode)
+        except (wandb.Error, OSError, RuntimeError, ValueError) as error:
+            mode, reason = "offline", _one_line(error)
+            wandb.teardown()  # its service still holds the run's id
+    run = _init(wandb, head, mode)
+    tell(f"note: W&B is {mode}: {reason}; `wandb sync {head['folder']}/wandb/offline-*` sends it later")
+    return run
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _copy(run: Any) -> int:
+    """Logs every record of stdin; 0 when the run ended in order, 1 when its process just went away."""
+    for line in sys.stdin:
+        item = json.loads(line)
+        if "end" in item:
+            return 0
+        if "log" in item:
+            run.log(item["log"], step=item["step"])
+        else:
+            run.summary.update(item["summary"])
+    return 1
+
+
+def _init(wandb: Any, head: dict, mode: str) -> Any:
+    """Starts W&B's run. Its id comes from the folder, so that a resumed run goes on in the same one."""
+    folder = head["folder"]
     return wandb.init(
-        project=project,
-        name=folder.name,
+        project=head["project"],
+        name=head["name"],
         id=hashlib.sha256(f"{os.uname().nodename}:{folder}".encode()).hexdigest()[:16],
         resume="allow" if mode == "online" else None,
         dir=folder,
-        config=config,
+        config=head["config"],
         mode=mode,
-        settings=settings,
+        settings=wandb.Settings(
+            init_timeout=INIT_TIMEOUT_S, silent=True, console="off", disable_git=True, x_stats_pid=head["pid"]
+        ),
     )
 
 
-def _warn(text: str, word: str = "WARNING") -> None:
-    print(f"{word}: {text}", file=sys.stderr, flush=True)
+if __name__ == "__main__":
+    messages = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what wandb prints is not for the user's terminal
+    _serve(messages)
