@@ -157,7 +157,7 @@ def _boxes(points: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _least_cutting(shifts: np.ndarray, low: np.ndarray, high: np.ndarray, canvas_hw: tuple[int, int]) -> int:
-    """First shift that cuts no box and shows one (when there is any), else the one that cuts fewest, then shows most.
+    """First shift that cuts no box and shows one, else of those that show one the least cutting, then showing most.
 
     A polygon crosses the canvas border exactly when its bounding box does, but for corners; boxes suffice here.
     """
@@ -166,8 +166,10 @@ def _least_cutting(shifts: np.ndarray, low: np.ndarray, high: np.ndarray, canvas
     inside = np.all((lo >= 0) & (hi <= limit), axis=2)
     seen = np.all((hi > 0) & (lo < limit), axis=2)
     cut, shown = (seen & ~inside).sum(1), inside.sum(1)
-    penalty = np.where((cut == 0) & (shown > 0), -1, cut * (len(low) + 1) - shown)
-    return int(np.argmin(penalty)) if len(low) else 0
+    count = len(low) + 1
+    penalty = np.where(shown == 0, count * count, cut * count - shown)
+    penalty[(cut == 0) & (shown > 0)] = -count  # all equally good: argmin takes the first
+    return int(np.argmin(penalty))
 
 
 def transform(labels: Labels, matrix: np.ndarray, canvas_hw: tuple[int, int]) -> tuple[Labels, np.ndarray]:

@@ -14,8 +14,7 @@ from pipelines import graph, sampler
 from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch
 from pipelines.errors import UserError
-from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
-from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_size, read_file
+from pipelines.source import NOT_AUGMENTED, BareIndex, EvalSource, TrainSource, raw_size, read_file
 
 
 class _Stream:
@@ -255,43 +254,6 @@ def eval_loader(
         source, NOT_AUGMENTED, prefetch, batch_size=batch_size, device_id=device_id, threads=threads, workers=0
     )
     return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
-
-
-class BareIndex:
-    """Image files without annotations, with the part of the index's interface that loading needs.
-
-    Raises:
-        UserError: naming the first file that is missing or no image.
-    """
-
-    def __init__(self, paths: list[Path]) -> None:
-        with pixel_limit(DEFAULT_MAX_PIXELS):
-            headers = [read_header(Path(path)) for path in paths]
-        for path, header in zip(paths, headers):
-            if header.problem:
-                raise UserError(f"{path}: {header.problem} ({header.detail})")
-        self._paths = [Path(path) for path in paths]
-        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
-        self.orientation = np.array([h.orientation for h in headers], np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, i: int) -> Path:
-        """Path of page i."""
-        return self._paths[int(i)]
-
-    def name(self, i: int) -> str:
-        """File name of page i."""
-        return self._paths[int(i)].name
-
-    def polygons(self, i: int) -> list[np.ndarray]:
-        """None: there are no annotations."""
-        return []
-
-    def ignore(self, i: int) -> np.ndarray:
-        """(0,) bool."""
-        return np.zeros(0, bool)
 
 
 def predict_loader(

@@ -23,7 +23,7 @@ def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] 
     if len(weights) != len(lengths):
         raise ValueError(f"{len(weights)} weights for {len(lengths)} data sets")
     mask = (1 << 64) - 1
-    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, 0, ORDER_STREAM, 0], np.uint64)
+    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, ORDER_STREAM, 0, 0], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
     parts, start = [], 0
     for length, weight in zip(lengths, weights):
@@ -32,6 +32,17 @@ def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] 
         start += length
     order = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
     return order[rng.permutation(len(order))]
+
+
+def repeats(order: np.ndarray) -> np.ndarray:
+    """(M,) int64: how often each entry's sample came earlier in the order; all 0 unless a weight is above 1."""
+    by_sample = np.argsort(order, kind="stable")
+    ordered = order[by_sample]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else np.zeros(0, np.int64)
+    run = np.repeat(first, np.diff(np.r_[first, len(order)]))
+    result = np.empty(len(order), np.int64)
+    result[by_sample] = np.arange(len(order)) - run
+    return result
 
 
 def num_samples(lengths: list[int], weights: list[float] | None = None) -> int:

@@ -6,12 +6,15 @@ epochs, exact resume from any position, and the same batches from any number of 
 """
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
+from pipelines.errors import UserError
+from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
 NOT_AUGMENTED = AugmentConfig(enabled=False)
@@ -40,6 +43,43 @@ class Sample(NamedTuple):
     light_on: np.ndarray  # () bool
     light_gain: np.ndarray  # (16, 16, 1) float32
     light_offset: np.ndarray  # (16, 16, 1) float32
+
+
+class BareIndex:
+    """Image files without annotations, with the part of the index's interface that loading needs.
+
+    Raises:
+        UserError: naming the first file that is missing or no image.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        with pixel_limit(DEFAULT_MAX_PIXELS):
+            headers = [read_header(Path(path)) for path in paths]
+        for path, header in zip(paths, headers):
+            if header.problem:
+                raise UserError(f"{path}: {header.problem} ({header.detail})")
+        self._paths = [Path(path) for path in paths]
+        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
+        self.orientation = np.array([h.orientation for h in headers], np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, i: int) -> Path:
+        """Path of page i."""
+        return self._paths[int(i)]
+
+    def name(self, i: int) -> str:
+        """File name of page i."""
+        return self._paths[int(i)].name
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """None: there are no annotations."""
+        return []
+
+    def ignore(self, i: int) -> np.ndarray:
+        """(0,) bool."""
+        return np.zeros(0, bool)
 
 
 def raw_size(index: Any, row: int) -> tuple[int, int]:
@@ -150,7 +190,7 @@ class TrainSource:
         global_batch = batch_size * world_size * accumulate
         self.num_samples = sampler.num_samples(self.lengths, self.weights)
         self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, global_batch)
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._epoch, self._order, self._repeats = -1, np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     def position(self, iteration: int) -> tuple[int, int, int]:
         """(epoch, step, micro) of a batch number."""
@@ -161,15 +201,22 @@ class TrainSource:
     def rows(self, iteration: int) -> np.ndarray:
         """(batch_size,) int64 index rows of a batch number."""
         epoch, step, micro = self.position(iteration)
-        if self._order[0] != epoch:
-            self._order = (epoch, sampler.epoch_order(self.seed, epoch, self.lengths, self.weights))
-        return sampler.rank_batch(self._order[1], step, micro, **self.split)
+        self._enter(epoch)
+        return sampler.rank_batch(self._order, step, micro, **self.split)
+
+    def _enter(self, epoch: int) -> None:
+        if self._epoch != epoch:
+            self._order = sampler.epoch_order(self.seed, epoch, self.lengths, self.weights)
+            self._repeats = sampler.repeats(self._order)
+            self._epoch = epoch
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
         """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
-        epoch = self.position(info.iteration)[0]
-        rows = [int(row) for row in self.rows(info.iteration)]
-        return columns([self.maker(row, draw(self.augment, self.seed, epoch, row)) for row in rows])
+        epoch, step, micro = self.position(info.iteration)
+        rows = self.rows(info.iteration)
+        again = sampler.rank_batch(self._repeats, step, micro, **self.split)
+        drawn = [draw(self.augment, self.seed, epoch, int(row), int(k)) for row, k in zip(rows, again)]
+        return columns([self.maker(int(row), numbers) for row, numbers in zip(rows, drawn)])
 
 
 class EvalSource:
