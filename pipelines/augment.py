@@ -148,8 +148,9 @@ def _blur(config: AugmentConfig, u: np.ndarray) -> tuple[float, float]:
     return 0.0, 1.0
 
 
-# RGB -> YIQ (NTSC). Hue is a turn of the (I, Q) plane and saturation its length, as in DALI's fn.hsv and colour twist.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+# RGB -> YIQ (NTSC 1953), enough digits that greys have no hue. Hue is a turn of the (I, Q) plane and saturation a
+# stretch of it, as in DALI's fn.hsv.
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _RGB = np.linalg.inv(_YIQ)
 
 
