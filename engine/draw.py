@@ -1,0 +1,210 @@
+"""Pictures: the curves of a run, and detections over a page. Matplotlib without a display, OpenCV for the page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from engine.runlog import read_metrics
+from pipelines.errors import UserError
+
+GREEN, RED, BLUE, ORANGE, GREY = (0, 150, 60), (220, 20, 30), (30, 90, 230), (245, 130, 0), (130, 130, 130)
+LEGEND = (("ground truth", GREEN), ("missed", RED), ("prediction", BLUE), ("false positive", ORANGE), ("ignored", GREY))
+GT_COLOURS = {"matched": GREEN, "split": GREEN, "merged": GREEN, "missed": RED, "ignored": GREY, "skipped": GREY}
+PRED_COLOURS = {"matched": BLUE, "false_positive": ORANGE, "dont_care": GREY, "skipped": GREY}
+MIN_WIDTH = 640  # narrower pages are drawn on white of this width, so that header and legend fit
+HEADER_BACKGROUND = 255
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def overlay(
+    image: np.ndarray,
+    gt: Sequence[np.ndarray] = (),
+    ignore: Sequence[bool] | None = None,
+    pred: Sequence[np.ndarray] = (),
+    scores: Sequence[float] | None = None,
+    gt_status: Sequence[str] | None = None,
+    pred_status: Sequence[str] | None = None,
+    title: str = "",
+) -> np.ndarray:
+    """A page with its ground truth and detections, below a header with title and legend.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        gt, pred: polygons (n, 2) in pixels of the image.
+        ignore: one for each of `gt`.
+        scores: one for each of `pred`, written at its first corner.
+        gt_status: as CLEval gives them: matched, split, merged, missed, ignored or skipped; None = matched.
+        pred_status: matched, false_positive, dont_care or skipped; None = matched.
+        title: file name, H-mean.
+
+    Returns:
+        (H + header, max(W, MIN_WIDTH), 3) uint8 RGB.
+
+    Raises:
+        ValueError: image of another shape or type, lists of unequal length, an unknown status.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    gt_status = gt_status if gt_status is not None else ["matched"] * len(gt)
+    pred_status = pred_status if pred_status is not None else ["matched"] * len(pred)
+    ignored = ignore if ignore is not None else [False] * len(gt)
+    if not len(gt) == len(gt_status) == len(ignored) or len(pred) != len(pred_status):
+        raise ValueError("overlay: polygons, ignore and statuses must have one entry each")
+    canvas = np.ascontiguousarray(image).copy()
+    thick = max(1, round(min(canvas.shape[:2]) / 600))
+    unknown = {*gt_status, *pred_status} - {*GT_COLOURS, *PRED_COLOURS}
+    if unknown:
+        raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
+    gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
+    pred_colours = [PRED_COLOURS[status] for status in pred_status]
+    # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
+    _outlines(canvas, gt, gt_colours, thick + 1)
+    _outlines(canvas, pred, pred_colours, thick)
+    if scores is not None:
+        _labels(canvas, pred, scores, pred_colours)
+    shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
+    return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
+
+
+def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple], thick: int) -> None:
+    """Draws closed outlines in place; 3 fractional bits keep sub-pixel corners."""
+    for polygon, colour in zip(polygons, colours, strict=True):
+        # A pixel's centre is at i + 0.5 for us and at i for OpenCV.
+        points = np.asarray(polygon, np.float64).reshape(-1, 1, 2) - 0.5
+        fixed = np.round(np.clip(points, -1e6, 1e6) * 8).astype(np.int32)
+        cv2.polylines(canvas, [fixed], True, colour, thick, cv2.LINE_AA, shift=3)
+
+
+def _labels(
+    canvas: np.ndarray, polygons: Sequence[np.ndarray], scores: Sequence[float], colours: Sequence[tuple]
+) -> None:
+    size = max(0.3, min(canvas.shape[:2]) / 2600)
+    for polygon, score, colour in zip(polygons, scores, colours, strict=True):
+        x, y = np.asarray(polygon, np.float64).reshape(-1, 2)[0]
+        text = f"{float(score):.2f}".removeprefix("0")
+        cv2.putText(canvas, text, (int(x), int(y) - 2), FONT, size, colour, 1, cv2.LINE_AA)
+
+
+def _with_header(canvas: np.ndarray, title: str, legend: Sequence[tuple[str, tuple]]) -> np.ndarray:
+    height, width = canvas.shape[:2]
+    full = max(width, MIN_WIDTH)
+    size = full / 1600 if full > 1280 else 0.5
+    line = round(44 * size)
+    page = np.full((height + 2 * line + 8, full, 3), HEADER_BACKGROUND, np.uint8)
+    page[-height:, :width] = canvas
+    # The built-in font is ASCII; other letters would be drawn as question marks one byte each.
+    ascii_title = title.encode("ascii", "replace").decode()
+    (text_width, _), _ = cv2.getTextSize(ascii_title, FONT, size, 1)
+    shrink = min(1.0, (full - 16) / max(text_width, 1))
+    cv2.putText(page, ascii_title, (8, line - 6), FONT, size * shrink, (0, 0, 0), 1, cv2.LINE_AA)
+    x, y = 8, 2 * line - 6
+    for word, colour in legend:
+        cv2.rectangle(page, (x, y - round(16 * size)), (x + round(28 * size), y), colour, -1)
+        x += round(36 * size)
+        cv2.putText(page, word, (x, y), FONT, size * 0.9, (0, 0, 0), 1, cv2.LINE_AA)
+        x += cv2.getTextSize(word, FONT, size * 0.9, 1)[0][0] + round(28 * size)
+    return page
+
+
+def save_image(path: Path | str, image: np.ndarray, quality: int = 88) -> Path:
+    """Writes (H, W, 3) uint8 RGB as JPEG or PNG, by the name's ending; makes the folder.
+
+    Raises:
+        UserError: another ending, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        raise UserError(f"{path}: pictures end in .jpg or .png")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() != ".png" else []
+    _, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def curves(metrics_path: Path | str, out_png: Path | str) -> Path:
+    """Draws a run's metrics.jsonl: losses, learning rate, H-mean with precision and recall, speed and data wait.
+
+    Raises:
+        UserError: metrics.jsonl cannot be read, or holds no record yet.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_metrics(Path(metrics_path))
+    train = [r for r in records if r.get("kind") == "train"]
+    validation = [r for r in records if r.get("kind") == "validation"]
+    if not train and not validation:
+        raise UserError(f"{metrics_path}: no records to draw yet")
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: no display is looked for and no global state is kept
+    (losses, rate), (hmean, speed) = figure.subplots(2, 2)
+    _losses(losses, train)
+    _lines(rate, train, "step", {"lr": "learning rate"})
+    rate.set(title="learning rate", xlabel="step")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _scores(hmean, validation)
+    _speed(speed, train)
+    for axes in (losses, rate, hmean, speed):
+        axes.grid(alpha=0.25)
+    out = Path(out_png)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110, format="png")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    return out
+
+
+def _lines(axes: Any, records: list[dict], x: str, names: dict[str, str], marker: str = "", **style: Any) -> None:
+    """One line for each key that has numbers; null (NaN) leaves a gap. A single point is shown as one."""
+    for key, label in names.items():
+        points = [(r[x], np.nan if r[key] is None else r[key]) for r in records if key in r and x in r]
+        if points:
+            axes.plot(*zip(*points), label=label, marker=marker or ("o" if len(points) == 1 else ""), ms=3, **style)
+
+
+def _losses(axes: Any, train: list[dict]) -> None:
+    parts = {"prob_loss": "probability", "thresh_loss": "threshold", "binary_loss": "binary"}
+    _lines(axes, train, "step", {"loss": "total"}, color="black", lw=1.6)
+    _lines(axes, train, "step", parts, lw=1)
+    axes.set(title="loss", xlabel="step")
+    values = [r[k] for r in train for k in ("loss", *parts) if r.get(k) is not None]
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    if axes.lines:
+        axes.legend(fontsize=8)
+
+
+def _scores(axes: Any, validation: list[dict]) -> None:
+    _lines(axes, validation, "epoch", {"hmean": "H-mean"}, marker="o", color="black", lw=1.8)
+    names = {"hmean_macro": "page mean", "precision": "precision", "recall": "recall"}
+    _lines(axes, validation, "epoch", names, marker=".", lw=1)
+    known = [(r["hmean"], r["epoch"]) for r in validation if r.get("hmean") is not None and "epoch" in r]
+    title = "validation"
+    if known:
+        best, epoch = max(known)
+        title += f": best H-mean {best:.4f} in epoch {epoch}"
+    axes.set(title=title, xlabel="epoch")
+    if axes.lines:
+        axes.legend(fontsize=8, loc="lower right")
+
+
+def _speed(axes: Any, train: list[dict]) -> None:
+    _lines(axes, train, "step", {"images_per_second": "images per second"}, color="tab:blue")
+    axes.set(title="speed and data wait", xlabel="step")
+    axes.set_ylabel("images per second", color="tab:blue")
+    axes.set_ylim(bottom=0)
+    wait = axes.twinx()
+    shares = [{**r, "wait": 100 * r["data_wait_share"]} for r in train if r.get("data_wait_share") is not None]
+    _lines(wait, shares, "step", {"wait": "data wait"}, color="tab:orange")
+    wait.set_ylabel("time spent waiting for data, %", color="tab:orange")
+    wait.set_ylim(0, max([10.0, *(r["wait"] for r in shares)]) * 1.05)
