@@ -173,7 +173,7 @@ def read_coco(path: Path, root: str | Path | None, data: Any, repeated: list[str
     pages: dict[Any, Page] = {}
     for entry in images:
         _expect(entry, dict, f"{path}: images", "an object")
-        if "id" not in entry or not isinstance(entry.get("file_name"), str):
+        if not isinstance(entry.get("id"), (int, str)) or not isinstance(entry.get("file_name"), str):
             raise UserError(f"{path}: an image lacks id or file_name")
         where = f"{path}: image {entry['id']}"
         if entry.get("set") == "test":
@@ -184,7 +184,7 @@ def read_coco(path: Path, root: str | Path | None, data: Any, repeated: list[str
     for item in items:
         _expect(item, dict, f"{path}: annotations", "an object")
         where = f"{path}: annotation {item.get('id')}"
-        page = pages.get(item.get("image_id"))
+        page = pages.get(_expect(item.get("image_id"), (int, str), where, "image_id"))
         if page is None:
             findings.append(
                 Finding(str(path), "orphan", f"annotation {item.get('id')}: no image {item.get('image_id')}")

@@ -232,7 +232,9 @@ def read_folder(folder: Path, root: str | Path | None, layout: str) -> Source:
     if label_dir.is_relative_to(top):
         items = _pair(images_in(image_dir), label_files(label_dir), top, findings)
     else:
-        items = [(i.name, l) for i in images_in(image_dir) if (l := label_of(i.name, label_files(label_dir)))]
+        labels = label_files(label_dir)
+        items = [(image.name, label_of(image.name, labels)) for image in images_in(image_dir)]
+        items = [(name, label) for name, label in items if label is not None]
     if not items:
         raise UserError(f"{folder}: no pages: no image in {image_dir} has a label file in {label_dir}")
     layout, pages = build_pages(items, layout, str(folder), findings)
