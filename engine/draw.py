@@ -14,8 +14,7 @@ GREEN, RED, BLUE, ORANGE, GREY = (0, 150, 60), (220, 20, 30), (30, 90, 230), (24
 LEGEND = (("ground truth", GREEN), ("missed", RED), ("prediction", BLUE), ("false positive", ORANGE), ("ignored", GREY))
 GT_COLOURS = {"matched": GREEN, "split": GREEN, "merged": GREEN, "missed": RED, "ignored": GREY, "skipped": GREY}
 PRED_COLOURS = {"matched": BLUE, "false_positive": ORANGE, "dont_care": GREY, "skipped": GREY}
-MIN_WIDTH = 640  # narrower pages are drawn on white of this width, so that header and legend fit
-HEADER_BACKGROUND = 255
+SMALL_WIDTH = 800  # narrower pages are enlarged 2 or 3 times: outlines of 1 px over letters of 10 px hide them
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -41,7 +40,7 @@ def overlay(
         title: file name, H-mean.
 
     Returns:
-        (H + header, max(W, MIN_WIDTH), 3) uint8 RGB.
+        (k H + header, max(k W, 640), 3) uint8 RGB; k = 1, for pages narrower than 800 px 2 or 3.
 
     Raises:
         ValueError: image of another shape or type, lists of unequal length, an unknown status.
@@ -53,11 +52,11 @@ def overlay(
     ignored = ignore if ignore is not None else [False] * len(gt)
     if not len(gt) == len(gt_status) == len(ignored) or len(pred) != len(pred_status):
         raise ValueError("overlay: polygons, ignore and statuses must have one entry each")
-    canvas = np.ascontiguousarray(image).copy()
-    thick = max(1, round(min(canvas.shape[:2]) / 600))
     unknown = {*gt_status, *pred_status} - {*GT_COLOURS, *PRED_COLOURS}
     if unknown:
         raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
+    canvas, gt, pred = _enlarged(image, gt, pred)
+    thick = max(1, round(min(canvas.shape[:2]) / 600))
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
     # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
@@ -67,6 +66,13 @@ def overlay(
         _labels(canvas, pred, scores, pred_colours)
     shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
     return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
+
+
+def _enlarged(image: np.ndarray, *polygons: Sequence[np.ndarray]) -> tuple:
+    """A copy of the page, enlarged when it is narrow, and its polygons with it."""
+    k = min(3, -(-SMALL_WIDTH // image.shape[1]))
+    canvas = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image.copy()
+    return canvas, *([k * np.asarray(polygon, np.float64) for polygon in group] for group in polygons)
 
 
 def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple], thick: int) -> None:
@@ -90,10 +96,10 @@ def _labels(
 
 def _with_header(canvas: np.ndarray, title: str, legend: Sequence[tuple[str, tuple]]) -> np.ndarray:
     height, width = canvas.shape[:2]
-    full = max(width, MIN_WIDTH)
+    full = max(width, 640)  # header and legend need as much
     size = full / 1600 if full > 1280 else 0.5
     line = round(44 * size)
-    page = np.full((height + 2 * line + 8, full, 3), HEADER_BACKGROUND, np.uint8)
+    page = np.full((height + 2 * line + 8, full, 3), 255, np.uint8)
     page[-height:, :width] = canvas
     # The built-in font is ASCII; other letters would be drawn as question marks one byte each.
     ascii_title = title.encode("ascii", "replace").decode()
@@ -171,6 +177,8 @@ def _lines(axes: Any, records: list[dict], x: str, names: dict[str, str], marker
 
 
 def _losses(axes: Any, train: list[dict]) -> None:
+    from matplotlib.ticker import LogLocator
+
     parts = {"prob_loss": "probability", "thresh_loss": "threshold", "binary_loss": "binary"}
     _lines(axes, train, "step", {"loss": "total"}, color="black", lw=1.6)
     _lines(axes, train, "step", parts, lw=1)
@@ -178,8 +186,9 @@ def _losses(axes: Any, train: list[dict]) -> None:
     values = [r[k] for r in train for k in ("loss", *parts) if r.get(k) is not None]
     if values and min(values) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     if axes.lines:
         axes.legend(fontsize=8)
 
