@@ -1,0 +1,67 @@
+"""Shared by the tests: a tiny detector's settings, and processes as a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The smallest run that has every part of a real one: 8 synthetic pages, 4 steps an epoch, 2 epochs.
+TINY = (
+    "preset=demo",
+    "data.image_size=[96,128]",
+    "data.synthetic_size=[120,150]",
+    "data.synthetic_train=8",
+    "data.synthetic_val=4",
+    "data.batch_size=2",
+    "data.threads=1",
+    "models.encoder.name=lcnet_035",
+    "models.decoder.inner_channels=8",
+    "models.decoder.output_channels=4",
+    "models.head.hidden_channels=4",
+    "trainer.max_epochs=2",
+    "trainer.log_every=1",
+    "trainer.overlays=1",
+    "trainer.threads=1",
+)
+
+
+def run_module(module: str, *arguments: str, ranks: int = 0, cwd=None, timeout: float = 240, check: bool = False):
+    """Runs `python -m module ...` from `cwd` (torchrun with `ranks` processes when above 0), output as text."""
+    launch = [sys.executable, "-m", module]
+    if ranks:
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={ranks}",
+            "-m",
+            module,
+        ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture
+def tiny() -> tuple[str, ...]:
+    """Settings of the smallest run."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The run folder of one finished tiny training, made once for all tests."""
+    from engine import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert train.main([*TINY, "name=run", f"run_root={folder}/runs"]) == 0
+    return folder / "runs" / "run"
