@@ -40,8 +40,8 @@ from pipelines.options import allowed
 __all__ = [
     "PRESET_FOLDER", "AugmentConfig", "Config", "DataConfig", "DecoderConfig", "EncoderConfig", "EvalConfig",
     "HeadConfig", "LossConfig", "ModelsConfig", "OptimizerConfig", "PostConfig", "SchedulerConfig", "TrainerConfig",
-    "from_dict", "global_batch_notice", "help_text", "load_config", "preset_names", "split_extra", "to_dict",
-    "to_yaml", "warnings",
+    "from_dict", "global_batch_notice", "help_text", "keys", "keys_and_values", "load_config", "preset_names",
+    "split_extra", "to_dict", "to_yaml", "warnings",
 ]  # fmt: skip
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
@@ -90,9 +90,9 @@ def _unknown(key: str, extra: Mapping[str, str] | None = None) -> UserError:
         inside = ", ".join(name for name in names if name.startswith(key + "."))
         return UserError(f"{key} is a section; set one of its keys: {inside}")
     near = [name for name in names if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = near or difflib.get_close_matches(key, names, n=2, cutoff=0.6)
+    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=2)]
+    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)]
     hint = f"did you mean {' or '.join(near[:3])}?" if near else "--help lists all keys"
     return UserError(f"unknown key {key}; {hint}")
 

@@ -86,7 +86,7 @@ class EncoderConfig:
 class DecoderConfig:
     """The feature pyramid."""
 
-    kind: str = option("unet", "decoder", choices=("unet",))
+    kind: str = option("unet", "kind of decoder", choices=("unet",))
     inner_channels: int = option(256, "channels of the laterals", 1, 4096)
     output_channels: int = option(64, "channels each level gives to the head", 1, 4096)
     upsample: str = option("nearest", "upsampling between levels", choices=("nearest", "bilinear"))
@@ -134,7 +134,7 @@ class OptimizerConfig:
 class SchedulerConfig:
     """The learning-rate schedule."""
 
-    name: str = option("cosine", "shape", choices=("cosine", "onecycle", "poly", "constant"))
+    name: str = option("cosine", "shape of the schedule", choices=("cosine", "onecycle", "poly", "constant"))
     T_max: int = option(15, "epochs from lr down to eta_min (cosine)", 1, 100000)
     eta_min: float = option(1e-5, "learning rate at the end (cosine, poly, onecycle)", 0.0, 100.0)
     after_T_max: str = option(
