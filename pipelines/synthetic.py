@@ -6,6 +6,7 @@ and FreeType's rounding.
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,10 +28,19 @@ VERSION = 1
 MIN_SIDE = 64
 # Body text of real receipts has 10 to 36 px line boxes on a 1280 px page (median 22).
 BODY_PX_AT_1280 = (17.0, 30.0)
-# DB training ignores text under 8 px, so small pages get fewer lines, not smaller ones: 10 px capitals still have
-# 8 px after the steepest perspective.
-MIN_CAPITAL_PX = 10
+# DB training ignores text under 8 px, so small pages get fewer lines, not smaller ones.
+MIN_TEXT_PX = 8.5
 JPEG_QUALITY = (35, 96)
+
+
+class _Plan(NamedTuple):
+    """How a receipt will lie on its page: printed size, body font size, least font size, faces, 3 x 3 paper to page."""
+
+    size_wh: tuple[int, int]
+    body_px: int
+    least_px: int
+    family: tuple[str, str]
+    matrix: np.ndarray
 
 
 class Sheet(NamedTuple):
@@ -44,9 +54,10 @@ class Sheet(NamedTuple):
 class _Printer:
     """Draws rows on flat paper and keeps the box of every segment."""
 
-    def __init__(self, rng: np.random.Generator, size_wh: tuple[int, int], body_px: int, family: tuple[str, str]):
-        self.rng, self.body_px, self.family = rng, body_px, family
-        self.least = max(least_size(name, MIN_CAPITAL_PX) for name in family)
+    def __init__(self, rng: np.random.Generator, plan: _Plan):
+        size_wh = plan.size_wh
+        self.rng, self.family = rng, plan.family
+        self.body_px, self.least_px = plan.body_px, plan.least_px
         self.image = Image.new("L", size_wh, 0)
         self.draw = ImageDraw.Draw(self.image)
         margin = float(rng.uniform(0.03, 0.09)) * size_wh[0]
@@ -56,12 +67,14 @@ class _Printer:
         self.strength = int(rng.integers(200, 256))
         self.quads: list[np.ndarray] = []
         self.texts: list[str] = []
-        self.y = self.body_px * float(rng.uniform(0.8, 3))
+        self.y = min(self.body_px * float(rng.uniform(0.8, 3)), 0.1 * size_wh[1])
 
     def row(self, row: Row) -> bool:
         """Prints one row; False when the paper is full."""
-        size = max(self.least, round(self.body_px * row.scale))
-        if self.y + size * 1.5 > self.image.height:
+        size = max(self.least_px, round(self.body_px * row.scale))
+        # A logo or barcode on a scrap of paper would leave no room for text.
+        room = self.image.height - self.y if row.kind == "text" else self.image.height * 0.2
+        if size * 1.5 > min(room, self.image.height - self.y):
             return False
         if row.kind == "text":
             self._text(row, size)
@@ -92,9 +105,12 @@ class _Printer:
             return limit
         start, baseline = round(start), round(self.y + size)
         self.draw.text((start, baseline), text, fill=self.strength, font=face, anchor="ls")
-        left, top, right, bottom = face.getbbox(text, anchor="ls")
-        # A line box: at least from the baseline to the top of a capital, so that `...` is a line too.
-        top, bottom = min(top, face.getbbox("H", anchor="ls")[1]), max(bottom, 0)
+        mask, (across, down) = face.getmask2(text, mode="L", anchor="ls")
+        ink = mask.getbbox()
+        assert ink is not None, f"{text!r} has ink in {face.path}"
+        # Tight left and right; up at least to the top of a capital, down to the baseline: `...` is a line too.
+        left, right = ink[0] + across, ink[2] + across
+        top, bottom = min(ink[1] + down, face.getbbox("H", anchor="ls")[1]), max(ink[3] + down, 0)
         box = [[left, top], [right, top], [right, bottom], [left, bottom]]
         self.quads.append(np.array(box, np.float64) + (start, baseline))
         self.texts.append(text)
@@ -124,28 +140,39 @@ class _Printer:
         self.draw.rectangle([middle - inner, self.y + size * 0.3, middle + inner, self.y + size * 0.6], fill=0)
 
 
-def _print_sheet(rng: np.random.Generator, height: int, width: int, fonts: str) -> Sheet:
-    """Prints a receipt on paper that fits a page of this size, before any squeeze or turn."""
+def _plan(rng: np.random.Generator, height: int, width: int, difficulty: float, fonts: str) -> _Plan:
+    """Chooses paper size, place on the page, and font sizes that stay legible there."""
     choices = families(fonts)
     family = choices[int(rng.integers(len(choices)))]
-    body = round(float(rng.uniform(*BODY_PX_AT_1280)) * height / 1280)
-    body = max(body, *(least_size(name, MIN_CAPITAL_PX) for name in family))
+    body = float(rng.uniform(*BODY_PX_AT_1280)) * height / 1280
     full = rng.random() < 0.4
-    sheet_height = height if full else int(height * rng.uniform(0.75, 0.98))
-    # 30 to 46 letters of 0.6 em across; narrow printers squeeze their letters (in the homography).
-    letters = float(rng.uniform(30, 46)) * 0.6 * body
-    sheet_width = int(min(width * (1.0 if full else 0.97), max(letters, 0.4 * width)))
-    squeeze = float(rng.uniform(0.8, 1.0)) if sheet_width > 8 * body else 1.0
-    printer = _Printer(rng, (round(sheet_width / squeeze), sheet_height), body, family)
-    rows = compose(rng, int(sheet_height / (body * printer.pitch)), korean=fonts == "hangul")
-    for row in rows:
-        if not printer.row(row):
+    paper_height = height if full else int(height * rng.uniform(0.75, 0.98))
+    # 30 to 46 letters of 0.6 em across, but at least 0.4 of the page.
+    letters = float(rng.uniform(30, 46)) * 0.6 * max(body, 1.4 * MIN_TEXT_PX)
+    paper_width = int(min(width * (1.0 if full else 0.97), max(letters, 0.4 * width)))
+    matrix = paper.homography(rng, (paper_width, paper_height), (width, height), difficulty)
+    corners = np.array([[0, 0], [0, paper_height], [paper_width, 0], [paper_width, paper_height]], np.float64)
+    sides = np.diff(paper.transform(matrix, corners).reshape(2, 2, 2), axis=1)
+    shrink = float(np.hypot(sides[..., 0], sides[..., 1]).min()) / paper_height
+    # 0.93: a sheared or unevenly shrunk box has a shorter short side than its left edge.
+    least = max(least_size(name, math.ceil(MIN_TEXT_PX / (0.93 * shrink))) for name in family)
+    # Narrow printers squeeze their letters: print wider, and let the matrix squeeze.
+    printed_width = round(paper_width / float(rng.uniform(0.8, 1.0)))
+    matrix = matrix @ np.diag([paper_width / printed_width, 1.0, 1.0])
+    return _Plan((printed_width, paper_height), max(round(body), least), least, family, matrix)
+
+
+def _print_sheet(rng: np.random.Generator, plan: _Plan, korean: bool) -> Sheet:
+    """Prints a receipt on flat paper."""
+    printer = _Printer(rng, plan)
+    for row in compose(rng, int(plan.size_wh[1] / (plan.body_px * printer.pitch)), korean):
+        if not printer.row(row) and row.kind == "text":
             break
     ink = np.asarray(printer.image)
     if rng.random() < 0.12:
         # Dot matrix: a pale line every third row.
         ink = ink.copy()
-        ink[:: max(3, body // 8)] //= 2
+        ink[:: max(3, plan.body_px // 8)] //= 2
     return Sheet(ink, np.array(printer.quads).reshape(-1, 4, 2), printer.texts)
 
 
@@ -180,10 +207,8 @@ def _render(
         raise UserError(f"difficulty {difficulty}: allowed is 0 to 1")
     # Philox is counter-based: page (seed, index) does not depend on which others were drawn.
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, index % 2**64]))
-    sheet = _print_sheet(rng, height, width, fonts)
-    squeezed = (min(sheet.ink.shape[1], width), sheet.ink.shape[0])
-    matrix = paper.homography(rng, squeezed, (width, height), difficulty)
-    matrix = matrix @ np.diag([squeezed[0] / sheet.ink.shape[1], 1.0, 1.0])
+    plan = _plan(rng, height, width, difficulty, fonts)
+    sheet, matrix = _print_sheet(rng, plan, korean=fonts == "hangul"), plan.matrix
     ink = paper.warp(sheet.ink, matrix, (height, width))
     mask = paper.warp(np.full(sheet.ink.shape, 255, np.uint8), matrix, (height, width))
     page = _compose_page(rng, ink, mask, (height, width), difficulty)
