@@ -126,11 +126,12 @@ class _Printer:
             self.draw.rectangle([x, y, x + dash * size, y + size // 14], fill=self.strength)
 
     def _barcode(self, size: int) -> None:
-        x, end = self.left + (self.right - self.left) * 0.2, self.right - (self.right - self.left) * 0.2
+        inset = (self.right - self.left) * 0.2
+        x, end, y, unit = round(self.left + inset), self.right - inset, round(self.y), max(1, self.body_px // 14)
         while x < end:
-            bar = int(self.rng.integers(1, 4)) * max(1, self.body_px // 14)
-            self.draw.rectangle([x, self.y, x + bar - 1, self.y + size], fill=self.strength)
-            x += bar + int(self.rng.integers(1, 4)) * max(1, self.body_px // 14)
+            bar = int(self.rng.integers(1, 4)) * unit
+            self.draw.rectangle([x, y, x + bar - 1, y + size], fill=self.strength)
+            x += bar + int(self.rng.integers(1, 4)) * unit
 
     def _logo(self, size: int) -> None:
         middle, half = (self.left + self.right) / 2, size * float(self.rng.uniform(0.6, 1.6))

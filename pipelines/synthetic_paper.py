@@ -16,11 +16,13 @@ def homography(
     """
     width, height = paper_wh
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
-    angle = np.deg2rad(rng.normal(0, 1.6) * difficulty * 2)
+    # A long strip must turn less, or it would shrink to nothing when it is fitted into the page.
+    freedom = difficulty * 2 * min(1.0, 3 * min(width, height) / max(width, height))
+    angle = np.deg2rad(rng.normal(0, 1.6) * freedom)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = corners.mean(0)
     moved = (corners - middle) @ turn.T + middle
-    moved += rng.uniform(-0.016, 0.016, (4, 2)) * difficulty * 2 * np.array([width, height])
+    moved += rng.uniform(-0.016, 0.016, (4, 2)) * freedom * np.array([width, height])
     size = np.array(page_wh, np.float64) - 2
     spread = np.ptp(moved, axis=0)
     moved *= min(1.0, *(size / spread))

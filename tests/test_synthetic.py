@@ -24,7 +24,7 @@ def filled(polygons, hw):
     return mask > 0
 
 
-@pytest.mark.parametrize("hw", [SIZE, (64, 64), (640, 480), (96, 700)])
+@pytest.mark.parametrize("hw", [SIZE, (64, 64), (640, 480), (96, 700), (700, 64)])
 @pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
 def test_pages_have_text_inside_the_page(hw, difficulty):
     for index in range(6):
