@@ -54,7 +54,7 @@ class PageResult:
         counts: COUNTS -> int.
         recall, precision, hmean: 0..1.
         gt_status: for each text: matched, split (several detections), merged (its detection has several texts),
-            missed, ignored, or skipped (contest: fewer than 4 vertices).
+            missed, ignored, or skipped (contest: fewer than 4 vertices). Split and merged at once: split.
         pred_status: for each detection: matched, false_positive, dont_care, or skipped (contest).
     """
 
@@ -136,7 +136,7 @@ def evaluate_page(
         pred: detections, (n, 2) each, pixels; best first (contest keeps the first 500). Official quads are computed in
             the arrays' own dtype (float32 stays), as the package does; the rest in float64.
         gt: texts, (n, 2) each, pixels, from the top left corner along the reading direction.
-        texts: transcription of each text; official needs it for every text that is not ignored, contest does not use it.
+        texts: transcription of each text; official needs it for all that are not ignored, contest does not use it.
         ignore: don't-care flag of each text; None: the transcription "###" marks one (official), or none (contest).
 
     Raises:
@@ -233,13 +233,14 @@ def _match(
         _cut_ignored(gt, ignored)
     share = _area_precision(gt, pred, rows, columns)
     centre, detection = _hits(pred, rows, columns, lengths, xy)
-    held = np.zeros(share.shape, np.int64)
-    np.add.at(held, (owner[centre], detection), 1)
+    held = np.bincount(owner[centre] * len(pred) + detection, minlength=share.size).reshape(share.shape)
 
     dont_care = _dont_care(share, held, ignored)
     match = _pairs(share, held, ~ignored, ~dont_care)
     kept = match[owner[centre], detection]
-    hits, hit = int(kept.sum()), len(np.unique(centre[kept]))
+    found = np.zeros(len(owner), bool)
+    found[centre[kept]] = True
+    hits, hit = int(kept.sum()), int(found.sum())
     per_gt, per_pred = match.sum(1), match.sum(0)
     false = np.flatnonzero((per_pred == 0) & ~dont_care)
     chars_false = int(false_chars(pred, kind, false).sum())
@@ -255,10 +256,24 @@ def _match(
         "merges": int((per_pred > 1).sum()),
         "overlaps": hits - hit,
     }
-    merged = match[:, per_pred > 1].any(1)
-    of_gt = np.select([ignored, per_gt > 1, merged, per_gt > 0], ["ignored", "split", "merged", "matched"], "missed")
-    of_pred = np.select([dont_care, per_pred > 0], ["dont_care", "matched"], "false_positive")
-    return counts, of_gt, of_pred
+    return counts, _gt_status(match, ignored), _pred_status(match, dont_care)
+
+
+def _gt_status(match: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """(G,) words for PageResult; a text that is both split and merged is split."""
+    per_gt = match.sum(1)
+    status = np.where(per_gt > 0, "matched", "missed").astype("U16")
+    status[match[:, match.sum(0) > 1].any(1)] = "merged"
+    status[per_gt > 1] = "split"
+    status[ignored] = "ignored"
+    return status
+
+
+def _pred_status(match: np.ndarray, dont_care: np.ndarray) -> np.ndarray:
+    """(D,) words for PageResult."""
+    status = np.where(match.any(0), "matched", "false_positive").astype("U16")
+    status[dont_care] = "dont_care"
+    return status
 
 
 def _cut_ignored(gt: Shapes, ignored: np.ndarray) -> None:
@@ -326,5 +341,6 @@ def _scores(counts: dict[str, int]) -> tuple[float, float, float]:
 
 def _spread(status: np.ndarray, kept: np.ndarray) -> list[str]:
     """Status of the kept polygons, and "skipped" in the places of the others."""
-    places = iter(status.tolist())
-    return [next(places) if k else "skipped" for k in kept]
+    result = np.full(len(kept), "skipped", "U16")
+    result[kept] = status
+    return result.tolist()
