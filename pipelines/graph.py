@@ -14,7 +14,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
 from pipelines.augment import AugmentConfig
-from pipelines.source import Sample
+from pipelines.source import fields_of
 
 # ImageNet statistics, grey levels of 255, RGB
 MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
@@ -59,7 +59,7 @@ def build(
     """A built pipeline that yields `Outputs`.
 
     Args:
-        source: callable of a BatchInfo giving the columns of `Sample`s; picklable when workers > 0.
+        source: callable of a BatchInfo giving the columns `source.fields_of(augment)`; picklable when workers > 0.
         canvas_hw: canvas height and width.
         augment: decides which steps the graph has.
         batch_size: largest batch.
@@ -88,7 +88,7 @@ def build(
 @pipeline_def(enable_conditionals=True, exec_dynamic=True)
 def _graph(source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, parallel: bool) -> Outputs:
     gpu = Pipeline.current().device_id is not None
-    fields = list(Sample._fields)
+    fields = fields_of(augment)
     given = fn.external_source(
         source=source,
         num_outputs=len(fields),
@@ -98,10 +98,11 @@ def _graph(source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, para
         dtype=[_TYPES[name] for name in fields],
         ndim=[_NDIM.get(name, 0) for name in fields],
     )
-    sample = Sample(*given)
-    # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frame: no ROI decode (DESIGN 4.11).
+    sample = dict(zip(fields, given))
+    # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frames: GPU ROI decode crashes with
+    # the codec of this DALI generation (NVIDIA/nvImageCodec#55).
     image = fn.decoders.image(
-        sample.encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+        sample["encoded"], device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
     )
     shape = image.shape()
     image = _warp(image, sample, canvas_hw)
@@ -109,16 +110,18 @@ def _graph(source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, para
     image = fn.crop_mirror_normalize(
         image, dtype=types.FLOAT16 if gpu else types.FLOAT, output_layout="HWC", mean=MEAN, std=STD
     )
-    return tuple(Outputs(image, shape, sample.points, sample.offsets, sample.ignore, sample.index, sample.matrix))
+    return tuple(
+        Outputs(image, shape, sample["points"], sample["offsets"], sample["ignore"], sample["index"], sample["matrix"])
+    )
 
 
-def _warp(image: Any, sample: Sample, canvas_hw: tuple[int, int]) -> Any:
+def _warp(image: Any, sample: dict[str, Any], canvas_hw: tuple[int, int]) -> Any:
     """The page on the canvas. `inverse_map=True`: DALI's matrix goes from output to input, pixel centres at i + 0.5."""
-    if sample.resize:
-        image = fn.resize(image, size=sample.size_hw, interp_type=types.INTERP_LINEAR, antialias=True)
+    if sample["resize"]:
+        image = fn.resize(image, size=sample["size_hw"], interp_type=types.INTERP_LINEAR, antialias=True)
     return fn.warp_affine(
         image,
-        matrix=sample.inverse,
+        matrix=sample["inverse"],
         inverse_map=True,
         size=list(canvas_hw),
         interp_type=types.INTERP_LINEAR,
@@ -126,23 +129,25 @@ def _warp(image: Any, sample: Sample, canvas_hw: tuple[int, int]) -> Any:
     )
 
 
-def _photometric(image: Any, sample: Sample, canvas_hw: tuple[int, int], augment: AugmentConfig, gpu: bool) -> Any:
+def _photometric(
+    image: Any, sample: dict[str, Any], canvas_hw: tuple[int, int], augment: AugmentConfig, gpu: bool
+) -> Any:
     """Colour, blur or sharpening, noise, shadow and fog.
 
-    `augment.x and sample.y`: the left is known when the graph is built and leaves the step out; the right is one flag
-    per sample and becomes a DALI conditional.
+    `augment.xs and sample["x_on"]`: the left is known when the graph is built and leaves the step out; the right is one
+    flag per sample and becomes a DALI conditional.
     """
-    if augment.colours and sample.colour_on:
-        image = fn.reshape(fn.coord_transform(image, MT=sample.colour, dtype=types.UINT8), layout="HWC")
-    if augment.blurs and sample.blur_on:
-        blurred = fn.gaussian_blur(image, sigma=sample.blur_sigma)
-        mix = _on(sample.blur_mix, gpu)
+    if augment.colours and sample["colour_on"]:
+        image = fn.reshape(fn.coord_transform(image, MT=sample["colour"], dtype=types.UINT8), layout="HWC")
+    if augment.blurs and sample["blur_on"]:
+        blurred = fn.gaussian_blur(image, sigma=sample["blur_sigma"])
+        mix = _on(sample["blur_mix"], gpu)
         image = fn.cast(image * (1.0 - mix) + blurred * mix, dtype=types.UINT8)
-    if augment.noises and sample.noise_on:
-        image = fn.cast(image + _on(sample.noise, gpu) * _on(sample.noise_gain, gpu), dtype=types.UINT8)
-    if augment.lights and sample.light_on:
-        gain = _stretch(_on(sample.light_gain, gpu), canvas_hw)
-        image = fn.cast(image * gain + _stretch(_on(sample.light_offset, gpu), canvas_hw), dtype=types.UINT8)
+    if augment.noises and sample["noise_on"]:
+        image = fn.cast(image + _on(sample["noise"], gpu) * _on(sample["noise_gain"], gpu), dtype=types.UINT8)
+    if augment.lights and sample["light_on"]:
+        gain = _stretch(_on(sample["light_gain"], gpu), canvas_hw)
+        image = fn.cast(image * gain + _stretch(_on(sample["light_offset"], gpu), canvas_hw), dtype=types.UINT8)
     return image
 
 

@@ -6,6 +6,8 @@ ranks sees the same samples in the same global batch as long as batch_size * wor
 
 import numpy as np
 
+from pipelines.errors import UserError
+
 ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the per-sample ones of pipelines.augment
 
 
@@ -18,10 +20,11 @@ def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] 
         weights: how often each data set's samples come in an epoch; [] or None = once each. A whole number is that
             many passes, the fraction a random part of the data set, another one each epoch. M = sum of
             round(length * weight).
+
+    Raises:
+        UserError: not one weight >= 0 per data set.
     """
-    weights = list(weights) if weights else [1.0] * len(lengths)
-    if len(weights) != len(lengths):
-        raise ValueError(f"{len(weights)} weights for {len(lengths)} data sets")
+    weights = _checked(weights, lengths)
     mask = (1 << 64) - 1
     key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, ORDER_STREAM, 0, 0], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -47,8 +50,15 @@ def repeats(order: np.ndarray) -> np.ndarray:
 
 def num_samples(lengths: list[int], weights: list[float] | None = None) -> int:
     """Length M of `epoch_order` without making it."""
-    weights = weights or [1.0] * len(lengths)
-    return sum(round(length * weight) for length, weight in zip(lengths, weights))
+    return sum(round(length * weight) for length, weight in zip(lengths, _checked(weights, lengths)))
+
+
+def _checked(weights: list[float] | None, lengths: list[int]) -> list[float]:
+    """The weights, 1 for each data set when there are none."""
+    weights = list(weights) if weights else [1.0] * len(lengths)
+    if len(weights) != len(lengths) or min(weights, default=0) < 0:
+        raise UserError(f"data.train_weights={weights}: give one number >= 0 for each of {len(lengths)} data sets")
+    return weights
 
 
 def steps_per_epoch(num_samples: int, global_batch: int) -> int:

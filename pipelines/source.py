@@ -21,7 +21,7 @@ NOT_AUGMENTED = AugmentConfig(enabled=False)
 
 
 class Sample(NamedTuple):
-    """One sample as it enters the graph; the order of the fields is the order of the graph's inputs."""
+    """One sample as it enters the graph."""
 
     encoded: np.ndarray  # (bytes,) uint8; empty when the file cannot be read, which fails the decoder
     resize: np.ndarray  # () bool
@@ -154,9 +154,15 @@ class SampleMaker:
         return np.ascontiguousarray(self._tile[y : y + height, x : x + width])
 
 
-def columns(samples: list[Sample]) -> tuple[list[np.ndarray], ...]:
+def fields_of(augment: AugmentConfig) -> tuple[str, ...]:
+    """The fields of `Sample` that a graph of this configuration takes, in order."""
+    groups = {"colour": augment.colours, "blur": augment.blurs, "noise": augment.noises, "light": augment.lights}
+    return tuple(name for name in Sample._fields if groups.get(name.partition("_")[0], True))
+
+
+def columns(samples: list[Sample], fields: tuple[str, ...]) -> tuple[list[np.ndarray], ...]:
     """One list per field, as DALI's batch-wise external source wants them."""
-    return tuple([list(column) for column in zip(*samples)])
+    return tuple([getattr(sample, name) for sample in samples] for name in fields)
 
 
 class TrainSource:
@@ -183,6 +189,7 @@ class TrainSource:
         start: int = 0,
     ) -> None:
         self.maker = SampleMaker(index, canvas_hw)
+        self.fields = fields_of(augment)
         self.augment, self.seed, self.start = augment, seed, start
         self.lengths = list(getattr(index, "lengths", [len(index)]))
         self.weights = list(weights) or [1.0] * len(self.lengths)
@@ -216,7 +223,7 @@ class TrainSource:
         rows = self.rows(info.iteration)
         again = sampler.rank_batch(self._repeats, step, micro, **self.split)
         drawn = [draw(self.augment, self.seed, epoch, int(row), int(k)) for row, k in zip(rows, again)]
-        return columns([self.maker(int(row), numbers) for row, numbers in zip(rows, drawn)])
+        return columns([self.maker(int(row), numbers) for row, numbers in zip(rows, drawn)], self.fields)
 
 
 class EvalSource:
@@ -230,6 +237,7 @@ class EvalSource:
 
     def __init__(self, index: Any, canvas_hw: tuple[int, int], rows: np.ndarray, batch_size: int) -> None:
         self.maker = SampleMaker(index, canvas_hw)
+        self.fields = fields_of(NOT_AUGMENTED)
         self._rows, self.batch_size = rows, batch_size
         self.num_batches = math.ceil(len(rows) / batch_size)
 
@@ -241,4 +249,4 @@ class EvalSource:
     def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
         """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
         plain = draw(NOT_AUGMENTED, 0, 0, 0)
-        return columns([self.maker(int(row), plain) for row in self.rows(info.iteration)])
+        return columns([self.maker(int(row), plain) for row in self.rows(info.iteration)], self.fields)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import sampler
+from pipelines.errors import UserError
 
 
 def test_an_epoch_is_a_permutation_of_its_own():
@@ -29,7 +30,7 @@ def test_weights():
     assert set(counts[10:30]) == {0, 1} and counts[10:30].sum() == 5 and counts[30:].sum() == 0
     other = np.bincount(sampler.epoch_order(0, 1, [10, 20, 30], [2.5, 0.25, 0.0]), minlength=60)
     assert not np.array_equal(other, counts)  # the fraction is another part of the data each epoch
-    with pytest.raises(ValueError, match="1 weights for 2 data sets"):
+    with pytest.raises(UserError, match="one number >= 0 for each of 2 data sets"):
         sampler.epoch_order(0, 0, [1, 2], [1.0])
 
 
