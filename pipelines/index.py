@@ -149,6 +149,18 @@ def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], repla
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
+def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int]) -> list[Page]:
+    """Cleaned pages with the images' own sizes; fills in the rest of the counts."""
+    made = []
+    for page, header in zip(pages, headers, strict=True):
+        size = (header.width, header.height)
+        counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
+        made.append(clean(page, *size, counts))
+    counts |= {"pages": len(made), "polygons": sum(len(p.polygons) for p in made)}
+    counts["ignored"] = sum(sum(p.ignore) for p in made)
+    return made
+
+
 def build(
     source: str | Path,
     out: str | Path,
@@ -178,24 +190,16 @@ def build(
     if out.exists() and not is_index(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an index; name another --out")
     made = read_source(source, format, root)
-    paths = [made.root / page.path for page in made.pages]
-    headers = read_headers(paths, workers, max_pixels, progress)
-    counts = {"dropped_not_finite": 0, "dropped_few_points": 0, "clamped": 0, "wrong_size": 0}
+    headers = read_headers([made.root / page.path for page in made.pages], workers, max_pixels, progress)
+    counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "wrong_size"), 0)
     rows = _drop_bad(made, headers, skip_bad, counts)
     headers = [headers[i] for i in rows]
-    pages = []
-    for i, header in zip(rows, headers, strict=True):
-        page = made.pages[i]
-        counts["wrong_size"] += bool(page.width) and (page.width, page.height) != (header.width, header.height)
-        pages.append(clean(page, header.width, header.height, counts))
+    pages = _clean_pages([made.pages[i] for i in rows], headers, counts)
     for finding in made.findings:
-        counts[finding.kind.replace("-", "_")] = counts.get(finding.kind.replace("-", "_"), 0) + 1
-    counts |= {"pages": len(pages), "polygons": sum(len(p.polygons) for p in pages)}
-    counts["ignored"] = sum(sum(p.ignore) for p in pages)
-    meta = {
-        "kind": KIND, "version": VERSION, "source": str(Path(source).resolve()), "root": str(made.root),
-        "format": made.format, "counts": counts,
-    }  # fmt: skip
+        kind = finding.kind.replace("-", "_")
+        counts[kind] = counts.get(kind, 0) + 1
+    meta = {"kind": KIND, "version": VERSION, "source": str(Path(source).resolve()), "root": str(made.root)}
+    meta |= {"format": made.format, "counts": counts}
     _write(out, _arrays(pages, headers), meta, replace)
     return load(out)
 

@@ -1,7 +1,9 @@
 import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +222,11 @@ def test_synth_then_everything(tmp_path, capsys):
     assert main(["build", str(out / "annotations.json"), "--out", str(tmp_path / "i")]) == 0
     assert load(tmp_path / "i").size_wh.tolist() == [[192, 256]] * 3
     assert main(["check", str(tmp_path / "i")]) == 2
+
+
+@pytest.mark.skipif("DBNET_RECEIPTS" not in os.environ, reason="DBNET_RECEIPTS does not name a folder of receipts")
+def test_real_receipts():
+    folder = Path(os.environ["DBNET_RECEIPTS"])
+    report = check(folder / "val.txt")
+    assert report.format == "icdar" and report.pages == 66 and report.fatal == []
+    assert report.usable == report.polygons > 3000
