@@ -1,7 +1,7 @@
 """Public function of the DB loss: checks, the custom operators with their fakes and gradient, dispatch.
 
-The operators are opaque to torch.compile: they cause no graph break, and their sizes depend on shapes only. Definition and
-formulas: `reference.py`.
+The operators are opaque to torch.compile: they cause no graph break, and their sizes depend on shapes only.
+Definition and formulas: `reference.py`.
 """
 
 from typing import NamedTuple
@@ -40,16 +40,16 @@ def db_loss(
 ) -> DBLoss:
     """DBNet's loss: OHEM cross-entropy on the probability map, L1 on the threshold map, Dice on the binary map.
 
-    prob_logits, thresh_logits: (N, H, W) or (N, 1, H, W), any float dtype; computed in float32 (float64 for float64 logits).
-    targets: (N, H, W) maps of `kernels.db_targets`, shrink_map, shrink_mask, thresh_mask uint8, thresh_map float.
-    db_k: steepness of the differentiable binarization. negative_ratio: hard negatives per positive, over this rank's batch.
+    prob_logits, thresh_logits: (N, H, W) or (N, 1, H, W), one float dtype; computed in float32 (float64 for float64).
+    targets: (N, H, W) maps of `kernels.db_targets`: shrink_map, shrink_mask, thresh_mask uint8, thresh_map float.
+    db_k: steepness of the differentiable binarization. negative_ratio: hard negatives per positive in this rank's part.
     mode "paper": masks count, L1 over thresh_mask. "baseline": no mask is read, L1 over all pixels.
 
-    Returns DBLoss of 0-d float32 tensors: total = prob_weight * prob + thresh_weight * thresh + binary_weight * binary. Nothing is read back
-    to the host on a GPU. A batch without positives has prob 0 and binary 1, both with zero gradient. A non-finite logit
-    gives a NaN total and NaN gradients, never an exception.
+    Returns DBLoss of 0-d float32 tensors, total = prob_weight prob + thresh_weight thresh + binary_weight binary.
+    Nothing is read back to the host on a GPU. A batch without positives has prob 0 and binary 1, both with zero
+    gradient. A non-finite logit gives a NaN total and NaN gradients, never an exception.
 
-    implementation "auto" and "reference" run the PyTorch reference on the tensors' device; there is no other in this version.
+    implementation "auto" and "reference" run the PyTorch reference on the tensors' device; this version has no other.
     Raises ValueError for wrong shapes, dtypes, devices or parameters.
     """
     if implementation not in IMPLEMENTATIONS:
