@@ -18,29 +18,27 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _number(value: float | None, form: str) -> str:
+    """A number of a record, where None stands for NaN or infinity."""
+    return "nan" if value is None else format(value, form)
+
+
 def train_line(record: Mapping[str, Any]) -> str:
     """Speed, data-wait share, learning rate and losses of a record; what is missing is left out."""
-    words = []
-    if "images_per_second" in record:
-        words.append(f"{record['images_per_second']:.1f} img/s")
-    if "data_wait_share" in record:
-        words.append(f"data {100 * record['data_wait_share']:.0f}%")
-    if "lr" in record:
-        words.append(f"lr {record['lr']:.2e}")
-    if "loss" in record:
-        words.append(f"loss {record['loss']:.4f}")
-    parts = [f"{name.removesuffix('_loss')} {record[name]:.3f}" for name in PARTS if name in record]
+    shown = (
+        ("images_per_second", "", ".1f", " img/s"), ("data_wait_share", "data ", ".0%", ""), ("lr", "lr ", ".2e", ""),
+        ("loss", "loss ", ".4f", ""),
+    )  # fmt: skip
+    words = [f"{head}{_number(record[key], form)}{unit}" for key, head, form, unit in shown if key in record]
+    parts = [f"{name.removesuffix('_loss')} {_number(record[name], '.3f')}" for name in PARTS if name in record]
     return "  ".join(words) + (f" ({' '.join(parts)})" if parts else "")
 
 
 def score_line(record: Mapping[str, Any]) -> str:
-    """H-mean, precision, recall, macro H-mean and time of an evaluation; what is missing is left out."""
-    words = [
-        f"{name} {record[name]:.4f}"
-        for name in ("hmean", "precision", "recall", "hmean_macro", "best")
-        if name in record
-    ]
-    if "seconds" in record:
+    """H-mean, precision, recall, page mean and time of an evaluation; what is missing is left out."""
+    names = ("hmean", "precision", "recall", "hmean_macro", "best")
+    words = [f"{name} {_number(record[name], '.4f')}" for name in names if name in record]
+    if record.get("seconds") is not None:
         words.append(f"in {duration(record['seconds'])}")
     return "  ".join(words)
 
@@ -70,7 +68,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of text, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False)
+            self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self.console.file, flush=True)
 

@@ -46,6 +46,7 @@ class Tracker:
         self.dropped = 0
         self._queue: queue.Queue = queue.Queue(maxsize=QUEUE_SIZE)
         self._dead = threading.Event()
+        self._child: subprocess.Popen | None = None
         head = {"project": project, "name": name, "config": config, "folder": str(folder.resolve()), "pid": os.getpid()}
         self._thread = threading.Thread(target=self._run, args=(head,), name="tracker", daemon=True)
         self._thread.start()
@@ -89,7 +90,7 @@ class Tracker:
     def _run(self, head: dict) -> None:
         """Feeds the child until the run ends or the child dies."""
         try:
-            child = subprocess.Popen(
+            self._child = child = subprocess.Popen(
                 [sys.executable, "-m", "engine.tracker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 cwd=ROOT, text=True, start_new_session=True,  # Ctrl-C is for the training; W&B is told by the end
