@@ -83,10 +83,9 @@ class Progress:
         else:
             self.say(f"{head}  {figures}")
 
-    def score(self, kind: str, record: Mapping[str, Any]) -> None:
-        """Shows an evaluation (`validation` or `test`); it stays in view."""
-        head = f"epoch {record['epoch']}/{self.max_epochs}  " if "epoch" in record else ""
-        self.say(f"{head}{kind}  {score_line(record)}")
+    def validation(self, record: Mapping[str, Any]) -> None:
+        """Shows an evaluation; it stays in view."""
+        self.say(f"epoch {record['epoch']}/{self.max_epochs}  validation  {score_line(record)}")
 
     def _left(self, step: int) -> str:
         """Time left at the mean speed since the first record, evaluations and all."""

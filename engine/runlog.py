@@ -2,7 +2,7 @@
 
     runs/NAME/config.yaml     the resolved settings; `preset=runs/NAME/config.yaml` starts the same run again
     runs/NAME/run.json        one entry a session: command, git state, versions, device, start time
-    runs/NAME/metrics.jsonl   one JSON object a line: {"kind": "train", "validation" or "test", "step": ..., ...}
+    runs/NAME/metrics.jsonl   one JSON object a line: {"kind": "train" or "validation", "step": ..., "epoch": ..., ...}
 
 metrics.jsonl is the source of truth; W&B, if it is on, gets a copy. torch is imported nowhere here.
 """
@@ -226,10 +226,6 @@ class RunLog:
         """Logs an evaluation: step, epoch, hmean, precision, recall, score, ..."""
         self._log("validation", record)
 
-    def test(self, record: Mapping[str, Any]) -> None:
-        """Logs the score on the test split."""
-        self._log("test", record)
-
     def _log(self, kind: str, record: Mapping[str, Any]) -> None:
         if self.metrics is None or self.progress is None:
             return
@@ -238,9 +234,9 @@ class RunLog:
         if kind == "train":
             self.progress.train(record)
         else:
-            self.progress.score(kind, record)
+            self.progress.validation(record)
         if self.tracker is not None:
-            prefix = {"validation": "val"}.get(kind, kind)
+            prefix = "val" if kind == "validation" else "train"
             known = {f"{prefix}/{key}": value for key, value in record.items() if key != "step" and value is not None}
             self.tracker.log(known, record["step"])
 

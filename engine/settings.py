@@ -38,7 +38,7 @@ class DataConfig:
     train_weights: list[float] = option(
         [], "share of each training source in an epoch, relative to its size; [] = 1", 0.0
     )
-    val: list[str] = option([], "validation sources; [] = built-in synthetic pages where data.train is empty too")
+    val: list[str] = option([], "validation sources; give both data.train and data.val, or neither")
     test: list[str] = option([], "test sources for engine.evaluate")
     format: str = option("auto", "annotation format; auto detects it from the source")
     image_size: list[int] = option([1280, 1280], "canvas [H,W] or N, in pixels, multiples of 32", 32, 8192)

@@ -48,7 +48,6 @@ def test_a_run_leaves_config_provenance_and_metrics(tmp_path, monkeypatch, capsy
     log.say("hello")
     log.train(TRAIN)
     log.validation({"step": 20, "epoch": 2, "hmean": 0.9, "seconds": 61.0})
-    log.test({"step": 20, "hmean": 0.91})
     log.summary({"best": 0.9})
     log.close()
     assert load_config([f"preset={folder}/config.yaml"])[0] == config
@@ -56,13 +55,11 @@ def test_a_run_leaves_config_provenance_and_metrics(tmp_path, monkeypatch, capsy
     assert session["world_size"] == 2 and session["device"] and session["first_step"] == 0
     assert {"python", "torch", "triton", "timm", "numpy", "dali"} <= session["versions"].keys()
     assert session["environment"]["NCCL_DEBUG"] == "WARN" and "s3cret" not in (folder / "run.json").read_text()
-    assert [(r["kind"], r["step"]) for r in lines(folder / "metrics.jsonl")] == [
-        ("train", 20), ("validation", 20), ("test", 20),
-    ]  # fmt: skip
+    assert [(r["kind"], r["step"]) for r in lines(folder / "metrics.jsonl")] == [("train", 20), ("validation", 20)]
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "hello"
     assert shown[1].startswith("epoch 2/6  step 20/60  96.2 img/s  data 1%  lr 1.00e-04  loss 2.3100 (prob 0.200")
-    assert shown[2] == "epoch 2/6  validation  hmean 0.9000  in 1:01" and shown[3] == "test  hmean 0.9100"
+    assert shown[2] == "epoch 2/6  validation  hmean 0.9000  in 1:01"
 
 
 def test_other_ranks_are_silent(tmp_path, capfd):
