@@ -1,0 +1,6 @@
+"""Connected components of text masks and the quadrilaterals around them."""
+
+from kernels.components.op import find_quads, label
+from kernels.components.reference import MAX_COMPONENTS, QuadRules, Quads, find_quads_reference, label_reference
+
+__all__ = ["MAX_COMPONENTS", "QuadRules", "Quads", "find_quads", "find_quads_reference", "label", "label_reference"]

@@ -1,0 +1,207 @@
+"""From probability maps to text regions in source pixels.
+
+Quadrilaterals come from `kernels.components` on the maps' own device. Polygons are traced on the host: OpenCV contours,
+simplified, offset by clipper. Both see the same pixels: centres at i + 0.5, growth by D' = A' r' / L', ranking by
+score.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import pyclipper
+import torch
+from scipy import ndimage
+
+from kernels.components import MAX_COMPONENTS, find_quads, label
+
+CLIPPER_SCALE = 1000  # clipper works on integers: a thousandth of a pixel
+ARC_TOLERANCE_PX = (
+    0.1  # of round joins; 8 px out this is 20 vertices a turn, 0.00025 px (clipper's default) would be 400
+)
+MIN_AREA_PX2 = 1.0  # less than a source pixel left on the page is no region
+
+log = logging.getLogger(__name__)
+
+
+class PostSettings(Protocol):
+    """The settings `detect` reads; `engine.config.PostConfig` has them."""
+
+    shape: str
+    bin_thresh: float
+    box_thresh: float
+    unclip_ratio: float
+    min_size_px: float
+    min_unclipped_px: float
+    score_mode: str
+    max_candidates: int
+    connectivity: int
+    polygon_epsilon: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Text regions of one page, best first."""
+
+    polygons: list[np.ndarray]  # (n, 2) float32 x, y in source pixels, within the page
+    scores: np.ndarray  # (k,) float32 mean probability, descending
+
+
+class _Region(NamedTuple):
+    polygon: np.ndarray  # (n, 2) canvas pixels
+    score: float
+
+
+def detect(prob_maps: torch.Tensor, matrices: np.ndarray, sizes_wh: np.ndarray, post: PostSettings) -> list[Detections]:
+    """Text regions of N pages.
+
+    Args:
+        prob_maps: (N, H, W) float probabilities on any device.
+        matrices: (N, 2, 3) source to canvas pixels.
+        sizes_wh: (N, 2) width and height of the source pages.
+        post: see `engine.config.PostConfig`.
+
+    Returns:
+        one Detections per page: corners clipped to the page; regions whose middle is off the page (in the letterbox's
+        padding) or with less than one source pixel on it are dropped.
+
+    Raises:
+        ValueError: counts or shapes do not match.
+    """
+    matrices, sizes_wh = np.asarray(matrices, np.float64), np.asarray(sizes_wh)
+    pages = len(prob_maps)
+    if prob_maps.ndim != 3 or matrices.shape != (pages, 2, 3) or sizes_wh.shape != (pages, 2):
+        raise ValueError(
+            f"detect: need (N, H, W) maps, (N, 2, 3) matrices and (N, 2) sizes, not {tuple(prob_maps.shape)}, "
+            f"{matrices.shape} and {sizes_wh.shape}"
+        )
+    found = _quads(prob_maps, post) if post.shape == "quad" else _polygons(prob_maps, post)
+    return [_to_source(*page) for page in zip(found, matrices, sizes_wh, strict=True)]
+
+
+def _quads(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]]:
+    found = find_quads(
+        prob_maps,
+        bin_thresh=post.bin_thresh,
+        box_thresh=post.box_thresh,
+        unclip_ratio=post.unclip_ratio,
+        min_size_px=post.min_size_px,
+        min_unclipped_px=post.min_unclipped_px,
+        max_candidates=post.max_candidates,
+        connectivity=post.connectivity,
+        score_mode=post.score_mode,
+    )
+    quads, scores, counts, overflow = (field.cpu().numpy() for field in found)
+    if overflow.any():
+        log.warning(
+            "%d of %d probability maps have more than %d regions; the last of them were left out "
+            "(an untrained network, or post.bin_thresh too low)",
+            overflow.sum(),
+            len(overflow),
+            MAX_COMPONENTS,
+        )
+    return [
+        [_Region(quad, score) for quad, score in zip(quads[page, :count], scores[page, :count], strict=True)]
+        for page, count in enumerate(counts)
+    ]
+
+
+def _polygons(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]]:
+    prob_maps = prob_maps.float()
+    masks = prob_maps > post.bin_thresh
+    # OpenCV joins diagonal neighbours; with 4 neighbours every component is traced by itself.
+    labels = label(masks, 4).cpu().numpy() if post.connectivity == 4 else [None] * len(masks)
+    probs = prob_maps.nan_to_num(0.0).clamp(0.0, 1.0).cpu().numpy()
+    result = []
+    for prob, mask, numbers in zip(probs, masks.cpu().numpy().view(np.uint8), labels, strict=True):
+        contours = _outlines(mask) if numbers is None else _outlines_by_label(numbers)
+        regions = [_polygon(contour, prob, mask, post) for contour in contours]
+        regions = [region for region in regions if region is not None]
+        regions.sort(key=lambda region: -region.score)  # stable: equal scores keep their order
+        result.append(regions[: post.max_candidates])
+    return result
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """(n, 2) int32 outer contours in raster order. Not RETR_EXTERNAL: that would also lose text inside a frame's
+    hole.""" contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE) outer = [c[:, 0]
+    for c, links in zip(contours, hierarchy[0] if contours else (), strict=True) if links[3] < 0] return sorted(outer,
+    key=lambda c: min((y, x) for x, y in c.tolist()))
+
+
+def _outlines_by_label(labels: np.ndarray) -> list[np.ndarray]:
+    """(n, 2) int32 outer contours of (H, W) component numbers, in their order."""
+    result = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        crop = (labels[rows, columns] == number).view(np.uint8)
+        result += [outline + (columns.start, rows.start) for outline in _outlines(crop)]
+    return result
+
+
+def _polygon(contour: np.ndarray, prob: np.ndarray, mask: np.ndarray, post: PostSettings) -> _Region | None:
+    """One contour simplified, judged and grown; None if it is too small, unlikely or degenerate."""
+    if _short_side(contour) + 1 < post.min_size_px:
+        return None  # below says why: it grows by at most one pixel
+    steps = np.abs(np.diff(contour, axis=0, append=contour[:1])).max(axis=1).sum()
+    pixels = cv2.contourArea(contour) + steps / 2 + 1  # Pick's theorem: those inside and on the contour
+    perimeter = cv2.arcLength(contour, closed=True)
+    outline = cv2.approxPolyDP(contour, post.polygon_epsilon * perimeter, closed=True)[:, 0]
+    area, perimeter = cv2.contourArea(outline), cv2.arcLength(outline, closed=True)
+    # Through centres it is up to half a pixel short; it grows until its area is the pixel count, as quadrilaterals do.
+    growth = (np.sqrt(perimeter**2 + 16 * max(pixels - area, 0.0)) - perimeter) / 8
+    growth = min(max(growth, 0.0), 0.5)
+    if _short_side(contour) + 2 * growth < post.min_size_px:
+        return None
+    score = _score(contour if post.score_mode == "slow" else outline, prob, mask, post.score_mode)
+    if score < post.box_thresh:
+        return None
+    area, perimeter = area + growth * perimeter + 4 * growth**2, perimeter + 8 * growth
+    distance = growth + (area * post.unclip_ratio / perimeter if perimeter else 0.0)
+    polygon = _offset(outline + 0.5, distance)
+    if polygon is None or _short_side(polygon) < post.min_unclipped_px:
+        return None
+    return _Region(polygon, score)
+
+
+def _short_side(points: np.ndarray) -> float:
+    return min(cv2.minAreaRect(np.asarray(points, np.float32))[1])
+
+
+def _score(outline: np.ndarray, prob: np.ndarray, mask: np.ndarray, mode: str) -> float:
+    """Mean probability over the pixels in an outline; with "slow" over the text pixels among them only."""
+    x, y, w, h = cv2.boundingRect(outline)
+    inside = cv2.fillPoly(np.zeros((h, w), np.uint8), [outline - (x, y)], 1)
+    window = (slice(y, y + h), slice(x, x + w))
+    if mode == "slow":
+        inside &= mask[window]
+    return float((prob[window] * inside).sum(dtype=np.float64) / max(int(inside.sum()), 1))
+
+
+def _offset(outline: np.ndarray, distance: float) -> np.ndarray | None:
+    """The largest polygon of an outline moved out by `distance` pixels with round joins; None if nothing is left."""
+    if distance <= 0:
+        return outline if len(outline) > 2 else None
+    clipper = pyclipper.PyclipperOffset(arc_tolerance=ARC_TOLERANCE_PX * CLIPPER_SCALE)
+    closed = len(outline) > 2 and cv2.contourArea(outline.astype(np.float32)) > 0
+    end = pyclipper.ET_CLOSEDPOLYGON if closed else pyclipper.ET_OPENROUND
+    clipper.AddPath(np.rint(outline * CLIPPER_SCALE).astype(np.int64).tolist(), pyclipper.JT_ROUND, end)
+    paths = clipper.Execute(distance * CLIPPER_SCALE)
+    if not paths:
+        return None
+    return np.array(max(paths, key=lambda path: abs(pyclipper.Area(path))), np.float64) / CLIPPER_SCALE
+
+
+def _to_source(regions: list[_Region], matrix: np.ndarray, size_wh: np.ndarray) -> Detections:
+    """Maps regions from the canvas to the page, clips their corners to it and drops those that are off it."""
+    linear = np.linalg.inv(matrix[:, :2])
+    polygons, scores = [], []
+    for polygon, score in regions:
+        points = (np.asarray(polygon, np.float64) - matrix[:, 2]) @ linear.T
+        middle = (points.min(axis=0) + points.max(axis=0)) / 2
+        points = np.clip(points, 0, size_wh).astype(np.float32)
+        if np.all((middle >= 0) & (middle <= size_wh)) and cv2.contourArea(points) >= MIN_AREA_PX2:
+            polygons.append(points)
+            scores.append(score)
+    return Detections(polygons, np.array(scores, np.float32))

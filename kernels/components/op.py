@@ -1,0 +1,97 @@
+"""Public functions of the components: checks and dispatch. Definition and conventions: `reference.py`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.components.reference import QuadRules, Quads, find_quads_reference, label_reference
+
+IMPLEMENTATIONS = ("auto", "reference", "triton")
+SCORE_MODES = ("fast", "slow")
+# Pages worked on together: on a CPU one of 1280 x 1280 (its arrays stay in the cache), on a GPU enough to fill it.
+CPU_PIXELS, GPU_PIXELS = 1 << 21, 1 << 25
+
+
+@torch.no_grad()
+def find_quads(
+    prob_map: Tensor,
+    *,
+    bin_thresh: float = 0.3,
+    box_thresh: float = 0.4,
+    unclip_ratio: float = 1.5,
+    min_size_px: float = 3.0,
+    min_unclipped_px: float = 5.0,
+    max_candidates: int = 500,
+    connectivity: int = 8,
+    score_mode: str = "fast",
+    implementation: str = "auto",
+) -> Quads:
+    """Text quadrilaterals of probability maps (DBNet's box formation, Liao et al. 2020, arXiv 1911.08947, section 3.5).
+
+    prob_map: (N, H, W) probabilities of any float dtype and layout; below 32 bits it is converted to float32 first.
+        NaN is no text; for the scores NaN counts as 0 and values are clamped to 0..1.
+    bin_thresh: text where the probability is above. box_thresh: least score of a region.
+    unclip_ratio: r' of the offset D' = A' r' / L' by which every side moves out.
+    min_size_px, min_unclipped_px: least short side before and after that, canvas pixels.
+    max_candidates: quads kept per page, best scores first, equal ones in raster order of the regions' first pixels.
+    connectivity: 4 or 8 neighbours.
+    score_mode: "fast" = mean probability in the rectangle, "slow" = over the region's own pixels.
+
+    Returns Quads on the maps' device, padded to max_candidates: quads (N, K, 4, 2) float32 canvas pixels (centres at
+    i + 0.5, not clipped to the canvas), scores (N, K) float32, counts (N,) int64, overflow (N,) bool. Nothing raises
+    for odd maps: empty, full, noise.
+
+    implementation "auto" and "reference" run the PyTorch reference on the maps' device; there is no other in this
+    version. Raises ValueError for wrong shapes, dtypes or parameters.
+    """
+    _check_implementation(implementation)
+    if prob_map.ndim != 3 or not prob_map.is_floating_point() or 0 in prob_map.shape[1:]:
+        raise ValueError(f"find_quads: prob_map must be (N, H, W) floats, not {tuple(prob_map.shape)} {prob_map.dtype}")
+    _check_connectivity(connectivity)
+    if score_mode not in SCORE_MODES:
+        raise ValueError(f"find_quads: score_mode must be one of {SCORE_MODES}, not {score_mode!r}")
+    named = {"bin_thresh": bin_thresh, "box_thresh": box_thresh, "unclip_ratio": unclip_ratio}
+    for name, value in (*named.items(), ("min_size_px", min_size_px), ("min_unclipped_px", min_unclipped_px)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"find_quads: {name} must be finite and not negative, not {value}")
+    if max_candidates < 1:
+        raise ValueError(f"find_quads: max_candidates must be at least 1, not {max_candidates}")
+    rules = QuadRules(
+        bin_thresh, box_thresh, unclip_ratio, min_size_px, min_unclipped_px, max_candidates, connectivity, score_mode
+    )
+    if prob_map.dtype not in (torch.float32, torch.float64):
+        prob_map = prob_map.float()
+    pages = CPU_PIXELS if prob_map.device.type == "cpu" else GPU_PIXELS
+    pages = max(1, pages // (prob_map.shape[1] * prob_map.shape[2]))
+    parts = [find_quads_reference(part.contiguous(), rules) for part in prob_map.split(pages)]
+    return parts[0] if len(parts) == 1 else Quads(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def label(mask: Tensor, connectivity: int = 8, *, implementation: str = "auto") -> Tensor:
+    """Connected components of masks.
+
+    mask: (N, H, W) bool, any layout. connectivity: 4 or 8 neighbours.
+
+    Returns (N, H, W) int32: 0 = background, components numbered from 1 on every page in raster order of their first
+    pixels. Example: [[1, 0, 1], [0, 1, 0]] is one component with 8 neighbours, three with 4. Raises ValueError for
+    wrong shapes, dtypes or parameters.
+    """
+    _check_implementation(implementation)
+    if mask.ndim != 3 or mask.dtype != torch.bool or 0 in mask.shape[1:]:
+        raise ValueError(f"label: mask must be (N, H, W) bool, not {tuple(mask.shape)} {mask.dtype}")
+    _check_connectivity(connectivity)
+    return label_reference(mask, connectivity)
+
+
+def _check_implementation(implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"components: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    if implementation == "triton":
+        raise ValueError("no Triton kernel for components in this version; use implementation='auto' or 'reference'")
+
+
+def _check_connectivity(connectivity: int) -> None:
+    if connectivity not in (4, 8):
+        raise ValueError(f"components: connectivity must be 4 or 8, not {connectivity}")
