@@ -125,10 +125,13 @@ def _polygons(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """(n, 2) int32 outer contours in raster order. Not RETR_EXTERNAL: that would also lose text inside a frame's
-    hole.""" contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE) outer = [c[:, 0]
-    for c, links in zip(contours, hierarchy[0] if contours else (), strict=True) if links[3] < 0] return sorted(outer,
-    key=lambda c: min((y, x) for x, y in c.tolist()))
+    """(n, 2) int32 outer contours in raster order of their first points, which are their regions' first pixels.
+
+    Not RETR_EXTERNAL: that would lose text inside a frame too. Holes have a parent and are left out.
+    """
+    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = [c[:, 0] for c, links in zip(contours, hierarchy[0] if contours else (), strict=True) if links[3] < 0]
+    return sorted(outer, key=lambda c: (c[0, 1], c[0, 0]))
 
 
 def _outlines_by_label(labels: np.ndarray) -> list[np.ndarray]:
