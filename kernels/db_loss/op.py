@@ -42,7 +42,7 @@ def db_loss(
 
     prob_logits, thresh_logits: (N, H, W) or (N, 1, H, W), one float dtype; computed in float32 (float64 for float64).
     targets: (N, H, W) maps of `kernels.db_targets`: shrink_map, shrink_mask, thresh_mask uint8, thresh_map float.
-    db_k: steepness of the differentiable binarization. negative_ratio: hard negatives per positive in this rank's part.
+    db_k: steepness of the binarization. negative_ratio: hard negatives per positive, over this rank's batch.
     mode "paper": masks count, L1 over thresh_mask. "baseline": no mask is read, L1 over all pixels.
 
     Returns DBLoss of 0-d float32 tensors, total = prob_weight prob + thresh_weight thresh + binary_weight binary.
