@@ -1,6 +1,6 @@
 """The customary way to make DB targets, as a comparator: pyclipper offsets, cv2.fillPoly, numpy distances.
 
-Written from the published constants (Liao et al. 2020, arXiv 1911.08947, and the behaviour its trainers share): polygons
+Written from the published constants (Liao et al. 2020, arXiv 1911.08947, and what its trainers share): polygons
 on an integer grid whose pixel centres are integers, D = A (1 - r^2) / L, round joins, threshold values from the law of
 cosines at the pixel, combined by maximum. Polygons are (n, 2) arrays with pixel centres at i + 0.5, as everywhere here.
 """
