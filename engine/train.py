@@ -140,7 +140,8 @@ def over(run: Run, position: Position) -> bool:
         return True
     if limits.patience and position.stale >= limits.patience:
         return True
-    if not limits.max_minutes or (position.samples_in_epoch and position.step % limits.log_every):
+    between_logs = position.samples_in_epoch and position.step % limits.log_every
+    if not limits.max_minutes or position.step == 0 or between_logs:  # a run does at least one step
         return False
     # Clocks differ, so rank 0's decides. A sync, once per log_every steps and only with a time limit.
     return distributed.broadcast_object(minutes(run) >= limits.max_minutes)

@@ -40,7 +40,8 @@ def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -
             f"models.encoder.name={name}: timm has no such model" + (f"; near names: {near}" if near else "")
         )
     location = {} if hrnet_incre_head or not name.startswith("hrnet") else {"feature_location": ""}
-    probe = timm.create_model(name, features_only=True, **location)
+    with torch.device("meta"):  # no memory, no initialisation: only the list of its maps is wanted
+        probe = timm.create_model(name, features_only=True, **location)
     reductions = list(probe.feature_info.reduction())
     if not all(s in reductions for s in STRIDES):
         raise UserError(f"models.encoder.name={name}: its maps have strides {reductions}; needed are {list(STRIDES)}")

@@ -1,0 +1,112 @@
+"""Every command of the README is run: short ones whole, long ones with `--dry-run` at a size that 2 cores can hold."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text()
+SMALL = " data.image_size=64 data.batch_size=1 trainer.device=cpu run_root=runs --dry-run"
+CONTEST = " eval.protocol=contest"
+
+
+def _commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def _how(command: str) -> str | None:
+    """What a command is run as here; None: not in this test, for the reason beside it."""
+    if command.startswith("python3 -m venv"):
+        # The environment is the one these tests run in; installing is .ci/run's part. What follows the install is run.
+        after = command.split("&& ")[-1]
+        return None if after.startswith("pytest") else after  # pytest is what is running
+    if command == "pytest bench/":
+        return None  # test_benchmarks below
+    if command.startswith("torchrun") and "preset=" not in command:
+        return None  # test_eight_ranks_of_the_default_preset below
+    if "hrnet_w44" in command:
+        local = "models.encoder.weights=hrnet_w44.safetensors"
+        # The presets take timm's weights from its hub, which tests do without.
+        return command.replace(" models.encoder.weights=timm", "").replace(local, "") + f" {local}" + SMALL
+    if "receipts_cpu" in command:
+        return command + SMALL
+    return command + " --dry-run" if "name=tuned" in command else command
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with what the README's commands name: train.json, val.json, SROIE/, hrnet_w44.safetensors."""
+    import safetensors.torch
+    import timm
+
+    from pipelines import synthetic
+
+    folder = tmp_path_factory.mktemp("readme")
+    made = synthetic.write_dataset(folder / "made", 8, 5, 120, 150)
+    for name in ("train.json", "val.json"):
+        shutil.copy(made, folder / name)
+    shutil.copytree(made.parent / "images", folder / "images")
+    (folder / "SROIE" / "box").mkdir(parents=True)
+    shutil.copytree(made.parent / "images", folder / "SROIE" / "img")
+    ids = []
+    for name, page in json.loads(made.read_text())["images"].items():
+        ids.append(Path(name).stem)
+        rows = [
+            ",".join(f"{v:.1f}" for point in word["points"] for v in point) + "," + word["transcription"]
+            for word in page["words"].values()
+        ]
+        (folder / "SROIE" / "box" / f"{ids[-1]}.csv").write_text("\n".join(rows) + "\n")
+    for name in ("train.txt", "val.txt"):
+        (folder / "SROIE" / name).write_text("\n".join(ids) + "\n")
+    safetensors.torch.save_file(timm.create_model("hrnet_w44").state_dict(), folder / "hrnet_w44.safetensors")
+    return folder
+
+
+def _run(command: str, folder: Path, timeout: float) -> subprocess.CompletedProcess:
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def test_there_are_commands_and_none_names_a_place_of_ours():
+    assert len(_commands()) > 15
+    assert "@" not in re.sub(r"\S+@\S+\.\S+", "", TEXT), "a figure is missing"
+
+
+@pytest.mark.parametrize("command", [c for c in _commands() if _how(c)])
+def test_command(command, desk):
+    done = _run(_how(command), desk, timeout=600)
+    if command.endswith("engine.train preset=demo"):
+        summaries = list(desk.glob("runs/demo-*/summary.json"))
+        assert len(summaries) == 1
+        assert json.loads(summaries[0].read_text())["val"]["hmean"] >= 0.85
+        assert done.stdout.count("img/s") >= 10, "no visible progress"
+
+
+@pytest.mark.slow
+def test_eight_ranks_of_the_default_preset(desk):
+    (command,) = [c for c in _commands() if c.startswith("torchrun") and "preset=" not in c]
+    _run(f"{command} models.encoder.weights=hrnet_w44.safetensors {SMALL}", desk, timeout=900)
+
+
+@pytest.mark.slow
+def test_benchmarks():
+    _run("pytest bench/", ROOT, timeout=1800)
