@@ -54,22 +54,37 @@ def quad_aspects(points: np.ndarray) -> np.ndarray:
 def hull_aspect(points: np.ndarray) -> float:
     """Across over along, for the smallest rectangle that has a side on the convex hull; at most 100.
 
-    "Along" is the direction of the first hull side, in Qhull's order, with the least area: for a rectangle, where all
-    four tie, Qhull's first vertex decides between a ratio and its inverse, so Qhull itself is used. (n, 2) pixels.
-    No hull (points on a line) gives 0.
+    "Along" is the direction of the first hull side, in Qhull's order, with the least area. For a rectangle all four
+    tie: Qhull's first vertex decides between a ratio and its inverse, so Qhull itself is used, and for a turned one
+    the last bit of the area decides, so the projections are rounded as the fork's are (`_fused`). One false box of
+    19:1 costs 1 or 19 characters by it. (n, 2) pixels. No hull (points on a line) gives 0.
     """
     points = points.astype(np.float32)
     try:
         hull = points[ConvexHull(points).vertices].astype(np.float64)
     except QhullError:
         return 0.0
+    x, y = hull.T
     side = np.roll(hull, -1, axis=0) - hull
-    unit = side / np.sqrt(side[:, :1] ** 2 + side[:, 1:] ** 2)
-    along = unit @ hull.T
-    across = np.stack([-unit[:, 1], unit[:, 0]], 1) @ hull.T
+    unit_x, unit_y = (side / np.sqrt((side * side).sum(1))[:, None]).T[:, :, None]
+    along, across = _fused(unit_y, y, unit_x * x), _fused(unit_x, y, -unit_y * x)
     width, height = along.max(1) - along.min(1), across.max(1) - across.min(1)
     best = int(np.argmin(width * height))
     return min(100.0, float(height[best]) / (float(width[best]) + EPSILON))
+
+
+def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a b + c rounded once, float64: what a BLAS dot product of two terms does on processors with FMA.
+
+    Spelled out (Dekker's exact product, Knuth's exact sum), so that every machine scores alike; numpy has no fma.
+    """
+    high_a, high_b = ((v * 134217729.0) - (v * 134217729.0 - v) for v in (a, b))  # 2^27 + 1: the upper 26 bits
+    low_a, low_b = a - high_a, b - high_b
+    product = a * b
+    lost = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
+    total = product + c
+    part = total - product
+    return total + (((product - (total - part)) + (c - part)) + lost)
 
 
 def centres(shapes: Shapes, kind: str, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
