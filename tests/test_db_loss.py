@@ -124,6 +124,13 @@ def test_cut_equals_a_sort(dtype, pixels, data):
         assert tie.item() == pytest.approx((wanted - greater).item() / equal.item())
 
 
+def test_negative_zero_ties_with_zero():
+    x = torch.tensor([0.0, -0.0, -0.0, 0.0, -1.0, 2.0])
+    none, all_six = torch.zeros(6, dtype=torch.uint8), torch.ones(6, dtype=torch.uint8)
+    wanted = torch.tensor(2.0, dtype=torch.float64)
+    assert reference._worst_negatives(Maps(x, x, none, x, all_six, all_six), wanted, torch.float32) == (0.0, 0.25)
+
+
 def test_ties_share_the_remaining_places():
     x, y, targets = example(positive=0.05)
     tied = torch.full_like(x, -1.5, requires_grad=True)

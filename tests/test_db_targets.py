@@ -220,6 +220,10 @@ BAD = {
     "self-intersecting": (np.array([(70, 50), (110, 70), (110, 50), (70, 70)]), {}),
     "sliver": (np.array([(60, 60), (110, 60), (110, 60.01)]), {"min_text_size_px": 0.0}),
     "vanished": (box(90, 62, 1.5, 1.5), {"min_text_size_px": 0.0}),  # D = 0.315, the four centres inside have d = 0.25
+    "below one pixel": (
+        box(90.5, 60.5, 0.9, 0.9),
+        {"min_text_size_px": 0.0},
+    ),  # its core holds a centre: d 0.45, D 0.19
     "core off the canvas": (box(146, 60, 40, 20), {}),  # D = 5.6: the core begins at x = 131.6
 }
 
@@ -283,8 +287,8 @@ def test_no_polygons_no_pages_and_empty_pages():
     assert not blank.shrink_map.any() and blank.shrink_mask.all() and not blank.thresh_mask.any()
     assert (blank.thresh_map == 0.3).all()
     assert db_targets(*csr([]), height=7, width=13).shrink_map.shape == (0, 7, 13)
-    got = db_targets(*csr([[], [GOOD], []]), height=80, width=128)
-    assert got.shrink_map.flatten(1).any(1).tolist() == [False, True, False]
+    got = db_targets(*csr([[], [GOOD], [], [], [GOOD, GOOD]]), height=80, width=128)
+    assert got.shrink_map.flatten(1).any(1).tolist() == [False, True, False, False, True]
 
 
 def test_duplicate_points_and_orientation_change_nothing():
