@@ -1,11 +1,10 @@
 """Convex hulls, smallest rectangles and unclipping of many components at once, in plain PyTorch.
 
-Hull: only the leftmost and the rightmost pixel of every row can be hull vertices, so the hull is two chains of at
-most one point per row. A point that does not lie strictly outside the segment between its neighbours is no vertex;
-dropping such points until none is left is exact (integers). Rectangle: one side of the smallest one lies on a hull
-edge (Freeman and Shapira 1975), and for every edge the three opposite vertices are found by binary search on the
-edges' angles, which ascend along the hull (rotating calipers, Toussaint 1983): O(V log V) for all components
-together.
+Hull: only the leftmost and the rightmost pixel of every row can be hull vertices, so the hull is two chains of at most
+one point per row. A point that does not lie strictly outside the segment between its neighbours is no vertex; dropping
+such points until none is left is exact (integers). Rectangle: one side of the smallest one lies on a hull edge
+(Freeman and Shapira 1975), and for every edge the three opposite vertices are found by binary search on the edges'
+angles, which ascend along the hull (rotating calipers, Toussaint 1983): O(V log V) for all components together.
 """
 
 import math
@@ -20,22 +19,25 @@ TURN = 8.0  # distance between components on the axis of angles, more than 2 pi
 TIE = 1e-9  # relative: rectangles as small as the smallest count as equal, the first edge wins
 
 
-class Extremes(NamedTuple):
-    """Leftmost and rightmost pixel of every row of C components; rows of a component are consecutive. All int64."""
+class Spans(NamedTuple):
+    """The runs of C components, and where the components are; all int64."""
 
-    owner: Tensor  # (S,) component, ascending
-    y: Tensor  # (S,) row, ascending within a component
-    left: Tensor  # (S,) column
-    right: Tensor  # (S,) column
+    top: Tensor  # (C,) first row
+    height: Tensor  # (C,) rows; every one has a run
+    owner: Tensor  # (R,) component of a run
+    row: Tensor  # (R,)
+    left: Tensor  # (R,) first column
+    right: Tensor  # (R,) last column
 
 
 class Hulls(NamedTuple):
-    """Vertices of C convex polygons, clockwise on the screen (y down): down the right chain, up the left one. int64."""
+    """Vertices of C convex polygons, clockwise on the screen (y down): down the right side, up the left one; int64."""
 
-    owner: Tensor  # (V,)
-    x: Tensor  # (V,)
-    y: Tensor  # (V,)
-    offset: Tensor  # (C + 1,)
+    owner: Tensor  # (V,) ascending
+    x: Tensor  # (V,) column
+    y: Tensor  # (V,) row
+    begin: Tensor  # (C,) first vertex
+    end: Tensor  # (C,) after the last vertex
 
 
 class Rectangles(NamedTuple):
@@ -46,8 +48,8 @@ class Rectangles(NamedTuple):
     half: Tensor  # (C, 2) half sides along and across the axis
 
     def select(self, index: Tensor) -> "Rectangles":
-        """The rectangles of an index or a mask."""
-        return Rectangles(*(part[index] for part in self))
+        """The rectangles of an index."""
+        return Rectangles(*(part.index_select(0, index) for part in self))
 
     def short_side(self) -> Tensor:
         """(C,) length of the shorter side."""
@@ -60,113 +62,111 @@ class Rectangles(NamedTuple):
     def corners(self) -> Tensor:
         """(C, 4, 2) corners x, y: top left, top right, bottom right, bottom left."""
         along = self.axis * self.half[:, :1]
-        across = _turned(self.axis) * self.half[:, 1:]
-        c = self.centre
-        return torch.stack([c - along - across, c + along - across, c + along + across, c - along + across], 1)
+        across = torch.stack([-self.axis[:, 1], self.axis[:, 0]], 1) * self.half[:, 1:]
+        diagonals = torch.stack([along + across, across - along], 1)
+        return torch.cat([self.centre[:, None] - diagonals, self.centre[:, None] + diagonals], 1)
 
 
-def _turned(axis: Tensor) -> Tensor:
-    return torch.stack([-axis[:, 1], axis[:, 0]], 1)
+def convex_hulls(spans: Spans, width: int) -> Hulls:
+    """Strict hull vertices of C components of columns below `width`, exact. One row gives two vertices, perhaps equal.
 
-
-def convex_hulls(extremes: Extremes, num: int) -> Hulls:
-    """Strict hull vertices of `num` components, exact. A component of one row gives two vertices, perhaps equal."""
-    owner, y, left, right = extremes
-    right_owner, right_x, right_y = _chain(owner, -right, y)
-    left_owner, left_x, left_y = _chain(owner, left, y)
-    num_right = torch.bincount(right_owner, minlength=num)
-    size = num_right + torch.bincount(left_owner, minlength=num)
-    offset = torch.nn.functional.pad(size.cumsum(0), (1, 0))
-    # Right chains keep their order and shift by the left vertices before them; left chains are reversed in place.
-    place = torch.arange(len(right_owner), device=y.device)
-    place = place + (offset[:-1] - (num_right.cumsum(0) - num_right)).index_select(0, right_owner)
-    back = torch.arange(len(left_owner), device=y.device)
-    num_left = size - num_right
-    back = (offset[1:] - 1 + (num_left.cumsum(0) - num_left)).index_select(0, left_owner) - back
-    total = len(right_owner) + len(left_owner)
-    hull = torch.empty((3, total), dtype=torch.int64, device=y.device)
-    hull[:, place] = torch.stack([right_owner, -right_x, right_y])
-    hull[:, back] = torch.stack([left_owner, left_x, left_y])
-    return Hulls(hull[0], hull[1], hull[2], offset)
-
-
-def _chain(owner: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vertices of the hull's left side among points of ascending y; mirrored input (-x) gives the right side.
-
-    A dropped point lies between two points of the set, so dropping many at once is safe; the ends always stay.
+    The extreme columns of a component's h rows form one sequence of 2 h values: -right from top to bottom, then left
+    from bottom to top; both sides' hulls are then lower hulls over the position. All sequences are joined into one,
+    and slopes that rise from side to side by more than columns can differ make every joint convex, so one lower hull
+    holds all.
     """
-    while len(owner) > 2:
-        across = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) - (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
-        keep = torch.ones(len(owner), dtype=torch.bool, device=owner.device)
-        keep[1:-1] = (across < 0) | (owner[1:-1] != owner[:-2]) | (owner[1:-1] != owner[2:])
-        kept = keep.nonzero()[:, 0]
-        if len(kept) == len(owner):
+    top, height, owner, row, left, right = spans
+    offset = 2 * (height.cumsum(0) - height)
+    sides = torch.repeat_interleave(height.repeat_interleave(2))  # 2 c on component c's right, 2 c + 1 on its left
+    down = (offset - top).index_select(0, owner) + row
+    up = (offset + 2 * height + top - 1).index_select(0, owner) - row
+    value = torch.zeros_like(sides)
+    value.scatter_reduce_(0, torch.cat([down, up]), torch.cat([-right, left]), "amin", include_self=False)
+    kept = _lower_hull(value + 4 * width * (2 * sides.cumsum(0) - sides))
+    side, value = sides.index_select(0, kept), value.index_select(0, kept)
+    owner, is_left = side // 2, side % 2
+    depth = kept - offset.index_select(0, owner)
+    depth = torch.where(is_left == 1, 2 * height.index_select(0, owner) - 1 - depth, depth)
+    end = torch.bincount(owner, minlength=len(top)).cumsum(0)
+    begin = torch.cat([end.new_zeros(1), end[:-1]])[: len(end)]
+    return Hulls(owner, value * (2 * is_left - 1), top.index_select(0, owner) + depth, begin, end)
+
+
+def _lower_hull(value: Tensor) -> Tensor:
+    """Positions of the lower hull's vertices among the points (position, value), ends included.
+
+    A dropped point is on or above a segment between two points of the set, so dropping many at once is safe.
+    """
+    place = torch.arange(len(value), device=value.device)
+    while len(place) > 2:
+        rise, step = value[1:] - value[:-1], place[1:] - place[:-1]
+        convex = rise[:-1] * step[1:] < rise[1:] * step[:-1]
+        kept = torch.nn.functional.pad(convex, (1, 1), value=True).nonzero()[:, 0]
+        if len(kept) == len(place):
             break
-        owner, x, y = (values.index_select(0, kept) for values in (owner, x, y))
-    return owner, x, y
+        place, value = place.index_select(0, kept), value.index_select(0, kept)
+    return place
 
 
 def smallest_rectangles(hulls: Hulls, dtype: torch.dtype) -> Rectangles:
     """Rectangle of least area around every hull, flush with one of its edges or with the rows.
 
+    Points are complex numbers x + i y here: multiplying with the conjugate of an edge's unit vector gives the
+    coordinates along (real) and across (imaginary) that edge.
+
     Args:
-        hulls: C hulls with pixel indices as coordinates (pixel i has its centre at i).
-        dtype: of the arithmetic and the result.
+        hulls: C hulls.
+        dtype: of the arithmetic and the result, float32 or float64.
 
     Returns:
-        C rectangles through the outermost pixel centres, in the same coordinates; a side may be 0.
+        C rectangles through the outermost pixels' own coordinates; a side may be 0.
     """
-    owner, offset = hulls.owner, hulls.offset
-    point = torch.stack([hulls.x, hulls.y], 1)
+    owner, begin, end = hulls.owner, hulls.begin, hulls.end
     index = torch.arange(len(owner), device=owner.device)
-    after = index + 1
-    last = after == offset[1:].index_select(0, owner)
-    after = torch.where(last, offset.index_select(0, owner), after)
-    dx, dy = (point.index_select(0, after) - point).unbind(1)
-    # The edges along the bottom row (leftwards) and the top row (rightwards, the last of its hull) may have no length.
-    flat = dy == 0
-    dx = torch.where(flat, torch.where(last, dx.clamp(min=1), dx.clamp(max=-1)), dx)
-    direction = torch.stack([dx, dy], 1).to(torch.float64)
-    angle = torch.atan2(direction[:, 1], direction[:, 0])
-    angle = torch.where(flat, torch.where(last, 2 * math.pi, math.pi), torch.where(dy < 0, angle + 2 * math.pi, angle))
-    u = (direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)).to(dtype)
-    point = point.to(dtype)
-    ends = [(u * point.index_select(0, _opposite(owner, offset, angle, turn))).sum(1) for turn in (0.5, 1.5)]
-    inwards = _turned(u)
-    near = (inwards * point).sum(1)
-    far = (inwards * point.index_select(0, _opposite(owner, offset, angle, 1.0))).sum(1)
-    best = _least(owner, (ends[0] - ends[1]) * (far - near), len(offset) - 1)
-    u, high, low, near, far = (values.index_select(0, best) for values in (u, ends[0], ends[1], near, far))
-    centre = u * ((high + low) / 2)[:, None] + _turned(u) * ((near + far) / 2)[:, None]
-    return _upright(Rectangles(centre, u, torch.stack([high - low, far - near], 1).clamp(min=0) / 2))
+    last = torch.zeros_like(owner, dtype=torch.bool).index_fill_(0, end - 1, True)
+    after = torch.where(last, begin.index_select(0, owner), index + 1)
+    dx, dy = hulls.x.index_select(0, after) - hulls.x, hulls.y.index_select(0, after) - hulls.y
+    # The edges along the bottom row (leftwards) and along the top row (rightwards, the last) may have no length.
+    dx = torch.where(dy == 0, torch.where(last, 1, -1), dx)
+    angle = torch.atan2(dy.double(), dx.double())
+    angle = torch.where(angle > 0, angle, angle + 2 * math.pi)
+    unit = torch.sgn(torch.complex(dx.to(dtype), dy.to(dtype)))
+    vertex = torch.complex(hulls.x.to(dtype), hulls.y.to(dtype))
+    seen = vertex.index_select(0, _opposite(hulls, angle).view(-1)).view(3, -1) * unit.conj()
+    ahead, behind, far, near = seen[0].real, seen[2].real, seen[1].imag, (vertex * unit.conj()).imag
+    best = _least(owner, (ahead - behind) * (far - near), len(begin))
+    ahead, behind, far, near = torch.stack([ahead, behind, far, near]).index_select(1, best)
+    unit = unit.index_select(0, best)
+    centre = unit * torch.complex(ahead + behind, far + near) / 2
+    half = torch.stack([ahead - behind, far - near], 1).clamp(min=0) / 2
+    # Any of the four sides may have been the best edge: turn the axis to within 45 degrees of the rows.
+    steep = unit.imag.abs() > unit.real.abs()
+    unit = torch.where(steep, unit * 1j, unit)
+    unit = torch.where(unit.real < 0, -unit, unit)
+    half = torch.where(steep[:, None], half.flip(1), half)
+    return Rectangles(torch.view_as_real(centre), torch.view_as_real(unit), half)
 
 
-def _opposite(owner: Tensor, offset: Tensor, angle: Tensor, half_turns: float) -> Tensor:
-    """For every edge the first vertex whose outgoing edge is turned by at least half_turns * 180 degrees against it."""
-    wanted = angle + half_turns * math.pi
+def _opposite(hulls: Hulls, angle: Tensor) -> Tensor:
+    """(3, V) for every edge the first vertex whose outgoing edge is turned by at least 90, 180, 270 degrees against it.
+
+    These are the vertices farthest along, farthest across and farthest back.
+    """
+    turn = torch.tensor([[0.5], [1.0], [1.5]], dtype=torch.float64, device=angle.device) * math.pi
+    wanted = angle + turn
     wanted = torch.where(wanted > 2 * math.pi, wanted - 2 * math.pi, wanted)
-    base = owner.to(torch.float64) * TURN
+    base = hulls.owner * TURN
     found = torch.searchsorted(base + angle, base + wanted)
-    return torch.where(found >= offset[1:].index_select(0, owner), offset.index_select(0, owner), found)
+    end, begin = hulls.end.index_select(0, hulls.owner), hulls.begin.index_select(0, hulls.owner)
+    return torch.where(found < end, found, begin)
 
 
 def _least(owner: Tensor, value: Tensor, num: int) -> Tensor:
     """(num,) index of the first least value of every owner, up to rounding."""
-    least = torch.full((num,), math.inf, dtype=value.dtype, device=value.device)
-    least.scatter_reduce_(0, owner, value, "amin")
-    index = torch.arange(len(owner), device=owner.device)
-    good = value <= least.index_select(0, owner) * (1 + TIE)
-    first = torch.full((num,), len(owner), device=owner.device)
-    return first.scatter_reduce_(0, owner, torch.where(good, index, len(owner)), "amin")
-
-
-def _upright(rectangles: Rectangles) -> Rectangles:
-    """The same rectangles with an axis within 45 degrees of the rows, pointing right."""
-    centre, axis, half = rectangles
-    steep = axis[:, 1].abs() > axis[:, 0].abs()
-    axis = torch.where(steep[:, None], _turned(axis), axis)
-    half = torch.where(steep[:, None], half.flip(1), half)
-    return Rectangles(centre, torch.where(axis[:, :1] < 0, -axis, axis), half)
+    least = value.new_full((num,), math.inf).scatter_reduce_(0, owner, value, "amin")
+    good = (value <= least.index_select(0, owner) * (1 + TIE)).nonzero()[:, 0]
+    first = owner.new_full((num,), len(owner))
+    return first.scatter_reduce_(0, owner.index_select(0, good), good, "amin")
 
 
 def half_pixel(rectangles: Rectangles, area: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def half_pixel(rectangles: Rectangles, area: Tensor) -> Tensor:
     0.86.
     """
     w, h = (2 * rectangles.half).unbind(1)
-    root = ((w - h).square() + 4 * area.to(w.dtype)).sqrt()
+    root = ((w - h).square() + 4 * area).sqrt()
     return ((root - w - h) / 4).clamp(0.0, 0.5)
 
 
@@ -193,26 +193,34 @@ def unclip_distance(rectangles: Rectangles, unclip_ratio: float) -> Tensor:
     return w * h * unclip_ratio / (2 * (w + h)).clamp(min=torch.finfo(w.dtype).tiny)
 
 
-def pixel_intervals(rectangles: Rectangles, height: int, width: int, tolerance: float) -> tuple[Tensor, ...]:
-    """Rows of pixels whose centres (i + 0.5) lie in the rectangles, up to `tolerance` pixels outside.
+class Intervals(NamedTuple):
+    """Rows of pixels within rectangles, all (I,) int64; a count may be 0."""
 
-    Returns:
-        (I,) int64 each: rectangle, row, first column, number of columns (may be 0), clipped to the page.
+    owner: Tensor  # rectangle, ascending
+    row: Tensor
+    column: Tensor  # first column
+    count: Tensor  # columns
+
+
+def pixel_intervals(rectangles: Rectangles, height: int, width: int, tolerance: float) -> Intervals:
+    """Pixels of a height x width page whose centres (i + 0.5) lie in the rectangles, up to `tolerance` pixels outside.
+
+    In the row at dy below the centre: -a <= ux dx + uy dy <= a and -b <= ux dy - uy dx <= b, two intervals of dx.
+    Each of the four bounds is linear in the row; lower ones and negated upper ones are rounded up alike.
     """
     (cx, cy), (ux, uy), (a, b) = (part.unbind(1) for part in rectangles)
     a, b = a + tolerance, b + tolerance
     reach = a * uy.abs() + b * ux
     first = (cy - reach - 0.5).ceil().clamp(0, height).long()
-    stop = (cy + reach - 0.5).floor().add(1).clamp(0, height).long()
+    stop = (cy + reach + 0.5).floor().clamp(0, height).long()
     owner, row = expand(first, (stop - first).clamp(min=0))
-    cx, cy, ux, uy, a, b = (values.index_select(0, owner) for values in (cx, cy, ux, uy, a, b))
-    dy = row + 0.5 - cy
-    # |ux dx + uy dy| <= a and |ux dy - uy dx| <= b; ux >= 0.7, and without uy the second says nothing about dx.
-    level = uy.abs() < torch.finfo(uy.dtype).eps
-    slope = torch.where(level, 1.0, uy)
-    one, two = (ux * dy - b) / slope, (ux * dy + b) / slope
-    low = torch.where(level, -math.inf, torch.minimum(one, two)).maximum((-a - uy * dy) / ux)
-    high = torch.where(level, math.inf, torch.maximum(one, two)).minimum((a - uy * dy) / ux)
-    column = (cx + low - 0.5).ceil().clamp(0, width).long()
-    beyond = (cx + high - 0.5).floor().add(1).clamp(0, width).long()
-    return owner, row, column, (beyond - column).clamp(min=0)
+    level = uy == 0  # then b bounds the rows only
+    s, t = -uy / ux, torch.where(level, 0.0, ux / uy)
+    slope = torch.stack([s, t, -s, -t], 1)
+    x = cx - 0.5
+    a, b = a / ux, torch.where(level, math.inf, b / uy.abs())
+    bound = torch.stack([x - a, x - b, -x - a, -x - b], 1) + slope * (0.5 - cy)[:, None]
+    bounds = bound.index_select(0, owner) + slope.index_select(0, owner) * row[:, None]
+    low, high = bounds.view(-1, 2, 2).amax(2).ceil().unbind(1)
+    column = low.clamp(0, width).long()
+    return Intervals(owner, row, column, ((1 - high).clamp(0, width).long() - column).clamp(min=0))
