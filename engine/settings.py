@@ -3,7 +3,6 @@
 Every field carries its meaning and allowed values (`pipelines.options.option`); `--help` and the error messages are
 made from them. No torch here: planning a search must work on a machine that has none.
 """
-# ruff: noqa: RUF009 -- option() makes a dataclass field; ruff knows only dataclasses.field
 
 import dataclasses
 from dataclasses import dataclass

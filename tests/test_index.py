@@ -1,12 +1,14 @@
 import json
 import logging
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import synthetic
 from pipelines.errors import UserError
 from pipelines.images import read_header
 from pipelines.index import ConcatIndex, build, is_index, load, open_index
@@ -63,7 +65,7 @@ def test_round_trip(source, tmp_path):
 
 def test_arrays_are_mapped_and_csr(source, tmp_path):
     index = build(source, tmp_path / "index")
-    assert isinstance(index.points, np.memmap) and not index.points.flags.writeable
+    assert isinstance(index.points.base, np.memmap) and not index.points.flags.writeable
     assert index.page_offsets.tolist() == [0, 2, 2, 5]
     assert index.point_offsets.tolist() == [0, 4, 7, 12, 16, 19]
     assert index.size_wh.dtype == np.int32 and index.orientation.dtype == np.uint8
@@ -240,3 +242,13 @@ def test_concat(source, tmp_path):
     for row in (-1, 7):
         with pytest.raises(IndexError):
             both.polygons(row)
+
+
+def test_a_pickled_index_is_its_folder_not_a_copy(tmp_path):
+    made = synthetic.write_dataset(tmp_path / "pages", 3, 1, 96, 128)
+    index = open_index(made, cache_dir=tmp_path / "cache")
+    packed = pickle.dumps(index)
+    assert len(packed) < 500
+    again = pickle.loads(packed)
+    assert [again.path(i) for i in range(3)] == [index.path(i) for i in range(3)]
+    assert all(np.array_equal(a, b) for a, b in zip(again.polygons(1), index.polygons(1), strict=True))

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from engine.postprocess import Detections
 from PIL import Image
 
 from engine import predict
+from engine.postprocess import Detections
 from pipelines.errors import UserError
 
 
