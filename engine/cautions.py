@@ -79,8 +79,6 @@ def _doubtful(config: Config) -> Iterator[str]:
         yield f"trainer.patience={trainer.patience} has no effect: the run ends before, at epoch {trainer.max_epochs}"
     if trainer.ema and not evaluation.ema:
         yield "trainer.ema=true with eval.ema=false: the average is kept but neither judged nor selected by"
-    if trainer.kernels == "triton" and trainer.device == "cpu":
-        yield "trainer.kernels=triton with trainer.device=cpu runs only in Triton's interpreter, and slowly"
     if evaluation.protocol == "contest" and config.post.max_candidates > CONTEST_MAX_REGIONS:
         yield (
             f"post.max_candidates={config.post.max_candidates}: the contest takes {CONTEST_MAX_REGIONS} regions a page "

@@ -24,6 +24,7 @@ def make_targets(batch: Batch, config: Config) -> DBTargets:
         thresh_max=loss.thresh_max,
         min_text_size_px=loss.min_text_size_px,
         mode=loss.mode,
+        implementation=config.trainer.kernels,
     )
 
 
@@ -40,4 +41,5 @@ def compute_loss(logits: torch.Tensor, targets: DBTargets, config: Config) -> DB
         thresh_weight=loss.thresh_weight,
         binary_weight=loss.binary_weight,
         mode=loss.mode,
+        implementation=config.trainer.kernels,
     )

@@ -215,7 +215,7 @@ class TrainerConfig:
     keep_top_k: int = option(3, "best checkpoints kept", 1, 1000)
     keep_last: int = option(2, "newest checkpoints kept", 1, 1000)
     kernels: str = option(
-        "auto", "auto = triton on a GPU, reference elsewhere", choices=("auto", "triton", "reference")
+        "auto", "implementation of targets and loss; auto = the fastest there is", choices=("auto", "reference")
     )
     threads: int = option(0, "torch CPU threads; 0 = torch's choice", 0, 1024)
     overlays: int = option(8, "pictures of pages drawn at each evaluation", 0, 10000)

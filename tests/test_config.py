@@ -265,7 +265,6 @@ def test_a_base_replaces_the_preset():
         (["trainer.patience=20"], "ends before"),
         (["eval.every_epochs=21"], "only the last epoch"),
         (["trainer.ema=true", "eval.ema=false"], "neither judged"),
-        (["trainer.device=cpu", "trainer.kernels=triton"], "interpreter"),
         (["init_from=x", "models.encoder.weights=timm"], "init_from replaces"),
         (["init_from=x", "models.encoder.weights=", "resume=y"], "brings its own weights"),
     ],
