@@ -10,7 +10,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +44,31 @@ class Evaluation:
     worst: list[Page]
 
 
-def autocast(config: Config, device: torch.device) -> AbstractContextManager:
-    """The network's arithmetic: bf16 autocast where `trainer.precision` says so (auto = on GPUs), else none."""
+def arithmetic(config: Config, device: torch.device) -> torch.dtype:
+    """The network's dtype: `trainer.precision`, where auto is bf16 on GPUs and float32 elsewhere."""
     precision = config.trainer.precision
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "float32"
+    return {"bf16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[precision]
+
+
+def run_network(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
+    """image (N, 3, H, W), float32 or float16, on the device -> logits of `forward`; bf16 runs under autocast.
+
+    The image is cast once, here: DALI gives float16 on a GPU, which a float32 network would refuse.
+    """
+    dtype = arithmetic(config, image.device)
+    image = image.to(dtype)
+    if dtype != torch.bfloat16:
+        return forward(image)
+    with torch.autocast(image.device.type, dtype):
+        return forward(image)
 
 
 def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
     """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
-    if config.trainer.precision == "float64":
-        image = image.double()
-    with torch.inference_mode(), autocast(config, image.device):
-        logits = forward(image)
-    return torch.sigmoid(logits[:, 0].float())
+    with torch.inference_mode():
+        return torch.sigmoid(run_network(forward, image, config)[:, 0].float())
 
 
 def detect_pages(

@@ -23,7 +23,7 @@ from engine import checkpoint, cli, distributed, dryrun, finish, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, global_batch_size, open_data
 from engine.distributed import Ranks
-from engine.evaluate import autocast, evaluate
+from engine.evaluate import evaluate, run_network
 from engine.loss import compute_loss, make_targets
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
@@ -62,13 +62,11 @@ def train_step(
         watch.waited(time.perf_counter() - before)
         batch = batch.to(ranks.device)
         targets = make_targets(batch, config)
-        image = batch.image.double() if config.trainer.precision == "float64" else batch.image
         last = micro == accumulate - 1
         quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else trainee.forward.no_sync()
         with quiet:
-            with autocast(config, ranks.device):
-                logits = trainee.forward(image)
-            loss = compute_loss(logits, targets, config)  # float32 from logits, outside autocast
+            logits = run_network(trainee.forward, batch.image, config)
+            loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
             (loss.total / accumulate).backward()
         parts[:4] += torch.stack([x.detach().float() for x in loss]) / accumulate
     trained = [p for p in trainee.model.parameters() if p.requires_grad]
