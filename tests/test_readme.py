@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
-SMALL = " data.image_size=64 data.batch_size=1 trainer.device=cpu run_root=runs --dry-run"
+SMALL = " data.image_size=64 data.batch_size=1 trainer.device=cpu trainer.compile=false run_root=runs --dry-run"
 CONTEST = " eval.protocol=contest"
 
 
