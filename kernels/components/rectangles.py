@@ -134,7 +134,7 @@ def smallest_rectangles(hulls: Hulls, dtype: torch.dtype) -> Rectangles:
     vertex = torch.complex(hulls.x.to(dtype), hulls.y.to(dtype))
     seen = vertex.index_select(0, _opposite(hulls, angle).view(-1)).view(3, -1) * unit.conj()
     ahead, behind, far, near = seen[0].real, seen[2].real, seen[1].imag, (vertex * unit.conj()).imag
-    best = _least(owner, (ahead - behind) * (far - near), len(begin))
+    best = _least(owner, ((ahead - behind) * (far - near)).clamp(min=0), len(begin))  # rounding may give -1e-13
     ahead, behind, far, near = torch.stack([ahead, behind, far, near]).index_select(1, best)
     unit = unit.index_select(0, best)
     centre = unit * torch.complex(ahead + behind, far + near) / 2
