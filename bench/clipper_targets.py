@@ -45,9 +45,8 @@ def clipper_targets(polygons: list[np.ndarray], height: int, width: int) -> tupl
 def _draw_value(points: np.ndarray, distance: float, dilated: np.ndarray, value: np.ndarray) -> None:
     (left, top), (right, bottom) = dilated.min(0), dilated.max(0)
     x, y = np.arange(left, right + 1)[None], np.arange(top, bottom + 1)[:, None]
-    nearest = np.full((y.size, x.size), np.inf)
-    for a, b in zip(points, np.roll(points, -1, 0)):
-        nearest = np.minimum(nearest, np.clip(_distance(x, y, a, b) / distance, 0, 1))
+    sides = [np.clip(_distance(x, y, a, b) / distance, 0, 1) for a, b in zip(points, np.roll(points, -1, 0))]
+    nearest = np.stack(sides).min(0)  # a map per side, then the least: as its trainers do
     height, width = value.shape
     x0, x1, y0, y1 = max(left, 0), min(right + 1, width), max(top, 0), min(bottom + 1, height)
     if x0 < x1 and y0 < y1:

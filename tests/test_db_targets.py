@@ -314,7 +314,7 @@ def test_pages_and_batches_cut_anywhere_give_the_same(monkeypatch):
     for index, page in enumerate(layout):
         for a, b in zip(whole, db_targets(*csr([page]), **arguments)):
             assert torch.equal(a[index], b[0])
-    for name, value in (("MAX_STRIPS", 64), ("MAX_PAIRS", 37), ("BLOCK", 19), ("MAX_MEASURED", 1)):
+    for name, value in (("MAX_STRIPS", 64), ("BLOCK", 19), ("MAX_MEASURED", 1)):
         monkeypatch.setattr(reference, name, value)
     for a, b in zip(whole, db_targets(*csr(layout), **arguments)):
         assert torch.equal(a, b)
