@@ -90,9 +90,10 @@ def classic_quads(
 
 
 def _ordered(box: np.ndarray) -> np.ndarray:
-    """Corners from the top left clockwise, as MhLiao/DB's get_mini_boxes sorts them."""
-    left, right = np.split(box[np.argsort(box[:, 0], kind="stable")], 2)
-    left, right = left[np.argsort(left[:, 1])], right[np.argsort(right[:, 1])]
+    """Corners from the top left clockwise, sorted as MhLiao/DB's get_mini_boxes does."""
+    points = sorted(box, key=lambda point: point[0])
+    left = points[:2] if points[1][1] > points[0][1] else points[1::-1]
+    right = points[2:] if points[3][1] > points[2][1] else points[:1:-1]
     return np.array([left[0], right[0], right[1], left[1]])
 
 

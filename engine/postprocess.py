@@ -198,13 +198,13 @@ def _offset(outline: np.ndarray, distance: float) -> np.ndarray | None:
 
 def _to_source(regions: list[_Region], matrix: np.ndarray, size_wh: np.ndarray) -> Detections:
     """Maps regions from the canvas to the page, clips their corners to it and drops those that are off it."""
-    linear = np.linalg.inv(matrix[:, :2])
-    polygons, scores = [], []
-    for polygon, score in regions:
-        points = (np.asarray(polygon, np.float64) - matrix[:, 2]) @ linear.T
-        middle = (points.min(axis=0) + points.max(axis=0)) / 2
-        points = np.clip(points, 0, size_wh).astype(np.float32)
-        if np.all((middle >= 0) & (middle <= size_wh)) and cv2.contourArea(points) >= MIN_AREA_PX2:
-            polygons.append(points)
-            scores.append(score)
-    return Detections(polygons, np.array(scores, np.float32))
+    if not regions:
+        return Detections([], np.zeros(0, np.float32))
+    start = np.cumsum([0] + [len(region.polygon) for region in regions[:-1]])
+    canvas = np.concatenate([region.polygon for region in regions]).astype(np.float64)
+    points = (canvas - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    middle = (np.minimum.reduceat(points, start) + np.maximum.reduceat(points, start)) / 2
+    polygons = np.split(np.clip(points, 0, size_wh).astype(np.float32), start[1:])
+    on_page = np.all((middle >= 0) & (middle <= size_wh), axis=1)
+    kept = [i for i, p in enumerate(polygons) if on_page[i] and cv2.contourArea(p) >= MIN_AREA_PX2]
+    return Detections([polygons[i] for i in kept], np.array([regions[i].score for i in kept], np.float32))
