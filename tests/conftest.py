@@ -24,6 +24,8 @@ TINY = (
     "models.head.hidden_channels=4",
     "trainer.max_epochs=2",
     "trainer.log_every=1",
+    "trainer.ema=false",
+    "eval.every_epochs=1",
     "trainer.overlays=1",
     "trainer.threads=1",
 )
