@@ -13,7 +13,6 @@ SCORE_MODES = ("fast", "slow")
 CPU_PIXELS, GPU_PIXELS = 1 << 21, 1 << 25
 
 
-@torch.no_grad()
 def find_quads(
     prob_map: Tensor,
     *,
@@ -48,24 +47,18 @@ def find_quads(
     _check_implementation(implementation)
     if prob_map.ndim != 3 or not prob_map.is_floating_point() or 0 in prob_map.shape[1:]:
         raise ValueError(f"find_quads: prob_map must be (N, H, W) floats, not {tuple(prob_map.shape)} {prob_map.dtype}")
-    _check_connectivity(connectivity)
-    if score_mode not in SCORE_MODES:
-        raise ValueError(f"find_quads: score_mode must be one of {SCORE_MODES}, not {score_mode!r}")
-    named = {"bin_thresh": bin_thresh, "box_thresh": box_thresh, "unclip_ratio": unclip_ratio}
-    for name, value in (*named.items(), ("min_size_px", min_size_px), ("min_unclipped_px", min_unclipped_px)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"find_quads: {name} must be finite and not negative, not {value}")
-    if max_candidates < 1:
-        raise ValueError(f"find_quads: max_candidates must be at least 1, not {max_candidates}")
     rules = QuadRules(
         bin_thresh, box_thresh, unclip_ratio, min_size_px, min_unclipped_px, max_candidates, connectivity, score_mode
     )
+    _check_rules(rules)
+    prob_map = prob_map.detach()
     if prob_map.dtype not in (torch.float32, torch.float64):
         prob_map = prob_map.float()
     pages = CPU_PIXELS if prob_map.device.type == "cpu" else GPU_PIXELS
     pages = max(1, pages // (prob_map.shape[1] * prob_map.shape[2]))
-    parts = [find_quads_reference(part.contiguous(), rules) for part in prob_map.split(pages)]
-    return parts[0] if len(parts) == 1 else Quads(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    with torch.inference_mode():  # about 600 small operations: each is cheaper here
+        parts = [find_quads_reference(part.contiguous(), rules) for part in prob_map.split(pages)]
+    return Quads(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -83,6 +76,18 @@ def label(mask: Tensor, connectivity: int = 8, *, implementation: str = "auto") 
         raise ValueError(f"label: mask must be (N, H, W) bool, not {tuple(mask.shape)} {mask.dtype}")
     _check_connectivity(connectivity)
     return label_reference(mask, connectivity)
+
+
+def _check_rules(rules: QuadRules) -> None:
+    _check_connectivity(rules.connectivity)
+    if rules.score_mode not in SCORE_MODES:
+        raise ValueError(f"find_quads: score_mode must be one of {SCORE_MODES}, not {rules.score_mode!r}")
+    for name in ("bin_thresh", "box_thresh", "unclip_ratio", "min_size_px", "min_unclipped_px"):
+        value = getattr(rules, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"find_quads: {name} must be finite and not negative, not {value}")
+    if rules.max_candidates < 1:
+        raise ValueError(f"find_quads: max_candidates must be at least 1, not {rules.max_candidates}")
 
 
 def _check_implementation(implementation: str) -> None:

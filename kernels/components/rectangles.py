@@ -132,8 +132,9 @@ def smallest_rectangles(hulls: Hulls, dtype: torch.dtype) -> Rectangles:
     angle = torch.where(angle > 0, angle, angle + 2 * math.pi)
     unit = torch.sgn(torch.complex(dx.to(dtype), dy.to(dtype)))
     vertex = torch.complex(hulls.x.to(dtype), hulls.y.to(dtype))
-    seen = vertex.index_select(0, _opposite(hulls, angle).view(-1)).view(3, -1) * unit.conj()
-    ahead, behind, far, near = seen[0].real, seen[2].real, seen[1].imag, (vertex * unit.conj()).imag
+    back = torch.conj_physical(unit)
+    seen = vertex.index_select(0, _opposite(hulls, angle).view(-1)).view(3, -1) * back
+    ahead, behind, far, near = seen[0].real, seen[2].real, seen[1].imag, (vertex * back).imag
     best = _least(owner, ((ahead - behind) * (far - near)).clamp(min=0), len(begin))  # rounding may give -1e-13
     ahead, behind, far, near = torch.stack([ahead, behind, far, near]).index_select(1, best)
     unit = unit.index_select(0, best)

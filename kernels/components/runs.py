@@ -54,7 +54,8 @@ def find_runs(mask: PaddedMask) -> Runs:
     changed = torch.ne(mask.flat[WORD:], mask.flat[WORD - 1 : -1])
     words = changed.view(torch.int64).nonzero()[:, 0]
     inside = changed.view(-1, WORD).index_select(0, words).view(-1).nonzero()[:, 0]
-    position = words.index_select(0, inside // WORD) * WORD + inside % WORD
+    # Divided by WORD with a shift: int64 division is not vectorised.
+    position = words.index_select(0, inside >> 3) * WORD + (inside & (WORD - 1))
     start, stop = position.view(-1, 2).t().contiguous()
     return Runs(start, stop, start // mask.pitch)
 
