@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--draw", action="store_true", help="write overlay pictures too")
     parser.add_argument("--csv", type=Path, help="also write the contest's table filename,polygons")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
     paths = [item for item in args.paths if item not in settings]
     path = checkpoint.locate(args.checkpoint)
