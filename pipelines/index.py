@@ -26,15 +26,17 @@ logger = logging.getLogger(__name__)
 
 # More threads than this only queue at the disk; a header costs about 0.2 ms.
 MAX_WORKERS = 32
+# Below one pixel a text has no pixel to be learnt from; the targets would mask it out, so it must not count as usable.
+MIN_AREA_PX = 1.0
 Progress = Callable[[int, int], None]
 
 
 def clean(page: Page, width: int, height: int, counts: dict[str, int]) -> Page:
-    """A page fit for the index: only finite polygons of 3 points or more, clamped to the page.
+    """A page fit for the index: only finite polygons of 3 points or more, clamped to the page; flat ones are ignored.
 
     Args:
         width, height: of the image, oriented pixels; coordinates may span 0..width and 0..height.
-        counts: `dropped_not_finite`, `dropped_few_points`, `clamped` are added up here.
+        counts: `dropped_not_finite`, `dropped_few_points`, `clamped`, `zero_area` are added up here.
     """
     made = Page(page.path, width, height, texts=None if page.texts is None else [])
     limit = np.array([width, height], np.float32)
@@ -47,8 +49,16 @@ def clean(page: Page, width: int, height: int, counts: dict[str, int]) -> Page:
             continue
         inside = np.clip(polygon, 0, limit)
         counts["clamped"] += int((inside != polygon).any())
-        made.add(inside, bool(page.ignore[k]), page.texts[k] if page.texts is not None else None)
+        flat = _area(inside) < MIN_AREA_PX
+        counts["zero_area"] += int(flat)
+        made.add(inside, bool(page.ignore[k]) or flat, page.texts[k] if page.texts is not None else None)
     return made
+
+
+def _area(polygon: np.ndarray) -> float:
+    """Shoelace area of (n, 2) points, pixels."""
+    x, y = polygon.astype(np.float64).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def _blob(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +201,7 @@ def build(
         raise UserError(f"{out}: exists and is not an index; name another --out")
     made = read_source(source, format, root)
     headers = read_headers([made.root / page.path for page in made.pages], workers, max_pixels, progress)
-    counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "wrong_size"), 0)
+    counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "wrong_size"), 0)
     rows = _drop_bad(made, headers, skip_bad, counts)
     headers = [headers[i] for i in rows]
     pages = _clean_pages([made.pages[i] for i in rows], headers, counts)

@@ -252,3 +252,10 @@ def test_a_pickled_index_is_its_folder_not_a_copy(tmp_path):
     again = pickle.loads(packed)
     assert [again.path(i) for i in range(3)] == [index.path(i) for i in range(3)]
     assert all(np.array_equal(a, b) for a, b in zip(again.polygons(1), index.polygons(1), strict=True))
+
+
+def test_a_text_without_area_is_kept_but_ignored(tmp_path):
+    line = [[10, 10], [60, 10], [110, 10], [60, 10]]
+    source = data_set(tmp_path / "pages", {"a.jpg": [(SQUARE, "text"), (line, "flat")]})
+    index = open_index(source, cache_dir=tmp_path / "cache")
+    assert index.ignore(0).tolist() == [False, True] and index.num_usable == 1 and index.counts["zero_area"] == 1
