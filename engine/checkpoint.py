@@ -50,8 +50,16 @@ def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: tor
     return parts
 
 
+def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the host tensors that hold NaN or infinity (HRNet-W44: 67 M numbers, about 50 ms)."""
+    return [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+
+
 def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
-    """Writes one checkpoint `folder/step_<step>` durably and returns its path; one of that step is replaced.
+    """Writes one checkpoint `folder/step_<step>` durably and returns its path.
+
+    One of that step that is there already stays until `prune`; the new one is `step_<step>.1` and so on, which sorts
+    after it. So nothing is ever deleted before its successor is complete.
 
     Args:
         folder: the run's checkpoints folder.
@@ -62,12 +70,15 @@ def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
     Raises:
         OSError: disk full, read-only, folder gone; what was there before is intact.
     """
-    final = folder / f"step_{state['step']:08d}"
+    name = f"step_{state['step']:08d}"
+    final = next(
+        p for p in (folder / f"{name}{end}" for end in ("", *(f".{k}" for k in range(1, 10**6)))) if not p.exists()
+    )
     temporary = folder / f".tmp_{final.name}_{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name, tensors in parts.items():
-        safetensors.torch.save_file(tensors, temporary / f"{name}.safetensors")
+    for part, tensors in parts.items():
+        safetensors.torch.save_file(tensors, temporary / f"{part}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
     (temporary / "config.yaml").write_text(config_yaml)
     manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}
@@ -75,8 +86,6 @@ def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
     for path in temporary.iterdir():
         _fsync(path)
     _fsync(temporary)
-    if final.exists():  # a rerun of the same step after a resume from an older one
-        shutil.rmtree(final)
     temporary.rename(final)
     _fsync(folder)
     return final
@@ -92,13 +101,17 @@ def link(folder: Path, name: str, target: Path) -> None:
 
 
 def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
-    """Deletes checkpoints that are neither among the newest `keep_last`, nor the `keep_top_k` best, nor linked."""
-    steps = _steps(folder)
+    """Deletes checkpoints that are neither among the newest `keep_last`, nor the `keep_top_k` best, nor linked.
+
+    Of several of one step only the last written counts.
+    """
+    every = _steps(folder)
+    steps = list({path.name.split(".")[0]: path for path in every}.values())
     scores = {p: _score(p) for p in steps}
     scored = sorted((p for p in steps if scores[p] is not None), key=lambda p: scores[p], reverse=True)
     linked = {(folder / name).resolve() for name in LINKS if (folder / name).is_symlink()}
-    keep = set(steps[-keep_last:]) | set(scored[:keep_top_k]) | {p for p in steps if p.resolve() in linked}
-    for path in steps:
+    keep = set(steps[-keep_last:]) | set(scored[:keep_top_k]) | {p for p in every if p.resolve() in linked}
+    for path in every:
         if path not in keep:
             shutil.rmtree(path)
     for path in folder.glob(".tmp_step_*"):  # left by a kill
@@ -109,13 +122,14 @@ def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
 class Writer:
     """Writes checkpoints on a thread of its own, one after another, in the order they were given.
 
-    A failed write is reported loudly on stderr and counted in `failures`; training goes on and tries again with the
-    next checkpoint.
+    A write that the disk fails is reported loudly on stderr and counted in `failures`; training goes on and tries
+    again with the next checkpoint. Any other exception is a bug and is raised by the next `save` or `wait`.
     """
 
     def __init__(self, folder: Path, keep_last: int, keep_top_k: int) -> None:
         self.folder, self.keep = folder, (keep_last, keep_top_k)
         self.failures = 0
+        self._bug: BaseException | None = None
         # One waiting snapshot at most: a slow disk holds the loop back instead of filling the memory.
         self._jobs: queue.Queue = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
@@ -123,11 +137,17 @@ class Writer:
 
     def save(self, parts: dict, state: dict, config_yaml: str, best: bool = False) -> None:
         """Hands over one checkpoint; `best` also moves the `best` link."""
+        self._raise()
         self._jobs.put((parts, state, config_yaml, best))
 
     def wait(self) -> None:
         """Returns when everything handed over is on disk (or has failed)."""
         self._jobs.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._bug is not None:
+            raise RuntimeError("the checkpoint writer failed") from self._bug
 
     def _run(self) -> None:
         while True:
@@ -137,6 +157,8 @@ class Writer:
             except (OSError, safetensors.SafetensorError) as error:
                 self.failures += 1
                 print(f"WARNING: checkpoint not written ({error}); training goes on", file=sys.stderr, flush=True)
+            except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+                self._bug = error
             finally:
                 self._jobs.task_done()
 
@@ -148,27 +170,28 @@ class Writer:
         prune(self.folder, *self.keep)
 
 
-def locate(path: str | Path, prefer: str = "best") -> Path:
+def locate(path: str | Path, prefer: str = "best", key: str = "checkpoint") -> Path:
     """The checkpoint directory meant by a path: itself, or a run folder's `checkpoints/best` or `last`.
 
     Args:
         path: a checkpoint, a run folder, or its checkpoints folder.
         prefer: which link of a run folder comes first.
+        key: the setting that named it, for the message.
 
     Raises:
         UserError: there is none, or its files do not match their checksums.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"checkpoint={path}: no such folder")
+        raise UserError(f"{key}={path}: no such folder")
     names = sorted(LINKS, key=lambda name: name != prefer)
     for candidate in (path, *(path / "checkpoints" / name for name in names), *(path / name for name in names)):
         if (candidate / "manifest.json").is_file():
             fault = verify(candidate)
             if fault:
-                raise UserError(f"checkpoint={candidate}: damaged ({fault}); use another checkpoint of the run")
+                raise UserError(f"{key}={candidate}: damaged ({fault}); use another checkpoint of the run")
             return candidate
-    raise UserError(f"checkpoint={path}: holds no checkpoint (a folder with manifest.json) and is no run folder")
+    raise UserError(f"{key}={path}: holds no checkpoint (a folder with manifest.json) and is no run folder")
 
 
 def newest(folder: Path) -> Path | None:
@@ -224,12 +247,20 @@ def load_model(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Restores the optimizer's tensors; lr and weight_decay come from the configuration, not from the checkpoint."""
+    """Restores the optimizer's tensors; lr and weight_decay come from the configuration, not from the checkpoint.
+
+    A checkpoint stores no strides, so moments are copied into their parameter's layout: a fused kernel walks both by
+    the parameter's own, and with a channels_last weight beside a contiguous moment it takes another's value.
+    """
     state: dict[int, dict] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _steps(folder: Path) -> list[Path]:

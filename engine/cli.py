@@ -1,6 +1,7 @@
 """What every entry point does the same way: arguments, `--help`, `--print-config`, `--dry-run`, exit codes."""
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -18,6 +19,17 @@ FLAGS = {
     "--dry-run": "check everything on a few samples and leave; nothing is trained for real",
 }
 TORCHRUN_GRACE_S = 2.0
+# What a user can mend outside the program: permissions, a full or read-only disk, a file where a folder is wanted.
+MENDABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -29,15 +41,26 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `... --help | head`; stdout must not be flushed again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if error.errno not in MENDABLE:
+            raise
+        _refuse(f"{error.filename or 'a file'}: {error.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `... --help | head`; stdout must not be flushed again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     sys.exit(code)
+
+
+def _refuse(text: str) -> NoReturn:
+    """One line, and out. A rank above 0 holds back: where rank 0 says the same, torchrun ends it before it speaks."""
+    if not _is_main():
+        time.sleep(TORCHRUN_GRACE_S)
+    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def wants_help(argv: list[str]) -> bool:

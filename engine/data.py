@@ -61,12 +61,24 @@ def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val")
     pages = ConcatIndex(indexes)
     if len(pages) == 0:
         raise UserError(f"data.{key}={','.join(specs)}: no pages in it")
-    if key != "train" and config.eval.protocol == "official" and not pages.has_texts:
-        raise UserError(
-            f"data.{key}={','.join(specs)}: it has no transcriptions, which official CLEval counts characters by; "
-            "use eval.protocol=contest"
-        )
+    if key != "train" and config.eval.protocol == "official":
+        _require_texts(pages, f"data.{key}={','.join(specs)}")
     return pages
+
+
+def _require_texts(pages: ConcatIndex, source: str) -> None:
+    """Official CLEval counts characters by the transcriptions; a text without one would count as nothing."""
+    missing = "" if pages.has_texts else "it has no transcriptions"
+    for row in range(len(pages)) if pages.has_texts else ():
+        texts, ignore = pages.texts(row), pages.ignore(row)
+        if any(not text and not skip for text, skip in zip(texts, ignore, strict=True)):
+            missing = f"{pages.name(row)} has a text without transcription"
+            break
+    if missing:
+        raise UserError(
+            f"{source}: {missing}, which official CLEval counts characters by; mark such texts ### or use "
+            "eval.protocol=contest"
+        )
 
 
 def _synthetic(config: Config) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ import torch.distributed as dist
 
 from pipelines.errors import UserError
 
-TIMEOUT = datetime.timedelta(minutes=10)
+# Building an index of a large set on rank 0 takes minutes on a network disk, and the others wait in a collective.
+TIMEOUT = datetime.timedelta(minutes=60)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,7 @@ def gather_objects(item: object) -> list:
     return items
 
 
-def broadcast_object(item: object) -> object:
+def broadcast_object(item: Any) -> Any:
     """Rank 0's object on every rank."""
     if not dist.is_initialized():
         return item
@@ -106,7 +108,13 @@ def broadcast_buffers(model: torch.nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def on_main_first(ranks: Ranks, work: Callable[[], object]) -> object:
+def from_main(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """The picklable result of `work`, done by rank 0 only, on every rank; its UserError ends all of them."""
+    result = on_main_first(ranks, lambda: work() if ranks.main else None)
+    return broadcast_object(result)
+
+
+def on_main_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
     """Runs `work` on rank 0 first (it may write files), then on the others (they find them ready).
 
     A UserError on rank 0 is raised on every rank, so that no rank waits for one that has left.

@@ -12,6 +12,8 @@ from engine import checkpoint, distributed
 from engine.config import Config, to_yaml
 from engine.data import build_train_loader, open_data
 from engine.distributed import Ranks
+from engine.evaluate import detect_pages
+from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
 from engine.stopwatch import Stopwatch
 from engine.trainee import Trainee, build
@@ -20,7 +22,7 @@ STEPS = 2
 
 
 def dry_run(config: Config, ranks: Ranks, train_step: Callable) -> int:
-    """Opens the data, runs two training steps, writes a checkpoint, reads it back, compares, and prints the memory.
+    """Opens the data, runs two training steps, detects on a page, writes a checkpoint and reads it back.
 
     Args:
         config, ranks: as for a run.
@@ -34,6 +36,7 @@ def dry_run(config: Config, ranks: Ranks, train_step: Callable) -> int:
     trainee = build(config, ranks)
     loader = build_train_loader(config, data.train, ranks, 0, 0)
     trainee.model.train()
+    frozen_norms_to_eval(trainee.model)
     times = []
     for step in range(STEPS):
         start = time.perf_counter()
@@ -41,11 +44,14 @@ def dry_run(config: Config, ranks: Ranks, train_step: Callable) -> int:
         parts = train_step(trainee, loader, config, ranks, Stopwatch(), step).tolist()  # sync: the point is to wait
         times.append(time.perf_counter() - start)
     loader.close()
+    trainee.model.eval()
+    first = [page for page, _ in zip(detect_pages(trainee.evaluated, data.val, config, ranks), range(1))]
     same = round_trip(trainee, config)
     if ranks.main:
         val = len(data.val) if data.val is not None else 0
         print(f"data: {len(data.train)} training pages, {val} validation pages")
         print(f"steps: {STEPS} done, {times[0]:.2f} s and {times[1]:.2f} s, loss {parts[0]:.4f}")
+        print(f"evaluation: {len(first)} page, {len(first[0][1].polygons) if first else 0} regions before training")
         print(f"checkpoint: {'read back bit for bit' if same else 'DIFFERS after reading back'}")
         print(f"memory: {memory(ranks)}")
     return 0 if same else 1

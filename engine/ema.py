@@ -17,18 +17,23 @@ class Ema:
     """A shadow copy of a model.
 
     Args:
-        model: the bare model (not compiled, not wrapped).
+        model: the bare model (not compiled, not wrapped), already on its device: its tensors are read at each update.
         decay: limit of d_t, 0..1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._pairs = [
+            (list(getattr(self.model, kind)()), [t.detach() for t in getattr(model, kind)()])
+            for kind in ("parameters", "buffers")
+        ]
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Moves the average toward the weights after update number `step` (0-based)."""
+    def update(self, step: int) -> None:
+        """Moves the average toward the model's weights after update number `step` (0-based)."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], share)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        (averages, weights), (mine, theirs) = self._pairs
+        torch._foreach_lerp_(averages, weights, share)
+        if mine:
+            torch._foreach_copy_(mine, theirs)

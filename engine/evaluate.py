@@ -94,7 +94,10 @@ def detect_pages(
     )
     try:
         for batch in loader:
-            maps = prob_maps(forward, batch.image.to(ranks.device, non_blocking=True), config)
+            image = batch.image.to(ranks.device, non_blocking=True)
+            if config.trainer.compile and len(image) < config.eval.batch_size:  # one size, one compiled graph
+                image = torch.cat([image, image.new_zeros(config.eval.batch_size - len(image), *image.shape[1:])])
+            maps = prob_maps(forward, image, config)[: len(batch.index)]
             found = detect(maps, batch.matrix, pages.size_wh[batch.index], config.post)
             yield from zip(batch.index.tolist(), found, strict=True)
     finally:
@@ -140,9 +143,9 @@ def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
     models = dataclasses.replace(config.models, encoder=encoder)
     model = build_model(dataclasses.replace(config, models=models))
     tensors = (checkpoint.load_part(path, "ema") if config.eval.ema else {}) or checkpoint.load_part(path, "model")
-    checkpoint.load_model(model, tensors, path)
     if config.trainer.precision == "float64":
         model = model.double()
+    checkpoint.load_model(model, tensors, path)
     return model.to(ranks.device).eval()
 
 
@@ -159,7 +162,9 @@ def checkpoint_settings(argv: list[str], extra: dict[str, str], describe: str) -
     if not named:
         raise UserError("checkpoint=PATH is missing: name a run folder (runs/NAME) or one of its checkpoints")
     path = checkpoint.locate(named)
-    config, extras, _ = cli.parse(argv, own, describe, base=checkpoint.load_settings(path))
+    config, extras, dry_run = cli.parse(argv, own, describe, base=checkpoint.load_settings(path))
+    if dry_run:
+        raise UserError("--dry-run belongs to engine.train; an evaluation of few pages is one already")
     return config, extras, path
 
 
@@ -168,6 +173,8 @@ def main(argv: list[str]) -> int:
     config, extras, path = checkpoint_settings(argv, {"output": ""}, __doc__)
     if not config.data.val:
         raise UserError("data.val=PATH is missing: name the pages to evaluate on")
+    if extras["output"]:
+        Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     ranks = distributed.start(config.trainer.device)
     try:
         if config.trainer.threads:
@@ -178,7 +185,6 @@ def main(argv: list[str]) -> int:
             report = json.dumps({**scores, "checkpoint": str(path), "protocol": config.eval.protocol}, indent=1)
             print(report)
             if extras["output"]:
-                Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)
                 Path(extras["output"]).write_text(report + "\n")
     finally:
         distributed.stop()

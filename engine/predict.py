@@ -9,6 +9,7 @@ picture, `--csv` the contest's table `filename,polygons` (at most 500 regions an
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -97,10 +98,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--draw", action="store_true", help="write overlay pictures too")
     parser.add_argument("--csv", type=Path, help="also write the contest's table filename,polygons")
     args = parser.parse_intermixed_args(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("engine.predict runs as one process: start it with python -m, one per folder of images")
     settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
     paths = [item for item in args.paths if item not in settings]
     path = checkpoint.locate(args.checkpoint)
     config, _ = load_config(settings, base=checkpoint.load_settings(path))
+    args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if not paths:
         raise UserError("PATH is missing: name images or folders")
     images = find_images(paths)

@@ -38,7 +38,7 @@ class DataConfig:
         [], "share of each training source in an epoch, relative to its size; [] = 1", 0.0
     )
     val: list[str] = option([], "validation sources; give both data.train and data.val, or neither")
-    test: list[str] = option([], "test sources for engine.evaluate")
+    test: list[str] = option([], "test sources, scored once at the end of a training")
     format: str = option("auto", "annotation format; auto detects it from the source")
     image_size: list[int] = option([1280, 1280], "canvas [H,W] or N, in pixels, multiples of 32", 32, 8192)
     batch_size: int = option(2, "pages per rank and forward pass", 1, 4096)
@@ -218,7 +218,7 @@ class TrainerConfig:
         "auto", "implementation of targets and loss; auto = the fastest there is", choices=("auto", "reference")
     )
     threads: int = option(0, "torch CPU threads; 0 = torch's choice", 0, 1024)
-    overlays: int = option(8, "pictures of pages drawn at each evaluation", 0, 10000)
+    overlays: int = option(8, "pictures of the worst validation pages, drawn anew at each best result", 0, 10000)
 
     def __post_init__(self) -> None:
         check_options(self, "trainer.")

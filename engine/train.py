@@ -75,7 +75,7 @@ def train_step(
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     if trainee.ema is not None:
-        trainee.ema.update(trainee.model, step)
+        trainee.ema.update(step)
     return parts
 
 
@@ -107,20 +107,28 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
         watch.stepped(size)
         if position.step % config.trainer.log_every == 0:
             scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
-            report(run, scalars.finished(), position)
+            report(run, scalars.finished())
             watch.reset()
             gc.collect(1)  # by hand, at the same step on every rank: a collection inside a step stalls all ranks
-        if over(run, position):
+        at_end = position.samples_in_epoch == loader.steps_per_epoch * size
+        every = config.trainer.checkpoint_every_steps
+        if over(run, position) or at_end:
             break
-        if config.trainer.checkpoint_every_steps and position.step % config.trainer.checkpoint_every_steps == 0:
+        if every and position.step % every == 0:
+            check(run, scalars, position)
             save(run, position, None)
-            run.trainee.model.train()
     if position.samples_in_epoch == loader.steps_per_epoch * size:
         position.epoch, position.samples_in_epoch = position.epoch + 1, 0
-    report(run, scalars.finished(wait=True), position)
+    check(run, scalars, position)
 
 
-def report(run: Run, windows: list[tuple[dict, list[float]]], position: Position) -> None:
+def check(run: Run, scalars: Scalars, position: Position) -> None:
+    """Waits for every loss so far (sync), so that no checkpoint is written after one that is no number."""
+    scalars.close_window({"step": position.step})
+    report(run, scalars.finished(wait=True))
+
+
+def report(run: Run, windows: list[tuple[dict, list[float]]]) -> None:
     """Logs finished windows; a loss that is no number ends the run, since every weight is lost with it."""
     for tag, values in windows:
         if not math.isfinite(values[0]):
@@ -128,7 +136,8 @@ def report(run: Run, windows: list[tuple[dict, list[float]]], position: Position
                 f"the loss is {values[0]} at step {tag['step']}: lower models.optimizer.lr or set trainer.clip_norm; "
                 f"the last checkpoint is in {run.folder / 'checkpoints'}"
             )
-        run.log.train({**tag, **dict(zip(METRICS, values, strict=True))})
+        if "lr" in tag:  # not the rest of a window that was only checked
+            run.log.train({**tag, **dict(zip(METRICS, values, strict=True))})
 
 
 def over(run: Run, position: Position) -> bool:
@@ -152,8 +161,10 @@ def minutes(run: Run) -> float:
 
 def validate(run: Run, position: Position) -> dict[str, float]:
     """Evaluates, updates the best, logs, and draws the worst pages of a new best."""
-    distributed.broadcast_buffers(run.trainee.model)
-    run.trainee.model.eval()
+    for model in (run.trainee.model, run.trainee.averaged):
+        if model is not None:
+            distributed.broadcast_buffers(model)
+            model.eval()
     result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, run.config.trainer.overlays)
     score = result.scores["score"]
     position.stale += 1
@@ -161,6 +172,7 @@ def validate(run: Run, position: Position) -> dict[str, float]:
         position.best, position.best_epoch, position.stale = score, position.epoch, 0
         finish.draw_worst(run.folder, run.data.val, result.worst, run.config, run.ranks)
     run.log.validation({"step": position.step, "epoch": position.epoch, **result.scores, "best": position.best})
+    gc.collect()  # what an evaluation leaves in cycles (a DALI pipeline among it) is freed here, outside the steps
     return result.scores
 
 
@@ -172,11 +184,17 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     state = {
         **dataclasses.asdict(position),
         "global_batch": global_batch_size(run.config, run.ranks),
-        "num_pages": len(run.data.train),
+        "stream": stream(run.config, run.data),
         "score": scores["score"] if scores else None,
         "scores": scores,
     }
     parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
+    lost = checkpoint.not_finite(parts["model"])
+    if lost:  # the last loss was a number, the update after it was not
+        raise UserError(
+            f"{len(lost)} weights are not finite after step {position.step} (e.g. {lost[0]}) and are not saved: lower "
+            f"models.optimizer.lr or set trainer.clip_norm; earlier checkpoints are in {run.folder / 'checkpoints'}"
+        )
     run.writer.save(parts, state, to_yaml(run.config), best=scores is not None and position.stale == 0)
 
 
@@ -185,15 +203,23 @@ def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
     if config.resume == "none":
         return None
     if config.resume == "auto":
-        return distributed.on_main_first(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
-    return distributed.on_main_first(ranks, lambda: checkpoint.locate(config.resume, prefer="last"))
+        return distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
+    source = distributed.from_main(ranks, lambda: checkpoint.locate(config.resume, prefer="last", key="resume"))
+    if folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve():
+        raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
+    return source
 
 
-def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, num_pages: int) -> Position:
+def stream(config: Config, data: Data) -> dict:
+    """What decides which pages an epoch holds and in which order, to be equal on a resume in its middle."""
+    return {"seed": config.seed, "pages": data.train.lengths, "weights": config.data.train_weights}
+
+
+def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
     """Loads weights, average, optimizer and position.
 
     Raises:
-        UserError: another model, another global batch, or other training pages in the middle of an epoch.
+        UserError: another model, another global batch, or another training stream in the middle of an epoch.
     """
     state = checkpoint.load_state(source)
     size = global_batch_size(config, ranks)
@@ -203,8 +229,11 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, num_pa
             f"({config.data.batch_size} pages x {ranks.world_size} ranks x accumulate {config.trainer.accumulate}); "
             "keep it with data.batch_size and trainer.accumulate"
         )
-    if state["samples_in_epoch"] and state["num_pages"] != num_pages:
-        raise UserError(f"resume: the training set had {state['num_pages']} pages, now {num_pages}; use the same data")
+    if state["samples_in_epoch"] and state["stream"] != stream(config, data):
+        raise UserError(
+            f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
+            f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
+        )
     checkpoint.load_model(trainee.model, checkpoint.load_part(source, "model"), source)
     checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"))
     if trainee.ema is not None:
@@ -219,9 +248,9 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
-    trainee = build(config, ranks)
     source = find_resume(config, ranks, folder)
-    position = restore(trainee, source, config, ranks, len(data.train)) if source else Position()
+    trainee = build(config, ranks, resumed=source is not None)
+    position = restore(trainee, source, config, ranks, data) if source else Position()
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
     log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
@@ -233,12 +262,19 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         origin = time.monotonic() - 60 * position.minutes
         run = Run(config, ranks, folder, data, trainee, log, writer, origin)
         announce(run, source, loader.steps_per_epoch, position)
-        while not over(run, position):
-            train_epoch(run, loader, position)
-            at_end = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
-            save(run, position, validate(run, position) if at_end or over(run, position) else None)
-        if writer is not None:
-            writer.wait()
+        gc.collect()
+        gc.freeze()  # models and data live to the end; collections need not walk them
+        try:
+            while not over(run, position):
+                train_epoch(run, loader, position)
+                due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
+                save(run, position, validate(run, position) if due or over(run, position) else None)
+        finally:
+            if writer is not None:
+                writer.wait()
+        if writer is not None and writer.failures:
+            say = f"{writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
+            raise UserError(f"{say}: free the disk and start again with resume=auto")
         finish.finish(config, ranks, folder, data, log)
     return position
 
@@ -268,6 +304,7 @@ def main(argv: list[str]) -> int:
         folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
         train(config, ranks, folder)
     finally:
+        gc.unfreeze()
         gc.enable()
         distributed.stop()
     return 0

@@ -28,14 +28,22 @@ class Trainee:
         return self.ema.model if self.ema is not None else None
 
 
-def build(config: Config, ranks: Ranks) -> Trainee:
+def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
     """Model, compiled bare and then wrapped in DDP, with optimizer and EMA, on the rank's device.
 
-    Compiling inside DDP keeps one graph; the other way round the graph breaks at every gradient bucket.
+    Compiling inside DDP lets evaluation share the compiled module; the other way round it would run uncompiled.
+
+    Args:
+        config: the settings; `init_from` brings weights.
+        ranks: who we are.
+        resumed: the weights come from a checkpoint of the run, so neither the hub nor `init_from` is asked.
     """
+    if resumed or config.init_from:
+        encoder = dataclasses.replace(config.models.encoder, weights="")
+        config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
     model = build_model(config)
-    if config.init_from:
-        source = checkpoint.locate(config.init_from)
+    if config.init_from and not resumed:
+        source = checkpoint.locate(config.init_from, key="init_from")
         part = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(model, part, source)
     model = (model.double() if config.trainer.precision == "float64" else model).to(ranks.device)

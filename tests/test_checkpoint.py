@@ -25,7 +25,7 @@ def _trained(steps=2):
         model(torch.randn(2, 3, 8, 8)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        ema.update(model, step)
+        ema.update(step)
     return model, ema, optimizer
 
 
@@ -139,3 +139,39 @@ def test_sigkill_in_the_middle_of_writes_never_leaves_a_half_checkpoint(tmp_path
         steps = sorted(tmp_path.glob("step_*"))
         assert steps and all(checkpoint.verify(path) == "" for path in steps)
         assert checkpoint.verify(tmp_path / "last") == ""
+
+
+def test_a_fused_optimizer_goes_on_alike_with_channels_last_weights():
+    """A checkpoint has no strides; fused kernels walk weight and moments by the weight's."""
+    torch.manual_seed(0)
+    models = [torch.nn.Conv2d(9, 9, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1, fused=True) for m in models]
+
+    def step(i, x):
+        models[i](x).square().sum().backward()
+        optimizers[i].step()
+        optimizers[i].zero_grad()
+
+    first, second = torch.randn(2, 1, 9, 8, 8)
+    step(0, first)
+    parts = checkpoint.snapshot(models[0], None, optimizers[0])
+    models[1].load_state_dict(parts["model"])
+    checkpoint.load_optimizer(optimizers[1], parts["optimizer"])
+    for i in range(2):
+        step(i, second)
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+def test_a_step_written_again_never_deletes_the_one_before_it_is_complete(tmp_path):
+    first, second = _write(tmp_path, 7), _write(tmp_path, 7)
+    assert first != second and first.is_dir() and checkpoint.newest(tmp_path) == second
+    checkpoint.prune(tmp_path, keep_last=3, keep_top_k=1)
+    assert not first.exists() and checkpoint.newest(tmp_path) == second
+
+
+def test_a_bug_in_the_writer_is_raised_and_hangs_nobody(tmp_path):
+    writer = checkpoint.Writer(tmp_path, 1, 1)
+    writer.save({}, {"no step": 1}, "seed: 0\n")
+    with pytest.raises(RuntimeError, match="checkpoint writer failed"):
+        writer.wait()

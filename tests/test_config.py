@@ -343,3 +343,23 @@ def test_help_and_print_config(capsys):
         cli.parse(["--print-config", "seed=9"], {}, "")
     assert caught.value.code == 0 and capsys.readouterr().out.rstrip() == to_yaml(load("seed=9")).rstrip()
     assert cli.wants_help(["a", "-h"]) and not cli.wants_help(["help"])
+
+
+def test_the_three_w44_presets_differ_only_where_they_say():
+    base, fast, before = (to_dict(load_config([f"preset=hrnet_w44_1280{end}"])[0]) for end in ("", "_fast", "_before"))
+
+    def differing(one, other, prefix=""):
+        return {
+            f"{prefix}{k}" if not isinstance(v, dict) else name
+            for k, v in one.items()
+            for name in (differing(v, other[k], f"{prefix}{k}.") if isinstance(v, dict) else {k})
+            if isinstance(v, dict) or v != other[k]
+        }
+
+    assert differing(base, fast) == {
+        "preset", "data.batch_size", "data.global_batch", "models.optimizer.name", "eval.batch_size",
+    }  # fmt: skip
+    assert differing(base, before) == {
+        "preset", "models.optimizer.lr", "models.optimizer.weight_decay", "models.scheduler.T_max",
+        "models.scheduler.eta_min",
+    }  # fmt: skip

@@ -1,11 +1,15 @@
 """The detector: shapes, initialisation, weights from files, frozen parts."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from conftest import ROOT
 
 from engine.config import load_config
 from engine.model import build_model, frozen_norms_to_eval, parameter_groups
@@ -111,3 +115,41 @@ def test_freezing_and_groups():
 def test_channels_last_is_set_explicitly():
     assert build_model(_config()).encoder.blocks[1][0].conv_pw.weight.is_contiguous(memory_format=torch.channels_last)
     assert dataclasses.is_dataclass(_config())
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "resnet18", "regnetx_002", "convnext_atto"])
+def test_the_stem_is_what_comes_before_the_first_stage(name):
+    model = build_model(_config("models.encoder.freeze=stem", f"models.encoder.name={name}"))
+    frozen = {n.split(".")[0] for n, p in model.encoder.named_parameters() if not p.requires_grad}
+    assert frozen and all(n.startswith(("conv", "bn", "stem")) for n in frozen)
+    assert sum(p.requires_grad for p in model.encoder.parameters()) > 20
+
+
+def test_encoders_that_cannot_serve_are_refused_and_tags_are_taken():
+    with pytest.raises(UserError, match=r"any size|not \(N, C, H, W\)"):
+        build_encoder("swin_tiny_patch4_window7_224")
+    assert len(build_encoder("lcnet_050.ra2_in1k").channels) == 4
+
+
+def test_a_hub_out_of_reach_ends_in_one_line():
+    code = (
+        "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n"
+        "from engine.model.encoder import build_encoder\n"
+        "from pipelines.errors import UserError\n"
+        "try: build_encoder('lcnet_050', weights='timm')\n"
+        "except UserError as error: print(error)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.startswith("models.encoder.weights=timm: cannot get pretrained weights") and "PATH" in done.stdout
+    )
+    assert done.stdout.count("\n") == 1
+
+
+def test_weights_of_a_part_are_not_taken_silently(tmp_path):
+    state = timm.create_model("lcnet_035").state_dict()
+    state.pop("conv_stem.weight")
+    safetensors.torch.save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=r"conv_stem\.weight"):
+        build_model(_config(f"models.encoder.weights={tmp_path / 'part.safetensors'}"))

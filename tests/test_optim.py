@@ -94,7 +94,7 @@ def test_ema_follows_its_formula_and_copies_buffers():
         with torch.no_grad():
             model[0].weight += 1.0
             model[1].running_mean += 2.0
-        ema.update(model, step)
+        ema.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
     torch.testing.assert_close(ema.model[0].weight, expected)

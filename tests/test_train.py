@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from conftest import ROOT, TINY, run_module
 
-from engine import train
+from engine import checkpoint, train
 from engine.runlog import read_metrics
 from pipelines.errors import UserError
 
@@ -80,7 +80,7 @@ def test_sigkill_in_the_middle_of_an_epoch_then_the_same_command_ends_with_bit_i
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())
+    state = checkpoint.load_state(checkpoint.newest(tmp_path / "run" / "checkpoints"))
     assert 0 < state["step"] < 8, "killed too late to show anything"
     assert train.main(command) == 0
     assert _same(_weights(trained), _weights(tmp_path / "run"))
@@ -142,7 +142,9 @@ def test_init_from_starts_a_new_run_from_a_whole_detector(trained, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_line(tmp_path):
     settings = [*TINY, "name=nan", f"run_root={tmp_path}", "trainer.clip_norm=0", "models.optimizer.name=sgd"]
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+: lower models.optimizer.lr"):
+    with pytest.raises(
+        UserError, match=r"(the loss is (nan|inf) at|not finite after) step \d+.*lower models.optimizer.lr"
+    ):
         train.main([*settings, "models.optimizer.lr=90", "models.scheduler.name=constant", "trainer.max_epochs=30"])
 
 
@@ -161,3 +163,46 @@ def test_dry_run_reads_its_checkpoint_back_and_leaves_nothing(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "read back bit for bit" in said and "memory: peak" in said and "2 done" in said
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
+
+
+def test_frozen_batch_norms_stay_fixed_also_after_checkpoints_in_an_epoch(tmp_path):
+    settings = [*TINY, "name=frozen", f"run_root={tmp_path}", "models.encoder.freeze=all", "trainer.max_epochs=1"]
+    assert train.main([*settings, "trainer.checkpoint_every_steps=1"]) == 0
+    after = _weights(tmp_path / "frozen")
+    name = "encoder.bn1.running_mean"
+    assert torch.equal(after[name], torch.zeros_like(after[name]))
+    assert after["head.prob.1.running_mean"].abs().sum() > 0
+
+
+def test_nothing_is_saved_after_a_loss_that_is_no_number(tmp_path):
+    wild = [
+        "models.optimizer.name=sgd",
+        "models.optimizer.lr=90",
+        "models.scheduler.name=constant",
+        "trainer.clip_norm=0",
+    ]
+    settings = [*TINY, *wild, "name=nan", f"run_root={tmp_path}", "trainer.max_epochs=30", "trainer.log_every=1000"]
+    with pytest.raises(UserError, match="the loss is|not finite"):
+        train.main([*settings, "trainer.checkpoint_every_steps=1"])
+    for part in tmp_path.glob("nan/checkpoints/step_*/model.safetensors"):
+        assert all(torch.isfinite(t).all() for t in safetensors.torch.load_file(part).values() if t.is_floating_point())
+
+
+def test_resume_from_a_path_into_another_run_is_refused(trained, tmp_path):
+    assert train.main([*TINY, "name=b", f"run_root={tmp_path}", "trainer.max_steps=1"]) == 0
+    with pytest.raises(UserError, match="holds another run"):
+        train.main([*TINY, "name=b", f"run_root={tmp_path}", f"resume={trained}"])
+
+
+def test_another_training_stream_is_refused_in_the_middle_of_an_epoch(tmp_path):
+    command = [*TINY, "name=cut", f"run_root={tmp_path}", "resume=auto"]
+    assert train.main([*command, "trainer.max_steps=3"]) == 0
+    with pytest.raises(UserError, match="in the middle of an epoch"):
+        train.main([*command, "seed=1"])
+
+
+def test_resume_and_init_from_ask_no_hub(trained, tmp_path):
+    """The presets start from timm's weights; a run that has weights of its own must not need them."""
+    settings = [*TINY, f"run_root={tmp_path}", "models.encoder.weights=gone.safetensors", "trainer.max_steps=1"]
+    assert train.main([*settings, "name=tuned", f"init_from={trained}"]) == 0
+    assert train.main([*settings, "name=tuned", "resume=auto", "trainer.max_steps=2"]) == 0

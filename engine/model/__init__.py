@@ -11,6 +11,8 @@ from engine.settings import ModelsConfig
 from pipelines.errors import UserError
 
 PARTS = ("encoder", "decoder", "head")
+# How timm's models call what follows their stem: layer1 (ResNet, HRNet), blocks, stages, s1 (RegNet), features.
+STAGES = ("layer", "stage", "block", "s1", "features", "transition")
 
 
 class DBNet(nn.Module):
@@ -57,12 +59,20 @@ def build_model(config: Config) -> DBNet:
 
 
 def _freeze(part: nn.Module, freeze: str | bool) -> None:
-    """`stem` freezes what comes before the first stage or block; `all` (True) the whole part."""
-    whole = freeze in ("all", True)
-    stages = ("layer", "stage", "block", "transition")
-    for name, parameter in part.named_parameters():
-        if whole or (freeze == "stem" and not any(stage in name for stage in stages)):
-            parameter.requires_grad_(False)
+    """`stem` freezes the children before the first stage or block; `all` (True) the whole part."""
+    if freeze in ("all", True):
+        part.requires_grad_(False)
+    if freeze != "stem":
+        return
+    children = list(part.named_children())
+    first = next((i for i, (name, _) in enumerate(children) if name.startswith(STAGES)), 0)
+    if first == 0:
+        names = ", ".join(name for name, _ in children[:5])
+        raise UserError(
+            f"models.encoder.freeze=stem: cannot tell the stem of this encoder ({names}, ...); use none or all"
+        )
+    for _, child in children[:first]:
+        child.requires_grad_(False)
 
 
 def frozen_norms_to_eval(model: DBNet) -> None:

@@ -17,7 +17,6 @@ from torch import nn
 from pipelines.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
-MIN_MATCHED_SHARE = 0.9  # of the encoder's tensors; below it the file belongs to another model
 
 
 def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -> nn.Module:
@@ -34,7 +33,7 @@ def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -
     Raises:
         UserError: unknown model, a model without these strides, weights that cannot be had or do not fit.
     """
-    if name not in timm.list_models():
+    if name.split(".")[0] not in timm.list_models():  # a pretrained tag may follow: hrnet_w44.ms_in1k
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
         raise UserError(
             f"models.encoder.name={name}: timm has no such model" + (f"; near names: {near}" if near else "")
@@ -45,6 +44,7 @@ def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -
     reductions = list(probe.feature_info.reduction())
     if not all(s in reductions for s in STRIDES):
         raise UserError(f"models.encoder.name={name}: its maps have strides {reductions}; needed are {list(STRIDES)}")
+    _require_any_size(probe, name)
     # The deepest map of a stride is the last one listed with it.
     indices = tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)
     encoder = timm.create_model(name, features_only=True, out_indices=indices, **location)
@@ -56,14 +56,25 @@ def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -
     return encoder
 
 
+def _require_any_size(probe: nn.Module, name: str) -> None:
+    """Refuses models of one fixed input size (plain Swin) and those whose maps are not NCHW."""
+    try:
+        with torch.device("meta"):
+            maps = probe.to("meta")(torch.empty(1, 3, 64, 96))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"models.encoder.name={name}: it does not take images of any size ({reason})") from None
+    if [m.shape[1] for m in maps] != list(probe.feature_info.channels()):
+        raise UserError(f"models.encoder.name={name}: its maps are not (N, C, H, W); use another encoder")
+
+
 def _from_hub(name: str, indices: tuple[int, ...], location: dict) -> nn.Module:
     """timm's pretrained weights; every way the hub can be out of reach ends in one line for the user."""
-    import huggingface_hub.errors as hub_errors
-    import requests
+    import huggingface_hub.errors
 
     try:
         return timm.create_model(name, pretrained=True, features_only=True, out_indices=indices, **location)
-    except (OSError, RuntimeError, ValueError, requests.RequestException, hub_errors.HfHubHTTPError) as error:
+    except (OSError, RuntimeError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
             f"models.encoder.weights=timm: cannot get pretrained weights of {name} ({reason}); download the file once "
@@ -105,7 +116,7 @@ def load_encoder_file(encoder: nn.Module, path: Path) -> None:
     timm's `features_only` wrapper renames `blocks.0` to `blocks_0`, so names are compared with dots as underscores.
 
     Raises:
-        UserError: fewer than MIN_MATCHED_SHARE of the encoder's tensors are found with their shape.
+        UserError: a tensor of the encoder is missing or has another shape (step counters of BatchNorm excepted).
     """
     found = {}
     for key, value in read_tensors(path).items():
@@ -118,10 +129,10 @@ def load_encoder_file(encoder: nn.Module, path: Path) -> None:
         candidate = found.get(key.replace(".", "_"))
         if candidate is not None and candidate.shape == value.shape:
             matched[key] = candidate
-    if len(matched) < MIN_MATCHED_SHARE * len(own):
-        missing = [key for key in own if key not in matched][:3]
+    missing = [key for key in own if key not in matched and not key.endswith("num_batches_tracked")]
+    if missing:
         raise UserError(
-            f"{path}: {len(matched)} of the encoder's {len(own)} tensors are in it (not e.g. {', '.join(missing)}); "
+            f"{path}: {len(matched)} of the encoder's {len(own)} tensors are in it (not {', '.join(missing[:3])}); "
             "is it the file of another model?"
         )
     encoder.load_state_dict(matched, strict=False)
