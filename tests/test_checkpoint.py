@@ -132,6 +132,8 @@ def test_sigkill_in_the_middle_of_writes_never_leaves_a_half_checkpoint(tmp_path
     for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
         process.stdout.readline()
+        while not list(tmp_path.glob("step_*")):
+            time.sleep(0.01)
         time.sleep(0.05 + 0.4 * rng.random())
         process.send_signal(signal.SIGKILL)
         process.wait()

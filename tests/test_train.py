@@ -182,7 +182,7 @@ def test_nothing_is_saved_after_a_loss_that_is_no_number(tmp_path):
         "trainer.clip_norm=0",
     ]
     settings = [*TINY, *wild, "name=nan", f"run_root={tmp_path}", "trainer.max_epochs=30", "trainer.log_every=1000"]
-    with pytest.raises(UserError, match="the loss is|not finite"):
+    with pytest.raises(UserError, match=r"the loss is|not finite"):
         train.main([*settings, "trainer.checkpoint_every_steps=1"])
     for part in tmp_path.glob("nan/checkpoints/step_*/model.safetensors"):
         assert all(torch.isfinite(t).all() for t in safetensors.torch.load_file(part).values() if t.is_floating_point())
