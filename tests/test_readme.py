@@ -91,7 +91,7 @@ def test_there_are_commands_and_none_names_a_place_of_ours():
     assert "@" not in re.sub(r"\S+@\S+\.\S+", "", TEXT), "a figure is missing"
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if _how(c)])
+@pytest.mark.parametrize("command", [c for c in _commands() if _how(c)], ids=lambda c: c[:90])
 def test_command(command, desk):
     done = _run(_how(command), desk, timeout=600)
     if command.endswith("engine.train preset=demo"):
