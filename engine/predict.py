@@ -72,9 +72,10 @@ def predict(
     images: list[tuple[Path, Path]], path: Path, config: Config, ranks: Ranks, out: Path, picture: bool
 ) -> list[tuple[Path, Detections]]:
     """Detects on images and writes one JSON file each (and a picture); returns (name, detections) in order."""
+    pages = BareIndex([file for file, _ in images])
+    out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     model = load_detector(path, config, ranks)
     results = []
-    pages = BareIndex([file for file, _ in images])
     for row, found in detect_pages(model, pages, config, ranks):
         file, name = images[row]
         target = out / name.with_name(name.name + ".json")
@@ -104,7 +105,6 @@ def main(argv: list[str]) -> int:
     paths = [item for item in args.paths if item not in settings]
     path = checkpoint.locate(args.checkpoint)
     config, _ = load_config(settings, base=checkpoint.load_settings(path))
-    args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if not paths:
         raise UserError("PATH is missing: name images or folders")
     images = find_images(paths)

@@ -103,6 +103,22 @@ def test_official_cleval_without_texts_is_refused(leave, tmp_path):
     assert code == 2 and len(lines) == 1 and "eval.protocol=contest" in lines[0], error
 
 
+def test_official_cleval_with_one_text_missing_names_the_page(leave, tmp_path):
+    """It would count as no characters, and recall would be wrong without a word."""
+    without = {"points": [[10, 50], [100, 50], [100, 80], [10, 80]], "transcription": ""}
+    source = _pages(tmp_path / "pages", {"1": WORD, "2": without})
+    code, lines, error = leave(train.main, *TINY, f"data.train={source}", f"data.val={source}")
+    assert code == 2 and len(lines) == 1 and "0.jpg has a text without transcription" in lines[0], error
+
+
+def test_a_file_where_a_folder_is_wanted_is_one_line(leave, tmp_path, trained):
+    (tmp_path / "taken").write_text("")
+    source = next((trained.parent / ".synthetic").rglob("*.json"))
+    settings = [f"checkpoint={trained}", f"data.val={source}", f"run_root={tmp_path}"]
+    code, lines, error = leave(evaluate.main, *settings, "output=taken/scores.json")
+    assert code == 2 and len(lines) == 1 and "taken" in lines[0] and "Traceback" not in error
+
+
 def test_evaluate_and_predict_refuse(leave, tmp_path, trained):
     for arguments, named in [
         ([], "checkpoint=PATH is missing"),
@@ -112,6 +128,7 @@ def test_evaluate_and_predict_refuse(leave, tmp_path, trained):
         ([f"checkpoint={trained}", "data.val=nowhere"], "nowhere"),
         ([f"checkpoint={trained}", "data.vall=x"], "data.val"),
         ([f"checkpoint={trained}", "preset=demo"], "preset=demo"),
+        ([f"checkpoint={trained}", "data.val=nowhere", "--dry-run"], "--dry-run belongs to engine.train"),
     ]:
         code, lines, error = leave(evaluate.main, *arguments)
         assert code == 2 and len(lines) == 1 and named in lines[0], error
