@@ -122,8 +122,8 @@ def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
 class Writer:
     """Writes checkpoints on a thread of its own, one after another, in the order they were given.
 
-    A write that the disk fails is reported loudly on stderr and counted in `failures`; training goes on and tries
-    again with the next checkpoint. Any other exception is a bug and is raised by the next `save` or `wait`.
+    A write that the disk fails is reported loudly on stderr and counted in `failures` (those in a row); training goes
+    on and tries again with the next checkpoint. Any other exception is a bug and is raised by the next `save` or `wait`.
     """
 
     def __init__(self, folder: Path, keep_last: int, keep_top_k: int) -> None:
@@ -154,6 +154,7 @@ class Writer:
             job = self._jobs.get()
             try:
                 self._one(*job)
+                self.failures = 0
             except (OSError, safetensors.SafetensorError) as error:
                 self.failures += 1
                 print(f"WARNING: checkpoint not written ({error}); training goes on", file=sys.stderr, flush=True)

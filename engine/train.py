@@ -274,7 +274,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
             if writer is not None:
                 writer.wait()
         if writer is not None and writer.failures:
-            say = f"{writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
+            say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
             raise UserError(f"{say}: free the disk and start again with resume=auto")
         finish.finish(config, ranks, folder, data, log)
     return position
