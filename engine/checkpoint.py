@@ -123,7 +123,7 @@ class Writer:
     """Writes checkpoints on a thread of its own, one after another, in the order they were given.
 
     A write that the disk fails is reported loudly on stderr and counted in `failures` (those in a row); training goes
-    on and tries again with the next checkpoint. Any other exception is a bug and is raised by the next `save` or `wait`.
+    on and tries again with the next checkpoint. Any other exception is a bug, raised by the next `save` or `wait`.
     """
 
     def __init__(self, folder: Path, keep_last: int, keep_top_k: int) -> None:

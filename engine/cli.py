@@ -18,7 +18,7 @@ FLAGS = {
     "--print-config": "show the merged settings as YAML and leave",
     "--dry-run": "check everything on a few samples and leave; nothing is trained for real",
 }
-TORCHRUN_GRACE_S = 2.0
+TORCHRUN_GRACE_S = 10.0  # a busy machine takes seconds to end rank 0
 # What a user can mend outside the program: permissions, a full or read-only disk, a file where a folder is wanted.
 MENDABLE = {
     errno.EACCES,
