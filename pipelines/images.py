@@ -61,6 +61,7 @@ def read_header(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            tiff = image.format == "TIFF"  # of these Pillow gives the oriented size already
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Image.DecompressionBombError:
         return Header(0, 0, 1, *told, "too-large", f"more than twice --max-pixels {max_pixels}")
@@ -71,7 +72,8 @@ def read_header(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
         return Header(0, 0, 1, *told, "unreadable", str(error))
     if not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
-    width, height = oriented_size(width, height, orientation)
+    if not tiff:
+        width, height = oriented_size(width, height, orientation)
     if width * height > max_pixels:
         detail = f"{width}x{height} is more than --max-pixels {max_pixels}"
         return Header(width, height, orientation, *told, "too-large", detail)

@@ -90,7 +90,7 @@ def test_16_bit_and_transparent_png(tmp_path):
 def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("page.jpg", "page.png"):
+    for name in ("page.jpg", "page.png", "page.tif"):
         smooth(160, 240).save(tmp_path / name, exif=exif, quality=95)
         assert_like_pillow(tmp_path / name)
 
