@@ -31,7 +31,7 @@ TRAIN = {
 
 
 def load(*argv):
-    return load_config(["preset=demo", *argv])[0]
+    return load_config(["preset=demo", "trainer.max_epochs=6", *argv])[0]
 
 
 def lines(path):
