@@ -74,20 +74,23 @@ def pages() -> list[tuple[list[np.ndarray], list[np.ndarray], list[str]]]:
     return [(detections(rng, quads), quads, texts) for quads, texts in receipts]
 
 
+# The package's own defaults for detection; its tests here use them too.
+OPTIONS = SimpleNamespace(
+    DUMP_SAMPLE_RESULT=False,
+    E2E=False,
+    ORIENTATION=False,
+    CASE_SENSITIVE=True,
+    RECALL_GRANULARITY_PENALTY_WEIGHT=1.0,
+    PRECISION_GRANULARITY_PENALTY_WEIGHT=1.0,
+    VERTICAL_ASPECT_RATIO_THRESH=0.5,
+    AREA_PRECISION_CONSTRAINT=0.3,
+)
+
+
 def package_counts(page: tuple[list[np.ndarray], list[np.ndarray], list[str]]) -> tuple[int, ...]:
     pred, gt, texts = page
-    options = SimpleNamespace(
-        DUMP_SAMPLE_RESULT=False,
-        E2E=False,
-        ORIENTATION=False,
-        CASE_SENSITIVE=True,
-        RECALL_GRANULARITY_PENALTY_WEIGHT=1.0,
-        PRECISION_GRANULARITY_PENALTY_WEIGHT=1.0,
-        VERTICAL_ASPECT_RATIO_THRESH=0.5,
-        AREA_PRECISION_CONSTRAINT=0.3,
-    )
     boxes = [QUAD(p.reshape(-1), transcription=t) for p, t in zip(gt, texts)]
-    det = evaluation(options, boxes, [QUAD(p.reshape(-1), transcription="") for p in pred]).stats.det
+    det = evaluation(OPTIONS, boxes, [QUAD(p.reshape(-1), transcription="") for p in pred]).stats.det
     return det.num_char_gt, det.num_char_det, det.num_char_fp, det.num_char_tp_recall
 
 

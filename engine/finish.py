@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from engine import checkpoint, distributed, draw
 from engine.config import Config
 from engine.data import Data
@@ -33,7 +35,7 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
         draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
 
 
-def page_overlay(pages: ConcatIndex, page: Page):
+def page_overlay(pages: ConcatIndex, page: Page) -> np.ndarray:
     """The picture of one judged page: uint8 RGB (H, W, 3) in source pixels."""
     title = f"{pages.name(page.row)}  H-mean {page.result.hmean:.4f}"
     return draw.overlay(
@@ -54,7 +56,7 @@ def finish(config: Config, ranks: Ranks, folder: Path, data: Data, log: RunLog) 
     Returns:
         the summary, as written to `folder/summary.json`.
     """
-    best = distributed.on_main_first(ranks, lambda: checkpoint.locate(folder / "checkpoints"))
+    best = distributed.from_main(ranks, lambda: checkpoint.locate(folder / "checkpoints"))
     state = checkpoint.load_state(best)
     summary = {"best": str(best), "epoch": state["epoch"], "step": state["step"], "minutes": state["minutes"]}
     summary["val"] = state["scores"]

@@ -3,7 +3,6 @@
 import math
 from fractions import Fraction
 from itertools import pairwise
-from types import SimpleNamespace
 
 import cleval.box_types
 import cleval.eval_functions
@@ -13,19 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import ConvexHull, QhullError
 
+from bench.bench_cleval import OPTIONS
 from engine.cleval import COUNTS, CLEval, evaluate_page
 from pipelines.errors import UserError
-
-OPTIONS = SimpleNamespace(
-    DUMP_SAMPLE_RESULT=False,
-    E2E=False,
-    ORIENTATION=False,
-    CASE_SENSITIVE=True,
-    RECALL_GRANULARITY_PENALTY_WEIGHT=1.0,
-    PRECISION_GRANULARITY_PENALTY_WEIGHT=1.0,
-    VERTICAL_ASPECT_RATIO_THRESH=0.5,
-    AREA_PRECISION_CONSTRAINT=0.3,
-)
 
 
 class PackagePolygon(cleval.box_types.POLY):
