@@ -20,8 +20,10 @@ from engine.cleval import CLEval, PageResult
 from engine.config import Config, split_extra
 from engine.data import open_pages
 from engine.distributed import Ranks
+from engine.loss import check_kernels
 from engine.model import DBNet, build_model
-from engine.postprocess import Detections, detect
+from engine.postprocess import Detections, Pending, begin, finish
+from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
 from pipelines.loader import BareIndex, eval_loader
@@ -76,6 +78,9 @@ def detect_pages(
 ) -> Iterator[tuple[int, Detections]]:
     """Yields (row, detections in source pixels) of this rank's pages, in order.
 
+    A batch is read and yielded after the next one was handed to the network, so that on a GPU the host's part (reading
+    quads, tracing polygons, whatever the caller does with a page) runs while the GPU works.
+
     Args:
         forward: model in evaluation mode on `ranks.device`.
         pages: annotated pages or bare images.
@@ -92,16 +97,28 @@ def detect_pages(
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
+    waiting = None
     try:
         for batch in loader:
             image = batch.image.to(ranks.device, non_blocking=True)
             if config.trainer.compile and len(image) < config.eval.batch_size:  # one size, one compiled graph
                 image = torch.cat([image, image.new_zeros(config.eval.batch_size - len(image), *image.shape[1:])])
             maps = prob_maps(forward, image, config)[: len(batch.index)]
-            found = detect(maps, batch.matrix, pages.size_wh[batch.index], config.post)
-            yield from zip(batch.index.tolist(), found, strict=True)
+            pending = begin(maps, config.post, config.trainer.kernels)
+            if waiting is not None:
+                yield from _finished(*waiting, pages, config)
+            waiting = batch, pending
+        if waiting is not None:
+            yield from _finished(*waiting, pages, config)
     finally:
         loader.close()
+
+
+def _finished(
+    batch: Batch, pending: Pending, pages: ConcatIndex | BareIndex, config: Config
+) -> Iterator[tuple[int, Detections]]:
+    found = finish(pending, batch.matrix, pages.size_wh[batch.index], config.post)
+    yield from zip(batch.index.tolist(), found, strict=True)
 
 
 def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, worst: int = 0) -> Evaluation:
@@ -138,6 +155,7 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
 
 def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
     """The detector of a checkpoint in evaluation mode on the device; averaged weights if there are any and eval.ema."""
+    check_kernels(config, ranks.device)
     # Weights come from the checkpoint, so the encoder must not ask for the hub or a file of its own.
     encoder = dataclasses.replace(config.models.encoder, weights="", freeze="none")
     models = dataclasses.replace(config.models, encoder=encoder)

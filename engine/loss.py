@@ -3,9 +3,20 @@
 import torch
 
 from engine.config import Config
+from kernels import runtime
 from kernels.db_loss import DBLoss, db_loss
 from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
+from pipelines.errors import UserError
+
+
+def check_kernels(config: Config, device: torch.device) -> None:
+    """Raises UserError when `trainer.kernels=triton` cannot run on the device: before the data is opened, not after."""
+    if config.trainer.kernels == "triton" and device.type != "cuda" and not runtime.INTERPRETED:
+        raise UserError(
+            "trainer.kernels=triton needs a GPU; use trainer.kernels=auto (on a CPU the PyTorch reference), or "
+            "TRITON_INTERPRET=1 to step through the kernels slowly"
+        )
 
 
 def make_targets(batch: Batch, config: Config) -> DBTargets:
@@ -31,9 +42,11 @@ def make_targets(batch: Batch, config: Config) -> DBTargets:
 def compute_loss(logits: torch.Tensor, targets: DBTargets, config: Config) -> DBLoss:
     """logits (N, 2, H, W) [prob_logits, thresh_logits] -> (total, prob, thresh, binary), 0-d; see `kernels.db_loss`."""
     loss = config.loss
+    # unbind's gradient is one stack; two slices would each fill a map of zeros and add them: 26 bytes a pixel, not 8.
+    prob_logits, thresh_logits = logits.unbind(1)
     return db_loss(
-        logits[:, 0],
-        logits[:, 1],
+        prob_logits,
+        thresh_logits,
         targets,
         db_k=config.models.head.db_k,
         negative_ratio=loss.negative_ratio,

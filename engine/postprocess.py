@@ -15,7 +15,7 @@ import pyclipper
 import torch
 from scipy import ndimage
 
-from kernels.components import MAX_COMPONENTS, find_quads, label
+from kernels.components import MAX_COMPONENTS, Quads, find_quads, label, to_host
 
 CLIPPER_SCALE = 1000  # clipper works on integers: a thousandth of a pixel
 ARC_TOLERANCE_PX = (
@@ -54,14 +54,63 @@ class _Region(NamedTuple):
     score: float
 
 
-def detect(prob_maps: torch.Tensor, matrices: np.ndarray, sizes_wh: np.ndarray, post: PostSettings) -> list[Detections]:
-    """Text regions of N pages.
+@dataclass(frozen=True)
+class Pending:
+    """Results of N maps on their way to the host."""
+
+    quads: Quads | None  # of shape "quad"
+    maps: torch.Tensor | None  # (N, H, W) float32 probabilities, NaN as 0, of shape "polygon"
+    labels: torch.Tensor | None  # (N, H, W) int32 component numbers, of shape "polygon" with 4 neighbours
+    ready: torch.cuda.Event | None  # passes when all of it is there; None: it is there
+
+
+def detect(
+    prob_maps: torch.Tensor,
+    matrices: np.ndarray,
+    sizes_wh: np.ndarray,
+    post: PostSettings,
+    implementation: str = "auto",
+) -> list[Detections]:
+    """Text regions of N pages: `begin` and `finish` at once, see there for arguments, result and errors."""
+    return finish(begin(prob_maps, post, implementation), matrices, sizes_wh, post)
+
+
+def begin(prob_maps: torch.Tensor, post: PostSettings, implementation: str = "auto") -> Pending:
+    """Starts finding text regions; on a GPU with the Triton kernels nothing here waits for it.
 
     Args:
         prob_maps: (N, H, W) float probabilities on any device.
+        post: see `engine.config.PostConfig`.
+        implementation: as `trainer.kernels`.
+
+    Raises:
+        ValueError: wrong shape.
+    """
+    if prob_maps.ndim != 3:
+        raise ValueError(f"begin: prob_maps must be (N, H, W), not {tuple(prob_maps.shape)}")
+    quads = maps = labels = None
+    if post.shape == "quad":
+        quads = to_host(_quads(prob_maps, post, implementation))
+    else:
+        maps = prob_maps.float().nan_to_num(0.0).clamp(0.0, 1.0)
+        if post.connectivity == 4:  # OpenCV joins diagonal neighbours; with 4 every component is traced by itself
+            labels = _to_host(label(maps > post.bin_thresh, 4, implementation=implementation))
+        maps = _to_host(maps)
+    ready = None
+    if prob_maps.device.type == "cuda":
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(prob_maps.device))
+    return Pending(quads, maps, labels, ready)
+
+
+def finish(pending: Pending, matrices: np.ndarray, sizes_wh: np.ndarray, post: PostSettings) -> list[Detections]:
+    """Waits for what `begin` started (sync) and brings it to source pixels.
+
+    Args:
+        pending: of N pages.
         matrices: (N, 2, 3) source to canvas pixels.
         sizes_wh: (N, 2) width and height of the source pages.
-        post: see `engine.config.PostConfig`.
+        post: the settings given to `begin`.
 
     Returns:
         one Detections per page: corners clipped to the page; regions whose middle is off the page (in the letterbox's
@@ -71,18 +120,26 @@ def detect(prob_maps: torch.Tensor, matrices: np.ndarray, sizes_wh: np.ndarray, 
         ValueError: counts or shapes do not match.
     """
     matrices, sizes_wh = np.asarray(matrices, np.float64), np.asarray(sizes_wh)
-    pages = len(prob_maps)
-    if prob_maps.ndim != 3 or matrices.shape != (pages, 2, 3) or sizes_wh.shape != (pages, 2):
+    pages = len(pending.quads.counts if pending.quads is not None else pending.maps)
+    if matrices.shape != (pages, 2, 3) or sizes_wh.shape != (pages, 2):
         raise ValueError(
-            f"detect: need (N, H, W) maps, (N, 2, 3) matrices and (N, 2) sizes, not {tuple(prob_maps.shape)}, "
-            f"{matrices.shape} and {sizes_wh.shape}"
+            f"finish: {pages} maps need (N, 2, 3) matrices and (N, 2) sizes, not {matrices.shape} and {sizes_wh.shape}"
         )
-    found = _quads(prob_maps, post) if post.shape == "quad" else _polygons(prob_maps, post)
+    if pending.ready is not None:
+        pending.ready.synchronize()
+    found = _read(pending.quads) if pending.quads is not None else _polygons(pending.maps, pending.labels, post)
     return [_to_source(*page) for page in zip(found, matrices, sizes_wh, strict=True)]
 
 
-def _quads(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]]:
-    found = find_quads(
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory that is under way; the tensor itself on a CPU."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _quads(prob_maps: torch.Tensor, post: PostSettings, implementation: str) -> Quads:
+    return find_quads(
         prob_maps,
         bin_thresh=post.bin_thresh,
         box_thresh=post.box_thresh,
@@ -92,8 +149,12 @@ def _quads(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]]:
         max_candidates=post.max_candidates,
         connectivity=post.connectivity,
         score_mode=post.score_mode,
+        implementation=implementation,
     )
-    quads, scores, counts, overflow = (field.cpu().numpy() for field in found)
+
+
+def _read(found: Quads) -> list[list[_Region]]:
+    quads, scores, counts, overflow = (field.numpy() for field in found)
     if overflow.any():
         log.warning(
             "%d of %d probability maps have more than %d regions; the last of them were left out "
@@ -108,14 +169,11 @@ def _quads(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]]:
     ]
 
 
-def _polygons(prob_maps: torch.Tensor, post: PostSettings) -> list[list[_Region]]:
-    prob_maps = prob_maps.float()
-    masks = prob_maps > post.bin_thresh
-    # OpenCV joins diagonal neighbours; with 4 neighbours every component is traced by itself.
-    labels = label(masks, 4).cpu().numpy() if post.connectivity == 4 else [None] * len(masks)
-    probs = prob_maps.nan_to_num(0.0).clamp(0.0, 1.0).cpu().numpy()
+def _polygons(maps: torch.Tensor, labels: torch.Tensor | None, post: PostSettings) -> list[list[_Region]]:
+    numbered = [None] * len(maps) if labels is None else labels.numpy()
     result = []
-    for prob, mask, numbers in zip(probs, masks.cpu().numpy().view(np.uint8), labels, strict=True):
+    masks = (maps > post.bin_thresh).numpy().view(np.uint8)
+    for prob, mask, numbers in zip(maps.numpy(), masks, numbered, strict=True):
         contours = _outlines(mask) if numbers is None else _outlines_by_label(numbers)
         regions = [_polygon(contour, prob, mask, post) for contour in contours]
         regions = [region for region in regions if region is not None]

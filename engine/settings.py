@@ -215,7 +215,9 @@ class TrainerConfig:
     keep_top_k: int = option(3, "best checkpoints kept", 1, 1000)
     keep_last: int = option(2, "newest checkpoints kept", 1, 1000)
     kernels: str = option(
-        "auto", "implementation of targets and loss; auto = the fastest there is", choices=("auto", "reference")
+        "auto",
+        "targets, loss and boxes by Triton kernels or their PyTorch reference; auto = triton on a GPU",
+        choices=("auto", "triton", "reference"),
     )
     threads: int = option(0, "torch CPU threads; 0 = torch's choice", 0, 1024)
     overlays: int = option(8, "pictures of the worst validation pages, drawn anew at each best result", 0, 10000)

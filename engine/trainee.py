@@ -9,6 +9,7 @@ from engine import checkpoint
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import Ema
+from engine.loss import check_kernels
 from engine.model import DBNet, build_model, parameter_groups
 from engine.optim import build_optimizer
 
@@ -38,6 +39,7 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
         ranks: who we are.
         resumed: the weights come from a checkpoint of the run, so neither the hub nor `init_from` is asked.
     """
+    check_kernels(config, ranks.device)
     if resumed or config.init_from:
         encoder = dataclasses.replace(config.models.encoder, weights="")
         config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))

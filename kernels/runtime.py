@@ -1,6 +1,6 @@
 """Where and how the Triton kernels start: the choice against the reference, the number of programs, the launch.
 
-Everything is launched through `launch`, so that `bench.cubins` can compile what the engine really starts, without a GPU.
+Everything starts through `launch`, so that `bench.cubins` can compile what the engine really starts, without a GPU.
 """
 
 import contextlib

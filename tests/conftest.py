@@ -52,6 +52,7 @@ def run_module(module: str, *arguments: str, ranks: int = 0, cwd=None, timeout: 
             module,
         ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)  # a user's process has none
     done = subprocess.run(
         [*launch, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -9,6 +9,7 @@ from conftest import TINY, run_module
 from PIL import Image
 
 from engine import cli, evaluate, predict, train
+from kernels import runtime
 
 
 @pytest.fixture
@@ -52,12 +53,14 @@ CASES = {
     "missing resume": (["resume=nowhere"], "nowhere"),
     "interpolation": (["name=${oc.env:HOME}"], "name"),
     "no equals sign": (["--batch-size", "4"], "--batch-size"),
+    "kernels without a GPU": (["trainer.kernels=triton", "trainer.device=cpu"], "needs a GPU"),
     "batch larger than data": (["data.batch_size=64"], "data.batch_size"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_refuses(leave, tmp_path, case):
+def test_training_refuses(leave, tmp_path, case, monkeypatch):
+    monkeypatch.setattr(runtime, "INTERPRETED", False)  # as in a user's process
     items, named = CASES[case]
     code, lines, error = leave(train.main, *TINY, *items)
     assert code == 2 and len(lines) == 1 and named in lines[0], error

@@ -206,5 +206,7 @@ def test_overflow_is_logged(caplog):
 
 def test_mismatched_shapes_are_refused():
     for matrices, sizes in ((IDENTITY.repeat(2, 0), [[8, 8]]), (IDENTITY, [8, 8]), (np.eye(3)[None], [[8, 8]])):
-        with pytest.raises(ValueError, match="detect: need"):
+        with pytest.raises(ValueError, match="1 maps need"):
             detect(torch.zeros(1, 8, 8), matrices, np.array(sizes), PostConfig())
+    with pytest.raises(ValueError, match="prob_maps must be"):
+        detect(torch.zeros(8, 8), IDENTITY, np.array([[8, 8]]), PostConfig())

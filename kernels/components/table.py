@@ -26,10 +26,10 @@ class Table(NamedTuple):
     right_end: Tensor  # (N, E) int32, column of the row's rightmost pixel + 1
 
 
-def empty_quads(pages: int, capacity: int, device: torch.device) -> Quads:
+def empty_quads(pages: int, capacity: int, device: torch.device, *, pinned: bool = False) -> Quads:
     """Zero quads whose fields are views of one buffer, so that one copy takes all of them (see `to_host`)."""
     sizes = [8 * pages, 32 * pages * capacity, 4 * pages * capacity, pages]
-    buffer = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+    buffer = torch.zeros(sum(sizes), dtype=torch.uint8, device=device, pin_memory=pinned)
     counts, quads, scores, overflow = buffer.split(sizes)
     return Quads(
         quads.view(torch.float32).view(pages, capacity, 4, 2),
@@ -37,3 +37,25 @@ def empty_quads(pages: int, capacity: int, device: torch.device) -> Quads:
         counts.view(torch.int64),
         overflow.view(torch.bool),
     )
+
+
+def to_host(quads: Quads) -> Quads:
+    """The quads in pinned host memory, copied without waiting: read them only after an event recorded now has passed.
+
+    One copy of 36 bytes a place (288 KB for 16 pages of 500) where the fields share a buffer, else one a field. Quads
+    on the host are returned as they are.
+    """
+    if quads.quads.device.type == "cpu":
+        return quads
+    pages, capacity = quads.scores.shape
+    target = empty_quads(pages, capacity, torch.device("cpu"), pinned=True)
+    shared = {field.untyped_storage().data_ptr() for field in quads}
+    pairs = zip(target, quads, strict=True) if len(shared) > 1 else [(_bytes(target.counts), _bytes(quads.counts))]
+    for into, field in pairs:
+        into.copy_(field, non_blocking=True)
+    return target
+
+
+def _bytes(field: Tensor) -> Tensor:
+    """The whole buffer that a field is a view of."""
+    return torch.empty(0, dtype=torch.uint8, device=field.device).set_(field.untyped_storage())

@@ -1,0 +1,51 @@
+"""The kernels compiled ahead of time for three GPU generations, against the golden file."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+GOLDEN = ROOT / "bench" / "baselines" / "cubins.json"
+ARCHS = ("sm_80", "sm_90", "sm_100")
+# Kernels that stream whole maps must load 16 bytes a lane.
+STREAMS = re.compile(r"^(forward|backward|pack|refine)")
+
+
+@pytest.fixture(scope="module")
+def found():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.cubins", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_no_kernel_spills(found):
+    for name, row in found["kernels"].items():
+        assert [row[arch]["spills"] for arch in ARCHS] == [0, 0, 0], name
+
+
+def test_every_kernel_of_the_package_is_compiled(found):
+    """A kernel that no public function starts at full size would escape the table."""
+    started = {name.split(" ")[0] for name in found["kernels"]}
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for kernel in re.findall(r"runtime\.launch\(\s*(\w+)", path.read_text()):
+            assert kernel.removeprefix("_") in started, f"{kernel} in {path.name}"
+
+
+def test_the_table_is_the_golden_one(found):
+    """`python -m bench.cubins --write` renews it after a change that is meant."""
+    golden = json.loads(GOLDEN.read_text())
+    assert found["kernels"].keys() == golden["kernels"].keys()
+    for name, row in found["kernels"].items():
+        for arch in ARCHS:
+            assert row[arch]["load"] == golden["kernels"][name][arch]["load"], f"{name}, {arch}: load width"
+        if found["triton"] == golden["triton"]:
+            assert row == golden["kernels"][name], name
+        else:  # another compiler may use a few registers more or less
+            for arch in ARCHS:
+                assert row[arch]["registers"] <= 1.25 * golden["kernels"][name][arch]["registers"] + 8, name

@@ -1,0 +1,83 @@
+"""The training step: one graph without a break, and nothing in it that waits for the device."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from conftest import DEVICE, TINY
+from no_sync import HostSync, no_sync
+
+from engine import train
+from engine.config import load_config
+from engine.data import build_train_loader, open_data
+from engine.distributed import start
+from engine.evaluate import run_network
+from engine.loss import compute_loss, make_targets
+from engine.stopwatch import Stopwatch
+from engine.trainee import build
+
+
+@contextlib.contextmanager
+def _ready(tmp_path, *settings):
+    config, _ = load_config([*TINY, f"run_root={tmp_path}", f"trainer.device={DEVICE}", *settings])
+    ranks = start(config.trainer.device)
+    data = open_data(config, ranks)
+    trainee = build(config, ranks)
+    trainee.model.train()
+    loader = build_train_loader(config, data.train, ranks, 0, 0)
+    with contextlib.closing(loader):
+        yield config, ranks, trainee, loader
+
+
+@pytest.mark.parametrize("kernels", ["triton", "reference"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_targets_network_and_loss_are_one_graph(tmp_path, kernels, precision):
+    with _ready(tmp_path, f"trainer.kernels={kernels}", f"trainer.precision={precision}") as made:
+        config, ranks, trainee, loader = made
+        batch = next(loader).to(ranks.device)
+
+        def step(image, points_xy, poly_offsets, page_offsets, ignore):
+            given = dataclasses.replace(
+                batch,
+                image=image,
+                points_xy=points_xy,
+                poly_offsets=poly_offsets,
+                page_offsets=page_offsets,
+                ignore=ignore,
+            )
+            targets = make_targets(given, config)
+            return compute_loss(run_network(trainee.forward, image, config), targets, config).total
+
+        arguments = (batch.image, batch.points_xy, batch.poly_offsets, batch.page_offsets, batch.ignore)
+        seen = torch._dynamo.explain(step)(*arguments)
+        assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_waits_for_nothing(tmp_path, accumulate, monkeypatch):
+    settings = ("trainer.kernels=triton", f"trainer.accumulate={accumulate}", "trainer.clip_norm=1", "trainer.ema=true")
+    with _ready(tmp_path, *settings) as (config, ranks, trainee, loader):
+        train.train_step(trainee, loader, config, ranks, Stopwatch(), 0)  # the optimizer makes its state here
+        with no_sync():
+            parts = train.train_step(trainee, loader, config, ranks, Stopwatch(), 1)
+        assert parts.isfinite().all() and parts[0] > 0
+
+
+def test_the_check_itself_sees_what_waits(tmp_path):
+    values = torch.arange(6.0, device=DEVICE)
+    waiting = (
+        lambda: values.sum().item(),
+        lambda: int(values[0]),
+        lambda: bool(values.any()),
+        lambda: values.nonzero(),
+        lambda: values[values > 2],
+        lambda: values.unique(),
+        lambda: values.tolist(),
+        lambda: torch.equal(values, values),
+    )
+    for wait in waiting:
+        with no_sync(), pytest.raises(HostSync):
+            wait()
+    with no_sync():
+        assert values.cumsum(0).topk(2).values.shape == (2,)
