@@ -54,6 +54,7 @@ def classic_quads(
     min_size_px: float = 3.0,
     min_unclipped_px: float = 5.0,
     half_pixel: bool = False,
+    exact_score: bool = False,
     clipper_scale: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Quadrilaterals of one (H, W) float32 map, as MhLiao/DB finds them (without its cap).
@@ -62,6 +63,8 @@ def classic_quads(
         half_pixel: instead of the customary contour through pixel centres as it is, grow each rectangle by up to half
         a pixel
             until its area is the region's pixel count (the convention of `kernels.components`).
+        exact_score: mean over the pixels whose centres lie in the rectangle; the customary one truncates its corners to
+            whole pixels and counts its outline.
         clipper_scale: clipper's units per pixel; the customary 1 rounds to whole pixels.
 
     Returns:
@@ -78,7 +81,7 @@ def classic_quads(
         if min(size) < min_size_px:
             continue
         box = _ordered(cv2.boxPoints((centre, size, angle)))
-        score = _mean_inside(prob, box)
+        score = _mean_of_centres(prob, box) if exact_score else _mean_inside(prob, box)
         if score < box_thresh:
             continue
         grown = _offset(box, size[0] * size[1] * unclip_ratio / (2 * (size[0] + size[1])), clipper_scale)
@@ -112,6 +115,17 @@ def _mean_inside(prob: np.ndarray, box: np.ndarray) -> float:
     inside = np.zeros((y1 - y0 + 1, x1 - x0 + 1), np.uint8)
     cv2.fillPoly(inside, [(box - (x0, y0)).astype(np.int32)], 1)
     return cv2.mean(prob[y0 : y1 + 1, x0 : x1 + 1], inside)[0]
+
+
+def _mean_of_centres(prob: np.ndarray, box: np.ndarray) -> float:
+    height, width = prob.shape
+    x0, y0 = np.clip(np.floor(box.min(0)).astype(int), 0, (width - 1, height - 1))
+    x1, y1 = np.clip(np.ceil(box.max(0)).astype(int), 0, (width - 1, height - 1))
+    y, x = np.mgrid[y0 : y1 + 1, x0 : x1 + 1]
+    edges = np.roll(box, -1, 0) - box
+    depth = [(e[0] * (y - p[1]) - e[1] * (x - p[0])) / np.hypot(*e) for p, e in zip(box, edges)]
+    inside = np.min(depth, 0) >= -1e-3
+    return float(prob[y0 : y1 + 1, x0 : x1 + 1][inside].mean()) if inside.any() else 0.0
 
 
 def _offset(box: np.ndarray, distance: float, scale: int) -> np.ndarray:

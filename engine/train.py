@@ -7,8 +7,8 @@ Without `data.train` it trains on built-in synthetic receipts. `--help` lists ev
 merged settings, `--dry-run` opens the data, runs two steps and a checkpoint round trip and prints the memory.
 
 One step = one optimizer update = `trainer.accumulate` forward passes on every rank. Nothing here waits for the device
-inside a step, and every place where the host does wait is marked "sync". One callee still does on a GPU: the PyTorch
-reference that renders the targets, which has no Triton kernel yet.
+inside a step, and every place where the host does wait is marked "sync". With `trainer.kernels=reference` on a GPU one
+callee does wait: the PyTorch reference that renders the targets.
 """
 
 import contextlib

@@ -5,13 +5,16 @@ import math
 import torch
 from torch import Tensor
 
+from kernels import runtime
+from kernels.components.geometry import find_quads_on_device
 from kernels.components.reference import QuadRules, Quads, find_quads_reference, label_reference
+from kernels.components.tabulate import build_table, label_triton
 
-IMPLEMENTATIONS = ("auto", "reference", "triton")
 SCORE_MODES = ("fast", "slow")
-# Pixels worked on together. On a CPU two pages of 1280 x 1280: 3.2 ms a page; one by one it is 4.1 ms (the same 600
-# calls for one page), eight at once 3.6 ms (out of the cache). On a GPU enough to fill it.
+# Pixels the reference works on together. On a CPU two pages of 1280 x 1280: 3.2 ms a page; one by one it is 4.1 ms (the
+# same 600 calls for one page), eight at once 3.6 ms (out of the cache). On a GPU enough to fill it.
 CPU_PIXELS, GPU_PIXELS = 1 << 22, 1 << 25
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # any other is converted to float32
 
 
 def find_quads(
@@ -42,10 +45,11 @@ def find_quads(
     i + 0.5, not clipped to the canvas), scores (N, K) float32, counts (N,) int64, overflow (N,) bool. Nothing raises
     for odd maps: empty, full, noise.
 
-    implementation "auto" and "reference" run the PyTorch reference on the maps' device; there is no other in this
-    version. Raises ValueError for wrong shapes, dtypes or parameters.
+    implementation: "reference" is PyTorch on the maps' device; "triton" is kernels, which read nothing back from the
+        device; "auto" takes the kernels on CUDA and the reference elsewhere.
+
+    Raises ValueError for wrong shapes, dtypes or parameters, and for "triton" where it cannot run.
     """
-    _check_implementation(implementation)
     if prob_map.ndim != 3 or not prob_map.is_floating_point() or 0 in prob_map.shape[1:]:
         raise ValueError(f"find_quads: prob_map must be (N, H, W) floats, not {tuple(prob_map.shape)} {prob_map.dtype}")
     rules = QuadRules(
@@ -53,6 +57,11 @@ def find_quads(
     )
     _check_rules(rules)
     prob_map = prob_map.detach()
+    if runtime.use_triton("find_quads", implementation, prob_map):
+        if prob_map.dtype not in KERNEL_DTYPES:
+            prob_map = prob_map.float()
+        prob_map = prob_map.contiguous()
+        return find_quads_on_device(build_table(prob_map, rules), prob_map, rules)
     if prob_map.dtype not in (torch.float32, torch.float64):
         prob_map = prob_map.float()
     pages = CPU_PIXELS if prob_map.device.type == "cpu" else GPU_PIXELS
@@ -69,13 +78,17 @@ def label(mask: Tensor, connectivity: int = 8, *, implementation: str = "auto") 
     mask: (N, H, W) bool, any layout. connectivity: 4 or 8 neighbours.
 
     Returns (N, H, W) int32: 0 = background, components numbered from 1 on every page in raster order of their first
-    pixels. Example: [[1, 0, 1], [0, 1, 0]] is one component with 8 neighbours, three with 4. Raises ValueError for
-    wrong shapes, dtypes or parameters.
+    pixels. Example: [[1, 0, 1], [0, 1, 0]] is one component with 8 neighbours, three with 4.
+
+    implementation: as for `find_quads`.
+
+    Raises ValueError for wrong shapes, dtypes or parameters, and for "triton" where it cannot run.
     """
-    _check_implementation(implementation)
     if mask.ndim != 3 or mask.dtype != torch.bool or 0 in mask.shape[1:]:
         raise ValueError(f"label: mask must be (N, H, W) bool, not {tuple(mask.shape)} {mask.dtype}")
     _check_connectivity(connectivity)
+    if runtime.use_triton("label", implementation, mask):
+        return label_triton(mask.contiguous(), connectivity)
     return label_reference(mask, connectivity)
 
 
@@ -89,13 +102,6 @@ def _check_rules(rules: QuadRules) -> None:
             raise ValueError(f"find_quads: {name} must be finite and not negative, not {value}")
     if rules.max_candidates < 1:
         raise ValueError(f"find_quads: max_candidates must be at least 1, not {rules.max_candidates}")
-
-
-def _check_implementation(implementation: str) -> None:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"components: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}")
-    if implementation == "triton":
-        raise ValueError("no Triton kernel for components in this version; use implementation='auto' or 'reference'")
 
 
 def _check_connectivity(connectivity: int) -> None:

@@ -1,7 +1,7 @@
-"""Public function of the DB loss: checks, the custom operators with their fakes and gradient, dispatch.
+"""Public functions of the DB loss: checks, the custom operators with their fakes and gradient, dispatch.
 
 The operators are opaque to torch.compile: they cause no graph break, and their sizes depend on shapes only.
-Definition and formulas: `reference.py`.
+Definition and formulas: `reference.py`. Kernels: `forward.py`, `backward.py`, `binary.py`.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import runtime
+from kernels.db_loss.backward import backward
+from kernels.db_loss.binary import binary_map_kernel, binary_map_reference
+from kernels.db_loss.forward import forward
+from kernels.db_loss.pixels import DTYPES
 from kernels.db_loss.reference import Maps, Stats, Weights, db_loss_gradient, db_loss_reference
 from kernels.db_targets import DBTargets
 
 MODES = ("paper", "baseline")
-IMPLEMENTATIONS = ("auto", "reference", "triton")
 
 
 class DBLoss(NamedTuple):
@@ -41,50 +45,77 @@ def db_loss(
     """DBNet's loss: OHEM cross-entropy on the probability map, L1 on the threshold map, Dice on the binary map.
 
     prob_logits, thresh_logits: (N, H, W) or (N, 1, H, W), one float dtype; computed in float32 (float64 for float64).
-    targets: (N, H, W) maps of `kernels.db_targets`: shrink_map, shrink_mask, thresh_mask uint8, thresh_map float.
+    The kernels read views such as logits[:, 0] of a contiguous or channels_last (N, 2, H, W) without copying them.
+    targets: (N, H, W) maps of `kernels.db_targets`: shrink_map, shrink_mask, thresh_mask uint8 (0 or 1), thresh_map
+    float.
     db_k: steepness of the binarization. negative_ratio: hard negatives per positive, over this rank's batch.
     mode "paper": masks count, L1 over thresh_mask. "baseline": no mask is read, L1 over all pixels.
 
     Returns DBLoss of 0-d float32 tensors, total = prob_weight prob + thresh_weight thresh + binary_weight binary.
-    Nothing is read back to the host on a GPU. A batch without positives has prob 0 and binary 1, both with zero
-    gradient. A non-finite logit gives a NaN total and NaN gradients, never an exception.
+    Nothing is read back to the host on a GPU, and nothing of full size is kept for the gradient. A batch without
+    positives has prob 0 and binary 1, both with zero gradient. A non-finite logit gives a NaN total and NaN gradients,
+    never an exception.
 
-    implementation "auto" and "reference" run the PyTorch reference on the tensors' device; this version has no other.
-    Raises ValueError for wrong shapes, dtypes, devices or parameters.
+    implementation "auto": the Triton kernels for bfloat16, float16 and float32 logits on a GPU, else the PyTorch
+    reference on the tensors' device. "triton" and "reference" insist; their results differ by rounding only.
+    Raises ValueError for wrong shapes, dtypes, devices or parameters, and for "triton" with float64 logits.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"db_loss: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}")
-    if implementation == "triton":
-        raise ValueError("no Triton kernel for db_loss in this version; use implementation='auto' or 'reference'")
     if mode not in MODES:
         raise ValueError(f"db_loss: mode must be one of {MODES}, not {mode!r}")
     if not db_k > 0 or not negative_ratio >= 0:
         raise ValueError(f"db_loss: need db_k > 0 and negative_ratio >= 0, not {db_k} and {negative_ratio}")
-    x, y = (_flat_channel(name, logits) for name, logits in (("prob", prob_logits), ("thresh", thresh_logits)))
-    _check(x, y, targets)
+    x, y = _flat_channels("db_loss", prob_logits, thresh_logits)
+    _check(x, targets)
     weights = [float(value) for value in (db_k, negative_ratio, prob_weight, thresh_weight, binary_weight)]
-    losses, _ = _loss_op(x, y, *targets, weights, mode == "paper")
+    losses, _ = _loss_op(x, y, *targets, weights, mode == "paper", _use_triton("db_loss", implementation, x))
     return DBLoss(losses[0], *losses.detach()[1:])
 
 
-def _flat_channel(name: str, logits: Tensor) -> Tensor:
-    if logits.ndim == 4 and logits.shape[1] == 1:
-        logits = logits[:, 0]
-    if logits.ndim != 3 or not logits.is_floating_point() or not logits.numel():
-        raise ValueError(
-            f"db_loss: {name}_logits must be (N, H, W) or (N, 1, H, W) floats, not {tuple(logits.shape)} {logits.dtype}"
-        )
-    return logits.contiguous()
+def binary_map(
+    prob_logits: Tensor, thresh_logits: Tensor, *, db_k: float = 50.0, implementation: str = "auto"
+) -> Tensor:
+    """The approximate binary map B = sigmoid(db_k (P - T)) that the Dice term sees, for inspection and drawing.
+
+    prob_logits, thresh_logits, implementation: as for `db_loss`. Returns (N, H, W) float32 in 0..1 without a gradient.
+    Raises ValueError for wrong shapes, dtypes, devices or db_k.
+    """
+    if not db_k > 0:
+        raise ValueError(f"binary_map: need db_k > 0, not {db_k}")
+    x, y = (logits.detach() for logits in _flat_channels("binary_map", prob_logits, thresh_logits))
+    return _binary_op(x, y, float(db_k), _use_triton("binary_map", implementation, x))
 
 
-def _check(x: Tensor, y: Tensor, targets: DBTargets) -> None:
-    if x.dtype != y.dtype:
-        raise ValueError(f"db_loss: both logit maps need one dtype, not {x.dtype} and {y.dtype}")
-    for name, tensor in (("thresh_logits", y), *zip(DBTargets._fields, targets)):
-        if tensor.shape != x.shape or tensor.device != x.device:
+def _use_triton(name: str, implementation: str, x: Tensor) -> bool:
+    """As `runtime.use_triton`, but the kernels compute in float32: float64 logits are the reference's."""
+    triton = runtime.use_triton(name, implementation, x)
+    if implementation == "triton" and x.dtype not in DTYPES:
+        raise ValueError(f"{name}: implementation='triton' needs float32, bfloat16 or float16 logits, not {x.dtype}")
+    return triton and x.dtype in DTYPES
+
+
+def _flat_channels(name: str, prob_logits: Tensor, thresh_logits: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = (
+        logits[:, 0] if logits.ndim == 4 and logits.shape[1] == 1 else logits for logits in (prob_logits, thresh_logits)
+    )
+    for field, logits in (("prob_logits", x), ("thresh_logits", y)):
+        if logits.ndim != 3 or not logits.is_floating_point() or not logits.numel():
             raise ValueError(
-                f"db_loss: {name} must be {tuple(x.shape)} on {x.device}, not {tuple(tensor.shape)} on {tensor.device}"
+                f"{name}: {field} must be (N, H, W) or (N, 1, H, W) floats, not {tuple(logits.shape)} {logits.dtype}"
             )
+    if x.dtype != y.dtype:
+        raise ValueError(f"{name}: both logit maps need one dtype, not {x.dtype} and {y.dtype}")
+    _same_place(f"{name}: thresh_logits", y, x)
+    return x, y
+
+
+def _same_place(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.shape != x.shape or tensor.device != x.device:
+        raise ValueError(f"{name} must be {tuple(x.shape)} on {x.device}, not {tuple(tensor.shape)} on {tensor.device}")
+
+
+def _check(x: Tensor, targets: DBTargets) -> None:
+    for name, tensor in zip(DBTargets._fields, targets):
+        _same_place(f"db_loss: {name}", tensor, x)
     for name in ("shrink_map", "shrink_mask", "thresh_mask"):
         if getattr(targets, name).dtype != torch.uint8:
             raise ValueError(f"db_loss: {name} must be uint8, not {getattr(targets, name).dtype}")
@@ -95,8 +126,13 @@ def _check(x: Tensor, y: Tensor, targets: DBTargets) -> None:
 def _maps(
     x: Tensor, y: Tensor, shrink_map: Tensor, shrink_mask: Tensor, thresh_map: Tensor, thresh_mask: Tensor, masked: bool
 ) -> Maps:
+    """The logits as they come; the targets contiguous, which they are already when `db_targets` made them."""
     masks = (shrink_mask.contiguous(), thresh_mask.contiguous()) if masked else (None, None)
     return Maps(x, y, shrink_map.contiguous(), thresh_map.contiguous(), *masks)
+
+
+def _contiguous_logits(maps: Maps) -> Maps:
+    return maps._replace(prob_logits=maps.prob_logits.contiguous(), thresh_logits=maps.thresh_logits.contiguous())
 
 
 @torch.library.custom_op("dbnet_engine::db_loss", mutates_args=())
@@ -109,14 +145,17 @@ def _loss_op(
     thresh_mask: Tensor,
     weights: list[float],
     masked: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor]:
     maps = _maps(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, masked)
-    losses, stats = db_loss_reference(maps, Weights(*weights))
+    if triton:
+        return forward(maps, Weights(*weights))
+    losses, stats = db_loss_reference(_contiguous_logits(maps), Weights(*weights))
     return losses, torch.stack(stats)
 
 
 @_loss_op.register_fake
-def _(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, weights, masked):
+def _(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, weights, masked, triton):
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.new_empty(4, dtype=dtype), x.new_empty(len(Stats._fields), dtype=torch.float64)
 
@@ -133,26 +172,39 @@ def _gradient_op(
     grad_total: Tensor,
     weights: list[float],
     masked: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor]:
     maps = _maps(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, masked)
-    return db_loss_gradient(maps, Weights(*weights), Stats(*stats), grad_total)
+    if triton:
+        return backward(maps, Weights(*weights), stats, grad_total)
+    return db_loss_gradient(_contiguous_logits(maps), Weights(*weights), Stats(*stats), grad_total)
 
 
 @_gradient_op.register_fake
-def _(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, stats, grad_total, weights, masked):
+def _(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, stats, grad_total, weights, masked, triton):
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, weights, masked = inputs
+    *tensors, weights, masked, triton = inputs
     ctx.save_for_backward(*tensors, output[1])
-    ctx.weights, ctx.masked = weights, masked
+    ctx.options = weights, masked, triton
 
 
 def _backward(ctx, grad_losses: Tensor, _grad_stats: Tensor | None):
     *tensors, stats = ctx.saved_tensors
-    grads = _gradient_op(*tensors, stats, grad_losses[0], ctx.weights, ctx.masked)
-    return *grads, None, None, None, None, None, None
+    grads = _gradient_op(*tensors, stats, grad_losses[0], *ctx.options)
+    return *grads, *(None,) * 7
 
 
 _loss_op.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("dbnet_engine::binary_map", mutates_args=())
+def _binary_op(x: Tensor, y: Tensor, db_k: float, triton: bool) -> Tensor:
+    return (binary_map_kernel if triton else binary_map_reference)(x, y, db_k)
+
+
+@_binary_op.register_fake
+def _(x, y, db_k, triton):
+    return x.new_empty(x.shape, dtype=torch.float32)

@@ -1,12 +1,18 @@
-"""Public function of the DB training targets: checks and dispatch. The definition is in `reference.py`."""
+"""Public function of the DB training targets: checks, the custom operator with its fake, dispatch.
+
+The operator is opaque to torch.compile: it causes no graph break, and its sizes depend on shapes only.
+The definition is in `reference.py`.
+"""
 
 import torch
 from torch import Tensor
 
+from kernels import runtime
+from kernels.db_targets.kernel import db_targets_triton
 from kernels.db_targets.reference import DBTargets, db_targets_reference
 
 MODES = ("paper", "baseline")
-IMPLEMENTATIONS = ("auto", "reference", "triton")
+THRESH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
@@ -23,6 +29,7 @@ def db_targets(
     thresh_max: float = 0.7,
     min_text_size_px: float = 8.0,
     mode: str = "paper",
+    thresh_dtype: torch.dtype | None = None,
     implementation: str = "auto",
 ) -> DBTargets:
     """Draws the shrink map and the threshold map of N pages, with their masks, from polygons.
@@ -33,7 +40,9 @@ def db_targets(
     outside the canvas.
 
     Returns DBTargets of (N, height, width): shrink_map, shrink_mask, thresh_mask uint8 (mask 1 = the pixel counts),
-    thresh_map float32 from thresh_min (background) to thresh_max (on a boundary).
+    thresh_map from thresh_min (background) to thresh_max (on a boundary) in thresh_dtype: float32, bfloat16 or float16.
+    None stands for float32 from the reference and bfloat16 from the kernels: half the bytes to write here and to read
+    in the loss, rounded by at most 2^-9 (values up to 1 have 8 significant bits).
 
     mode "paper": these polygons give no text and no band, and their interior (even-odd rule) is masked out of both
     maps: flagged by `ignore`; shortest side (least extent perpendicular to an edge) below min_text_size_px; area
@@ -42,29 +51,81 @@ def db_targets(
     Lightning baseline): both masks are all ones, the ignore flag and min_text_size_px have no effect, a core that
     vanishes is merely absent. Its truncation of vertices to integers is not copied.
 
-    implementation "auto" and "reference" run the PyTorch reference on the tensors' device; this version has no other.
+    implementation "auto": the Triton kernels for tensors on CUDA, else the PyTorch reference on the tensors' device;
+    "triton" and "reference" ask for one of them. Both decide alike, but for pixels within float32's rounding of a
+    boundary or of the distance D. The kernels read nothing back to the host.
     Formulas and sources: `kernels/db_targets/reference.py` (Liao et al. 2020, arXiv 1911.08947).
-    Raises ValueError for wrong shapes, dtypes, devices, offsets or parameters.
+
+    Raises ValueError for wrong shapes, dtypes, devices, offsets or parameters. The kernels' offsets on CUDA are not
+    looked at, since that would wait for the device: values out of range are held within it, so that nothing outside
+    the arrays is read, and what wrong offsets draw is undefined.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"db_targets: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}")
-    if implementation == "triton":
-        raise ValueError("no Triton kernel for db_targets in this version; use implementation='auto' or 'reference'")
+    triton = runtime.use_triton("db_targets", implementation, points_xy)
     _check_tensors(points_xy, poly_offsets, page_offsets, ignore)
     _check_parameters(height, width, shrink_ratio, thresh_min, thresh_max, min_text_size_px, mode)
-    return db_targets_reference(
+    if thresh_dtype is None:
+        thresh_dtype = torch.bfloat16 if triton else torch.float32
+    if thresh_dtype not in THRESH_DTYPES:
+        raise ValueError(f"db_targets: thresh_dtype must be one of {THRESH_DTYPES} or None, not {thresh_dtype}")
+    maps = _targets_op(
         points_xy,
         poly_offsets,
         page_offsets,
         ignore,
-        height=height,
-        width=width,
-        shrink_ratio=shrink_ratio,
-        thresh_min=thresh_min,
-        thresh_max=thresh_max,
-        min_text_size_px=min_text_size_px,
-        mode=mode,
+        height,
+        width,
+        shrink_ratio,
+        thresh_min,
+        thresh_max,
+        min_text_size_px,
+        mode,
+        thresh_dtype,
+        triton,
     )
+    return DBTargets(*maps)
+
+
+@torch.library.custom_op("dbnet_engine::db_targets", mutates_args=())
+def _targets_op(
+    points_xy: Tensor,
+    poly_offsets: Tensor,
+    page_offsets: Tensor,
+    ignore: Tensor,
+    height: int,
+    width: int,
+    shrink_ratio: float,
+    thresh_min: float,
+    thresh_max: float,
+    min_text_size_px: float,
+    mode: str,
+    thresh_dtype: torch.dtype,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not triton or points_xy.device.type == "cpu":  # the reference waits for the device anyway
+        _check_offsets("poly_offsets", poly_offsets, points_xy.shape[0])
+        _check_offsets("page_offsets", page_offsets, ignore.numel())
+    options = {
+        "height": height,
+        "width": width,
+        "shrink_ratio": shrink_ratio,
+        "thresh_min": thresh_min,
+        "thresh_max": thresh_max,
+        "min_text_size_px": min_text_size_px,
+        "mode": mode,
+    }
+    tensors = (points_xy, poly_offsets, page_offsets, ignore)
+    if triton:
+        return tuple(db_targets_triton(*tensors, **options, thresh_dtype=thresh_dtype))
+    maps = db_targets_reference(*tensors, **options)
+    return tuple(maps._replace(thresh_map=maps.thresh_map.to(thresh_dtype)))
+
+
+@_targets_op.register_fake
+def _(points_xy, poly_offsets, page_offsets, ignore, height, width, *parameters):
+    *_, thresh_dtype, _ = parameters
+    shape = (page_offsets.shape[0] - 1, height, width)
+    dtypes = (torch.uint8, torch.uint8, thresh_dtype, torch.uint8)
+    return tuple(points_xy.new_empty(shape, dtype=dtype) for dtype in dtypes)
 
 
 def _check_tensors(points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor) -> None:
@@ -75,11 +136,9 @@ def _check_tensors(points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor
             raise ValueError(f"db_targets: {name} must be (count + 1,) int64, not {_describe(offsets)}")
     if ignore.shape != (poly_offsets.numel() - 1,) or ignore.dtype != torch.bool:
         raise ValueError(f"db_targets: ignore must be ({poly_offsets.numel() - 1},) bool, not {_describe(ignore)}")
-    devices = {tensor.device for tensor in (points_xy, poly_offsets, page_offsets, ignore)}
-    if len(devices) > 1:
-        raise ValueError(f"db_targets: all tensors must be on one device, not {sorted(map(str, devices))}")
-    _check_offsets("poly_offsets", poly_offsets, points_xy.shape[0])
-    _check_offsets("page_offsets", page_offsets, ignore.numel())
+    for name, tensor in (("poly_offsets", poly_offsets), ("page_offsets", page_offsets), ("ignore", ignore)):
+        if tensor.device != points_xy.device:
+            raise ValueError(f"db_targets: {name} must be on {points_xy.device} like points_xy, not {tensor.device}")
 
 
 def _check_offsets(name: str, offsets: Tensor, total: int) -> None:

@@ -39,7 +39,7 @@ class DBTargets(NamedTuple):
 
     shrink_map: Tensor  # (N, H, W) uint8
     shrink_mask: Tensor  # (N, H, W) uint8
-    thresh_map: Tensor  # (N, H, W) float32
+    thresh_map: Tensor  # (N, H, W) float32, bfloat16 or float16
     thresh_mask: Tensor  # (N, H, W) uint8
 
 
