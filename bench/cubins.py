@@ -127,6 +127,7 @@ def source(launch: Launch) -> ASTSource:
 def compiled(launch: Launch, capability: int) -> dict:
     """Registers, spilled bytes, stack bytes, shared bytes and the widest global load in bytes of one kernel."""
     options = {"num_warps": launch.num_warps, "enable_fp_fusion": False}
+    options |= {name: launch.constants[name] for name in ("maxnreg",) if name in launch.constants}
     made = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=options)
     said = ptxas_report(made.asm["ptx"], capability)
     stack, stores, loads = (int(n) for n in re.search(STACK, said).groups())
@@ -147,7 +148,7 @@ def ptxas_report(ptx: str, capability: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={sm_arch_from_capability(capability)}", str(path)]
+        command = [get_ptxas(capability).path, "-v", "--fmad=false", f"--gpu-name={sm_arch_from_capability(capability)}", str(path)]
         done = subprocess.run([*command, "-o", "/dev/null"], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 

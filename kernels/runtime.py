@@ -39,7 +39,7 @@ def launch(kernel, grid: tuple[int, ...], *args, num_warps: int, **constants) ->
     """Starts `kernel` on the device of its first tensor; an empty grid starts nothing.
 
     Products and sums are never fused to one rounding: a GPU then rounds as the interpreter and the reference do, and
-    Triton's default for this changes between its versions. All kernels here wait for memory, not for arithmetic.
+    Triton's default for this changes between its versions. Where an fma pays, kernels write tl.fma.
     """
     if 0 in grid:
         return

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import runtime
-from kernels.db_loss import Maps, Stats, Weights, binary_map, db_loss, db_loss_gradient, db_loss_reference
+from kernels.db_loss import Maps, Stats, Weights, binary_map, db_loss, db_loss_gradient, db_loss_reference, op, pixels
 from kernels.db_loss import backward as backward_module
 from kernels.db_loss import forward as forward_module
-from kernels.db_loss import op, pixels
 from kernels.db_targets import DBTargets
 
 ULPS = 8 * 2.0**-23

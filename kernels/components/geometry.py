@@ -15,9 +15,9 @@ Three kernels, all float64 as reference.py computes it; sums of probabilities ar
     rank: one program for 128 components of a page; best max_candidates to their places.
 How many components there are is read on the device, so nothing waits for it.
 
-Bytes of 16 x 1280 x 1280 with 90 lines of text a page (1440 components, 11 % of the pixels): boxes 8 a row and 88 a
+Bytes of 16 x 1280 x 1280 with 90 lines of text a page (1440 components, 11 % of the pixels): boxes 8 a row and 96 a
 component, 0.4 MB; means 4 a pixel of the rectangles (2 for bf16), 11.5 MB; rank 4 a component of the page for every 128
-and 76 a component, 0.1 MB. Floor at 4.3 TB/s: 2.8 us. In fact the longest component decides, in means the few rounds of
+and 72 a component, 0.1 MB. Floor at 4.3 TB/s: 2.8 us. In fact the longest component decides, in means the few rounds of
 loads of its rows.
 
 Example: area 200, w = 19, h = 9, axis (1, 0): g = (30 - 28) / 4 = 0.5, so 20 x 10; D' = 200 * 1.5 / 60 = 5; the quad

@@ -21,8 +21,8 @@ overflow: what they draw is undefined.
 Bytes. Reads: a few hundred a tile. Writes: 3 a pixel for the uint8 maps and 2 for a bfloat16 threshold map. For 16 x
 1280 x 1280: 131 MB, 30 us at 4.3 TB/s. Arithmetic weighs more: with 100 lines a page a tile sees 0.75 polygons and half
 of their edges are near, 7 instructions a pixel each. That, the setup of every edge and the writing are about 2,000
-instructions of a warp a tile, 60 us of an H100's issue slots. So products and sums are fused by hand in the inner loop
-(10 instructions otherwise), which `runtime.launch` leaves apart.
+instructions of a warp a tile, 60 us of an H100's issue slots (counted in the machine code, not timed). So products and
+sums are fused by hand in the inner loop (10 instructions otherwise), which `runtime.launch` leaves apart.
 
 Words. Page n of P_n polygons has ceil(P_n / 32) words a tile, from word page_offsets[n] // 32 + n on: the words before
 are never more, as each page rounds up by at most 31 / 32. So P // 32 + N words hold all, a size known from shapes.
