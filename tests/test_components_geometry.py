@@ -178,7 +178,6 @@ def test_rectangles_of_digital_lines_and_random_rows_are_exact():
     (ux, uy), length = expected.axis[2], torch.hypot(dx.double(), dy.double())
     flush = torch.minimum((dx * uy - dy * ux).abs(), (dx * ux + dy * uy).abs()) < 1e-9 * length
     assert flush.nonzero()[0] > 32, "the second round of lanes has the best edge"
-    centre, half = expected.centre + 0.5, expected.half.amin(1)
     table = blank_table(1, 5, height, width)
     free = 0
     for left, right in sides:
@@ -186,10 +185,7 @@ def test_rectangles_of_digital_lines_and_random_rows_are_exact():
     rules = EVERYTHING._replace(max_candidates=5, unclip_ratio=0.0)
     found = find(table, torch.ones(1, height, width), rules)  # equal scores: their order; area 0: not grown
     assert found.counts.item() == 4
-    torch.testing.assert_close(found.quads[0, :4].double().mean(1), centre, rtol=2e-7, atol=1e-4)
     torch.testing.assert_close(found.quads[0, :4], expected.corners().float() + 0.5, rtol=2e-7, atol=2e-7)
-    short = (found.quads[0, :4, [1, 3]] - found.quads[0, :4, :1]).norm(dim=2).amin(1) / 2
-    torch.testing.assert_close(short, half.float(), rtol=1e-3, atol=1e-3)
 
 
 def spans_of(sides: list[tuple[np.ndarray, np.ndarray]]) -> Spans:

@@ -1,7 +1,8 @@
 """The Triton kernels of db_loss against the PyTorch reference, on a GPU where there is one, else interpreted.
 
 Floors of the error budget: ULPS float32 ulp of the value for a loss, of the largest entry for a gradient. A GPU's exp2
-and rsqrt are good to 2 ulp each, where the reference's exp is to 1.
+and rsqrt are good to 2 ulp each, where the reference's exp is to 1. The interpreter cuts float32 off to bfloat16, where
+a GPU rounds: one bfloat16 ulp more there.
 """
 
 import math
@@ -70,9 +71,10 @@ def check(x, y, targets, mode="paper", ratio=3.0):
     assert (error <= budget).all(), (got[0], plain[0], exact[0])
     for a, b, c in zip(got[2], plain[2], exact[2]):
         assert a.dtype == x.dtype and a.is_contiguous() and a.isfinite().all()
-        floor = ULPS * c.abs().max()
+        cut_off = 2.0**-7 if runtime.INTERPRETED and x.dtype == torch.bfloat16 else 0.0
+        floor = (ULPS + cut_off) * c.abs().max()
         assert (a - c).abs().max() <= 2 * (b - c).abs().max() + floor
-        small = {torch.float32: 2e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}[x.dtype]
+        small = {torch.float32: 2e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}[x.dtype] + cut_off
         torch.testing.assert_close(a.double(), c, rtol=small, atol=max(floor.item(), 1e-7))
     return got
 
@@ -268,7 +270,7 @@ def test_any_number_of_programs(dtype, monkeypatch):
 
 
 def far_and_near(shape):
-    """Everything at -4 but for the last two rows: of negatives at 1, of positives at 2. The losses follow from counts."""
+    """All pixels at -4 but for the last two rows: negatives at 1, positives at 2. The losses follow from counts."""
     pages, height, width = shape
     logits = torch.full((pages, 2, height, width), -4.0, dtype=torch.bfloat16, device=DEVICE)
     logits[:, 1] = 0
@@ -279,7 +281,7 @@ def far_and_near(shape):
     return logits, DBTargets(shrink, ones, torch.full(shape, 0.25, dtype=torch.bfloat16, device=DEVICE), ones)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 16), pytest.param((2, 32769, 32768), marks=pytest.mark.big)])
+@pytest.mark.parametrize("shape", [(2, 5, 16), (2, 32769, 32768)])
 def test_more_pixels_than_2_to_the_31(shape):
     count, width = math.prod(shape), shape[-1]
     if count > 2**31:
@@ -292,7 +294,7 @@ def test_more_pixels_than_2_to_the_31(shape):
     three = torch.tensor([-4.0, 1.0, 2.0], dtype=torch.float64)
     far, near, text = (50 * (three.sigmoid() - 0.5)).sigmoid().tolist()
     union = far * (count - 2 * width) + (near + text + 1) * width
-    want = [1.0, 1.0, 2 * width + 1e-6, text * width, union + 1e-6, count, 0.0]
+    want = [1.0, 1.0, 2 * width + 1e-6, text * width, union + 1e-6, float(count), 0.0]
     torch.testing.assert_close(stats.tolist(), want, rtol=1e-5, atol=0)
     prob = (math.log1p(math.e) + math.log1p(math.exp(-2))) / 2
     torch.testing.assert_close(losses[1:].tolist(), [prob, 0.25, 1 - 2 * text * width / union], rtol=1e-5, atol=0)

@@ -11,7 +11,7 @@ For a component's rectangle (half sides a, b; w = 2 a, h = 2 b; axis u) through 
 Three kernels, all float64 as reference.py computes it; sums of probabilities are integers in steps of 2^-24:
     boxes: programs of one warp stride over each page's components. Row extremes -> quad, "slow" also the score.
     means, "fast" only: programs of four warps stride over the components. Rows of the rectangle 16 x 128 pixels at a
-        time. Apart from boxes because one warp would need 1 ms for a rectangle as large as the page.
+        time. Apart from boxes because one warp would need some 1 ms (estimated) for a rectangle as large as the page.
     rank: one program for 128 components of a page; best max_candidates to their places.
 How many components there are is read on the device, so nothing waits for it.
 

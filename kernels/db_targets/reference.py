@@ -338,7 +338,12 @@ def _finish(canvas: _Canvas, pages: int, thresh_min: float, thresh_max: float, *
     def crop(rows: Tensor) -> Tensor:
         return rows.view(pages, canvas.height, canvas.strips * STRIP)[:, :, : canvas.width].contiguous()
 
-    counts = canvas.ignored.bitwise_xor_(1)
-    band = (canvas.value >= 0).view(torch.uint8).mul_(counts) if masked else torch.ones_like(counts)
-    thresh = canvas.value.clamp_min_(0).mul_(thresh_max - thresh_min).add_(thresh_min)
-    return DBTargets(crop(canvas.core), crop(counts), crop(thresh), crop(band))
+    band = torch.ones_like(canvas.ignored)
+    bits = torch.finfo(canvas.value.dtype).bits
+    integers = torch.int32 if bits == 32 else torch.int64
+    for value, counts, within in zip(_blocks(canvas.value), _blocks(canvas.ignored), _blocks(band)):
+        counts.bitwise_xor_(1)
+        if masked:  # the sign bit is 1 where nothing was drawn; value >= 0 is not vectorised, 0.55 ms a page, not 0.2
+            within.copy_((value.view(integers) >> (bits - 1)).add_(1)).mul_(counts)
+        value.clamp_min_(0).mul_(thresh_max - thresh_min).add_(thresh_min)
+    return DBTargets(crop(canvas.core), crop(canvas.ignored), crop(canvas.value), crop(band))
