@@ -118,7 +118,7 @@ def source(launch: Launch) -> ASTSource:
         elif isinstance(value, int):
             signature[parameter.name], divisible = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
         else:
-            signature[parameter.name] = "fp32"
+            signature[parameter.name] = parameter.annotation_type or "fp32"
         if divisible:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
@@ -148,7 +148,13 @@ def ptxas_report(ptx: str, capability: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", "--fmad=false", f"--gpu-name={sm_arch_from_capability(capability)}", str(path)]
+        command = [
+            get_ptxas(capability).path,
+            "-v",
+            "--fmad=false",
+            f"--gpu-name={sm_arch_from_capability(capability)}",
+            str(path),
+        ]
         done = subprocess.run([*command, "-o", "/dev/null"], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 

@@ -12,7 +12,6 @@ from bench.classic_postprocess import text_like_map
 from kernels import runtime
 from kernels.components import QuadRules, Quads, find_quads_reference, geometry, reference
 from kernels.components.rectangles import Spans, convex_hulls, smallest_rectangles
-from kernels.components.runs import padded_mask
 from kernels.components.table import Table
 
 RULES = QuadRules(0.3, 0.4, 1.5, 3.0, 5.0, 500, 8, "fast")
@@ -42,9 +41,7 @@ def fill(table: Table, page: int, component: tuple, width: int, free: int) -> in
 def table_of(prob: torch.Tensor, rules: QuadRules, capacity: int = 0) -> Table:
     """The table of (N, H, W) float32 or float64 maps, by way of the reference; by default hardly larger than needed."""
     pages, height, width = prob.shape
-    padded = padded_mask((pages, height, width), prob.device)
-    reference._threshold(prob, rules.bin_thresh, padded.inner)
-    found, overflow = reference._components(padded, rules)
+    found, overflow = reference._components(prob, rules)
     spans = found.spans
     first = (spans.row - found.page[spans.owner]) * width + spans.left
     sums = reference.interval_sums(prob, first, spans.right - spans.left + 1)

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import runtime
 from kernels.components import QuadRules, find_quads, label, label_reference, op, reference
-from kernels.components.runs import padded_mask
 from kernels.components.table import Table
 from kernels.components.tabulate import build_table
 
@@ -68,10 +67,8 @@ def check_table(prob: torch.Tensor, rules: QuadRules, places: int = reference.MA
     """Compares the device's table with pixels labelled by the reference, and these with the reference's components."""
     table = Table(*(field.cpu() for field in build_table(prob.to(DEVICE), rules, places)))
     value = prob if prob.dtype == torch.float64 else prob.float()
-    padded = padded_mask(tuple(prob.shape), prob.device)
-    reference._threshold(value, rules.bin_thresh, padded.inner)
-    found, overflow = reference._components(padded, rules)
-    labels = label_reference(padded.inner, rules.connectivity).numpy()
+    found, overflow = reference._components(value, rules)
+    labels = label_reference(value > rules.bin_thresh, rules.connectivity).numpy()
     steps = (value.nan_to_num(0.0).clamp(0.0, 1.0) * reference.FIXED_POINT).int().numpy().astype(np.int64)
     for page in range(len(prob)):
         expected = expected_page(labels[page], steps[page], max(rules.min_size_px - 1, 0) ** 2)
@@ -271,10 +268,8 @@ def used_part(table: Table) -> list[torch.Tensor]:
 def test_races_change_nothing(connectivity):
     masks = torch.from_numpy(adversarial_masks(1280, 1280))
     expected = label_reference(masks, connectivity).to(DEVICE)
-    padded = padded_mask(tuple(masks.shape), masks.device)
-    padded.inner.copy_(masks)
     rules = RULES._replace(connectivity=connectivity)
-    components, overflow = reference._components(padded, rules)
+    components, overflow = reference._components(maps_of(masks.numpy()), rules)
     prob, masks = maps_of(masks.numpy()).to(DEVICE), masks.to(DEVICE)
     first = used_part(build_table(prob, rules))
     assert first[1].tolist() == overflow.int().tolist()

@@ -11,9 +11,9 @@ from kernels.components.reference import QuadRules, Quads, find_quads_reference,
 from kernels.components.tabulate import build_table, label_triton
 
 SCORE_MODES = ("fast", "slow")
-# Pixels the reference works on together. On a CPU two pages of 1280 x 1280: 3.2 ms a page; one by one it is 4.1 ms (the
-# same 600 calls for one page), eight at once 3.6 ms (out of the cache). On a GPU enough to fill it.
-CPU_PIXELS, GPU_PIXELS = 1 << 22, 1 << 25
+# Pixels the reference works on together: a call is some 600 operations on little data, so ten pages of 1280 x 1280 at
+# once take 2.3 ms a page on a CPU, two at once 3.1 ms; the limit bounds the memory that pages of noise need.
+PIXELS = 1 << 24
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # any other is converted to float32
 
 
@@ -64,8 +64,7 @@ def find_quads(
         return find_quads_on_device(build_table(prob_map, rules), prob_map, rules)
     if prob_map.dtype not in (torch.float32, torch.float64):
         prob_map = prob_map.float()
-    pages = CPU_PIXELS if prob_map.device.type == "cpu" else GPU_PIXELS
-    pages = max(1, pages // (prob_map.shape[1] * prob_map.shape[2]))
+    pages = max(1, PIXELS // (prob_map.shape[1] * prob_map.shape[2]))
     with torch.inference_mode():  # about 600 small operations: each is cheaper here
         parts = [find_quads_reference(part.contiguous(), rules) for part in prob_map.split(pages)]
     return Quads(*(torch.cat(field) for field in zip(*parts, strict=True)))

@@ -2,13 +2,12 @@
 
 A text page of 1280 x 1280 has 1.6 M pixels but about 4,600 runs, so all work but finding them is small:
 
-    mask, rows padded to whole words -> changes along the row (unlike the left neighbour) -> words with a change
-      -> their bytes with a change = starts and stops of the runs, alternating
-      -> links to the touching runs of the next row (binary search) -> union by least index -> components
+    map -> words of 64 pixels whose maximum is above the threshold (a tenth of a text page) -> changes along the row
+      -> starts and stops of the runs, alternating -> links to the touching runs of the next row (binary search)
+      -> union by least index -> components
 
-Positions are flat indices of the padded mask: `pitch` entries a row, height + 1 rows a page. At least one entry after
-every row and one row after every page are empty, so that neighbours of a run are never of another row's end or
-another page.
+A position is row * (W + 1) + column, with H + 1 rows a page: one empty place after every row and one empty row after
+every page, so that neighbours of a run are never of another row's end or another page.
 
 Example: the row 0 1 1 0 1 has the runs [1, 3) and [4, 5).
 """
@@ -17,16 +16,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-WORD = 8  # bytes looked at together when searching for changes: 205 k words instead of 1.6 M bytes, 1.3 -> 0.2 ms
-
-
-class PaddedMask(NamedTuple):
-    """A text mask of N pages."""
-
-    flat: Tensor  # (WORD + N * (H + 1) * pitch,) bool, the first WORD entries false
-    inner: Tensor  # (N, H, W) view of it, to write the mask to
-    pitch: int  # row length, a multiple of WORD above W
+WORD = 64  # pixels: the maximum of 64 takes 0.12 ms for 0.8 M pixels, of 32 0.16; a comparison of each pixel 0.54
+SLOTS = WORD + 8  # places for a word's changes: before every pixel and after the last, in whole groups of 8
 
 
 class Runs(NamedTuple):
@@ -41,23 +34,37 @@ class Runs(NamedTuple):
         return Runs(*(part.index_select(0, index) for part in self))
 
 
-def padded_mask(shape: tuple[int, int, int], device: torch.device) -> PaddedMask:
-    """An all-false mask of (N, H, W) pages."""
-    pages, height, width = shape
-    pitch = (width + WORD) // WORD * WORD
-    flat = torch.zeros(WORD + pages * (height + 1) * pitch, dtype=torch.bool, device=device)
-    return PaddedMask(flat, flat[WORD:].view(pages, height + 1, pitch)[:, :height, :width], pitch)
+def find_runs(prob_map: Tensor, bin_thresh: float) -> Runs:
+    """The runs of pixels above a threshold (NaN is not) of a contiguous (N, H, W) float map.
 
-
-def find_runs(mask: PaddedMask) -> Runs:
-    """The runs of true pixels."""
-    changed = torch.ne(mask.flat[WORD:], mask.flat[WORD - 1 : -1])
-    words = changed.view(torch.int64).nonzero()[:, 0]
-    inside = changed.view(-1, WORD).index_select(0, words).view(-1).nonzero()[:, 0]
-    # Divided by WORD with a shift: int64 division is not vectorised.
-    position = words.index_select(0, inside >> 3) * WORD + (inside & (WORD - 1))
-    start, stop = position.view(-1, 2).t().contiguous()
-    return Runs(start, stop, start // mask.pitch)
+    Example, words of 4 instead of 64: 0 1 1 1 | 1 0 0 0 has the changes 1 in the first word and 1 in the second (at its
+    column 1); at the end of the first nothing closes, since the next word goes on.
+    """
+    _, height, width = prob_map.shape
+    if width % WORD:
+        prob_map = pad(prob_map, (0, -width % WORD), value=-torch.inf)
+    in_row = prob_map.shape[2] // WORD
+    words = prob_map.view(-1, WORD)
+    kept = (words.amax(1) <= bin_thresh).logical_not_().nonzero()[:, 0]  # a word with NaN is kept
+    text = words.index_select(0, kept) > bin_thresh
+    goes_on = torch.zeros_like(kept, dtype=torch.bool)  # into the next kept word, which follows in the same row
+    torch.logical_and(kept[1:] == kept[:-1] + 1, kept[1:] % in_row != 0, out=goes_on[:-1])
+    last = text[:, -1]
+    before = pad((last & goes_on)[:-1], (1, 0))[: len(kept)]
+    changes = torch.zeros((len(kept), SLOTS), dtype=torch.bool, device=prob_map.device)
+    torch.ne(text[:, 0], before, out=changes[:, 0])
+    torch.ne(text[:, 1:], text[:, :-1], out=changes[:, 1:WORD])
+    torch.logical_and(last, goes_on.logical_not(), out=changes[:, WORD])
+    # Looked for in groups of 8 bytes first: most have none.
+    groups = changes.view(torch.int64).view(-1).nonzero()[:, 0]
+    inside = changes.view(-1, 8).index_select(0, groups).view(-1).nonzero()[:, 0]
+    place = groups.index_select(0, inside >> 3) * 8 + (inside & 7)
+    word = place // SLOTS
+    start, stop = (kept.index_select(0, word) * WORD + (place - word * SLOTS)).view(-1, 2).t().contiguous()
+    row = start // (in_row * WORD)
+    spread = row + row // height  # one more row after every page
+    shift = spread * (width + 1) - row * (in_row * WORD)
+    return Runs(start + shift, stop + shift, spread)
 
 
 def link_runs(runs: Runs, pitch: int, connectivity: int) -> tuple[Tensor, Tensor]:
@@ -83,6 +90,17 @@ def expand(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     owner = torch.repeat_interleave(count)
     shift = first + count - count.cumsum(0)
     return owner, shift.index_select(0, owner).add_(torch.arange(len(owner), device=first.device))
+
+
+def unroll(first: Tensor, count: Tensor) -> Tensor:
+    """The values of `expand` alone: a running sum of ones with jumps, 0.13 ms instead of 0.36 for 150,000 of them."""
+    some = count.nonzero()[:, 0]
+    first, count = first.index_select(0, some), count.index_select(0, some)
+    stop = count.cumsum(0)
+    jump = first.clone()
+    jump[1:] -= first[:-1] + count[:-1] - 1
+    steps = first.new_ones(int(stop[-1]) if len(stop) else 0).index_copy_(0, stop - count, jump)
+    return torch.cumsum(steps, 0, out=steps)
 
 
 def unite(num: int, upper: Tensor, lower: Tensor) -> Tensor:
