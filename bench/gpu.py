@@ -73,7 +73,7 @@ def facts(device: torch.device) -> dict:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -107,9 +107,9 @@ def not_measured() -> str:
     return "\n".join(lines)
 
 
-def measure(device: torch.device, pages: int, side: int) -> dict:
-    """Checks first, then times; see the module docstring."""
-    checks = check_all(device)
+def measure(device: torch.device, pages: int, side: int, check_side: int = 640) -> dict:
+    """Checks on pages of `check_side` first, then times; see the module docstring."""
+    checks = check_all(device, check_side)
     rate = bandwidth(device, pages * side * side * 8)
     timings = run_cases(time_cases(device, pages, side), device, rate)
     return {

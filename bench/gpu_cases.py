@@ -16,7 +16,7 @@ from kernels.components import find_quads, label
 from kernels.db_loss import db_loss
 from kernels.db_targets import DBTargets, db_targets
 
-LINES = 100  # polygons a page
+LINES = 100  # polygons a page of 1280 pixels
 
 
 class Case(NamedTuple):
@@ -31,18 +31,19 @@ class Case(NamedTuple):
 
 
 def polygons(pages: int, side: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Arguments of db_targets: pages of LINES slightly turned text lines in two columns."""
+    """Arguments of db_targets: pages of slightly turned text lines in two columns."""
     rng = random.Random(0)
+    lines = max(4, LINES * side // 1280)
     points = []
-    for index in range(pages * LINES):
-        row, column = divmod(index % LINES, 2)
-        w, h, turn = rng.uniform(0.1, 0.4) * side, rng.uniform(0.5, 0.9) * 2 * side / LINES, rng.uniform(-0.05, 0.05)
-        cx, cy = (column + 0.5) * side / 2, (row + 0.5) * 2 * side / LINES
+    for index in range(pages * lines):
+        row, column = divmod(index % lines, 2)
+        w, h, turn = rng.uniform(0.1, 0.4) * side, rng.uniform(0.5, 0.9) * 2 * side / lines, rng.uniform(-0.05, 0.05)
+        cx, cy = (column + 0.5) * side / 2, (row + 0.5) * 2 * side / lines
         c, s = math.cos(turn), math.sin(turn)
         corners = ((-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2))
         points += [(cx + c * u - s * v, cy + s * u + c * v) for u, v in corners]
-    count = pages * LINES
-    offsets = torch.arange(count + 1) * 4, torch.arange(pages + 1) * LINES
+    count = pages * lines
+    offsets = torch.arange(count + 1) * 4, torch.arange(pages + 1) * lines
     given = (torch.tensor(points, dtype=torch.float32), *offsets, torch.zeros(count, dtype=torch.bool))
     return tuple(tensor.to(device) for tensor in given)
 
@@ -75,7 +76,7 @@ def adversaries(side: int) -> Tensor:
 # --- checks ---
 
 
-def check_all(device: torch.device, side: int = 640) -> list[tuple[str, bool, str]]:
+def check_all(device: torch.device, side: int) -> list[tuple[str, bool, str]]:
     """(what, whether it is right, figures) of every op against its reference on the CPU."""
     return [
         check_targets(device, side),

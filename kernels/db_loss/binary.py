@@ -3,7 +3,7 @@
 Grid: 8 programs an SM stride over tiles of 2048 pixels, each reading both logits and writing B in float32. bfloat16
 logits: 4 + 4 bytes a pixel; 16 pages of 1280 x 1280 are 210 MB, at least 49 us at 4.3 TB/s.
 
-Worked example, k = 50: x = 0 and y = -0.4 give P = 0.5, T = 0.4013, so B = sigmoid(4.93) = 0.9928: a probability a
+Worked example, k = 50: x = 0 and y = -0.4 give P = 0.5, T = 0.4013, so B = sigmoid(4.93) = 0.9929: a probability a
 tenth above its threshold is text almost surely.
 """
 
