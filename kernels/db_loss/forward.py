@@ -5,25 +5,25 @@ largest keys: key = the bits of float32 x, turned so that unsigned order is the 
 largest is found digit by digit from the top; a digit's histogram counts the negatives that share the digits known.
 
     logits      digits (bits of the key)   passes   bytes a pixel, paper mode, bfloat16 threshold map
-    bfloat16    11 + 5                     2        9 + 4         = 13
-    float16     11 + 8 (its 19 that vary)  2        9 + 4         = 13
+    bfloat16    8 + 8                      2        9 + 4         = 13
+    float16     9 + 10 (its 19 that vary)  2        9 + 4         = 13
     float32     11 + 11 + 10               3        13 + 6 + 6    = 25
 
 The last digit's bins hold one value of x each, so what they add to the loss follows from their counts. 16 pages of
 1280 x 1280 in bfloat16: 13 bytes x 26.2 M pixels = 341 MB, at least 79 us at 4.3 TB/s. Baseline mode reads no mask.
 
-Grids. _sums_kernel and _refine_kernel: as many programs as fit an SM at once (2 and 4) stride over tiles of 2048
-pixels; each keeps its sums (8 pixels a lane in float32, beyond that in float64) and its histogram in registers, writes
-the sums to its own column and adds the histogram to the common one (relaxed integer atomics: any order gives the same
-counts). _choose_kernel and _finish_kernel: one program, which adds the columns up in a fixed order. Results do not
-depend on scheduling. Pass 1 has 83 instructions a pixel: at 1.7 GHz and 132 SMs they take 76 us if every scheduler
-issues one each clock, more than its 9 bytes (55 us); not measured.
+Grids. _sums_kernel and _refine_kernel: 6 and 4 programs an SM stride over tiles of 2048 pixels; each keeps its sums (8
+pixels a lane in float32, beyond that in float64) and its histogram in registers, writes the sums to its own column and
+adds the histogram to the common one (relaxed integer atomics: any order gives the same counts). _choose_kernel and
+_finish_kernel: one program, which adds the columns up in a fixed order. Results do not depend on scheduling. Pass 1 has
+80 instructions a pixel: at 1.7 GHz and 132 SMs they take 73 us if every scheduler issues one each clock, more than its
+9 bytes (55 us). Neither was measured.
 
 Worked example, bfloat16, negatives x = 3, 1.5, 1.25, 1.25, -1 and one positive, negative_ratio 3: K = 3. The keys'
-leading 11 bits (sign, exponent, 2 bits of the fraction) hold one negative in the bin of [3, 3.5), one in [1.5, 1.75),
-two in [1.25, 1.5), one in (-1.25, -1]: the third largest is in [1.25, 1.5), with two above. Its 32 values are counted
-in the second pass, which also sums the losses of 3 and 1.5: both negatives are 1.25, so cut = 1.25 and
-tie = (3 - 2) / 2 = 0.5, and log(1 + e^1.25) is added once.
+leading 8 bits (sign, 7 of the exponent) hold one negative in the bin of [2, 8), three in [0.5, 2), one in (-2, -0.5]:
+the third largest is in [0.5, 2), with one above. The bin's 256 values are counted in the second pass, which also sums
+the losses of the positive and of 3. The counts then give one place to 1.5 and the last to 1.25: its loss is added once,
+cut = 1.25, and tie = (3 - 2) / 2 = 0.5, as two negatives are there.
 """
 
 import torch
@@ -46,13 +46,15 @@ from kernels.db_loss.pixels import (
 )
 from kernels.db_loss.reference import EPS, Maps, Stats, Weights
 
-# (lowest bit, bins) of each digit of the key: 2048 bins are 8 KB of shared memory, and 8 counters a lane
+# (lowest bit, bins) of each digit of the key. Few bins are cheap: a lane holds bins / 256 counters, and Triton 3.6
+# counts with ballots, 326 instructions a pixel in pass 1 with 2048 bins, 142 with 256 (3.8, with atomics in shared
+# memory: 83 and 80)
 DIGITS = {
-    torch.bfloat16: ((21, 2048), (16, 32)),
-    torch.float16: ((21, 2048), (13, 256)),
+    torch.bfloat16: ((24, 256), (16, 256)),
+    torch.float16: ((23, 512), (13, 1024)),
     torch.float32: ((21, 2048), (10, 2048), (0, 1024)),
 }
-SUMS_PER_SM, REFINE_PER_SM = 2, 4  # their 90 and 50 registers a lane allow no more at once
+SUMS_PER_SM, REFINE_PER_SM = 6, 4  # 2 or 3 of the former are there at once, 64 to 95 registers a lane, 4 of the latter
 # rows of the table of partial sums, one column a program; counts are exact in float64
 OVERLAP, BINARY, ERROR, POSITIVES, BAND = (tl.constexpr(row) for row in range(5))
 ROWS = 5
@@ -265,7 +267,7 @@ def _finish_kernel(
     bins = tl.arange(0, BINS)
     cost = cross_entropy(_value(known * BINS + bins, SHIFT), bins < 0).to(tl.float64)  # bins < 0: none is positive
     places = tl.where(bins > digit, count, tl.where(bins == digit, wanted - above, 0))
-    fine = tl.sum(tl.where((places > 0) & (wanted > 0), cost * places.to(tl.float64), 0.0))  # cost of other bins: any
+    fine = tl.sum(tl.where(places > 0, cost * places.to(tl.float64), 0.0))  # cost of other bins: any
 
     n_pos = _total(partials, POSITIVES, programs, COLUMNS)
     overlap = _total(partials, OVERLAP, programs, COLUMNS)

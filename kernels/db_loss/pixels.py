@@ -1,8 +1,8 @@
 """What the Triton kernels of the DB loss share: how they walk over the pixels, read the maps, and compute sigmoids.
 
 Pixels are read in tiles of 2048, 8 neighbours a lane: one 16-byte load of 2-byte logits, two of float32 ones, 8 bytes
-of each uint8 map. With 16 a lane, for 16 bytes of those too, the kernels take 110 to 150 registers instead of 80 to 95,
-some spill, and fewer programs fit. Sizes that 16 does not divide are read one pixel at a time.
+of each uint8 map. With 16 a lane, for 16 bytes of those too, the kernels take up to 150 registers instead of 95, one
+spills, and fewer programs fit. Sizes that 16 does not divide are read one pixel at a time.
 
 Logits may be strided views: a page must be a run of pixels at one distance, 1 for logits[:, 0] of a contiguous
 (N, 2, H, W) tensor, 2 for one in channels_last; anything else is copied first.
@@ -128,7 +128,7 @@ def reciprocal(x):
     """1 / x within an ulp for 1 <= x < 2^127: one Newton step on rsqrt squared.
 
     Four instructions. A division takes nine, to guard against denormals and overflow, and is 2 ulp (div.full). With
-    this and exp2, pass 1 has 83 instructions a pixel instead of 101, and the gradient 81 instead of 107 (sm_90).
+    this and exp2, pass 1 has 80 instructions a pixel instead of 97, and the gradient 81 instead of 107 (sm_90).
     """
     root = tl.rsqrt(x)
     close = root * root

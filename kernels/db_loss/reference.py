@@ -1,4 +1,4 @@
-"""The DB loss and its gradient in plain PyTorch: the definition of correct, and every device's path in this version.
+"""The DB loss and its gradient in plain PyTorch: the definition of correct and the CPU path.
 
 With logits x, y, P = sigmoid(x), T = sigmoid(y), B = sigmoid(k (P - T)), targets G = shrink_map and t = thresh_map, and
 masks M = shrink_mask and M' = thresh_mask (Liao et al. 2020, DBNet, arXiv 1911.08947; weights as in its released code):
