@@ -54,6 +54,17 @@ def test_baseline_start_of_head_and_decoder():
     assert conv.std().item() == pytest.approx((2 / conv[0].numel()) ** 0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("items", [(), ("models.head.smooth=true", "models.head.hidden_channels=64")])
+def test_maps_start_near_their_priors(items, seed):
+    """Confidently wrong maps take long to unlearn, and under OHEM the way back may end in a constant map."""
+    torch.manual_seed(seed)
+    model = build_model(_config(*items)).train()
+    prob, thresh = model(torch.randn(2, 3, 96, 96)).sigmoid().unbind(1)
+    assert prob.mean() == pytest.approx(0.1, abs=0.04) and prob.max() < 0.5
+    assert thresh.mean() == pytest.approx(0.5, abs=0.1) and 0.1 < thresh.min() and thresh.max() < 0.9
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_encoder_weights_from_a_timm_file(tmp_path, suffix):
     source = timm.create_model("lcnet_035", pretrained=False)
