@@ -60,9 +60,10 @@ def test_maps_start_near_their_priors(items, seed):
     """Confidently wrong maps take long to unlearn, and under OHEM the way back may end in a constant map."""
     torch.manual_seed(seed)
     model = build_model(_config(*items)).train()
-    prob, thresh = model(torch.randn(2, 3, 96, 96)).sigmoid().unbind(1)
-    assert prob.mean() == pytest.approx(0.1, abs=0.04) and prob.max() < 0.5
-    assert thresh.mean() == pytest.approx(0.5, abs=0.1) and 0.1 < thresh.min() and thresh.max() < 0.9
+    logits = model(torch.randn(2, 3, 96, 96)).detach()
+    prob, thresh = logits.sigmoid().unbind(1)
+    assert prob.mean() == pytest.approx(0.1, abs=0.05) and thresh.mean() == pytest.approx(0.5, abs=0.1)
+    assert logits.std((0, 2, 3)).max() < 0.8, "the baseline's start has 2 to 5"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -48,7 +48,7 @@ def _initialise(part: nn.Module) -> None:
 
 
 def _start_small(head: Head) -> None:
-    """Last layers that start near a prior: P = 0.1, T = 0.5, logits with a spread of a tenth or two.
+    """Last layers that start near a prior: P = 0.1, T = 0.5, logits with a spread of some tenths.
 
     The baseline's start has logits of +-5, most of them confidently wrong. The first 70 steps of the demo went into
     unlearning them, and with one seed of three the probability map ended constant: under OHEM that is a minimum, and
@@ -57,7 +57,8 @@ def _start_small(head: Head) -> None:
     """
     for branch, prior in ((head.prob, 0.1), (head.thresh, 0.5)):
         last = [module for module in branch.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))][-1]
-        nn.init.normal_(last.weight, std=0.05)
+        fan_in = last.in_channels if isinstance(last, nn.ConvTranspose2d) else last.weight[0].numel()
+        nn.init.normal_(last.weight, std=0.17 * fan_in**-0.5)
         nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
 
 
