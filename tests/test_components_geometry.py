@@ -311,7 +311,8 @@ def test_the_number_of_programs_changes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("score_mode", "kernels"), [("fast", ["_boxes", "_means", "_rank"]), ("slow", ["_boxes", "_rank"])]
+    ("score_mode", "kernels"),
+    [("fast", ["_boxes_kernel", "_means_kernel", "_rank_kernel"]), ("slow", ["_boxes_kernel", "_rank_kernel"])],
 )
 def test_the_host_never_waits_and_sizes_come_from_shapes(monkeypatch, score_mode, kernels):
     started = []

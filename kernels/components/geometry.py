@@ -66,11 +66,13 @@ def find_quads_on_device(table: Table, prob_map: Tensor, rules: QuadRules) -> Qu
     columns = (table.top, table.height, table.area, table.mass, table.begin, table.left_gap, table.right_end)
     made = (hulls, rectangles, corners, scores)
     shape = (height, width, pages, capacity, table.left_gap.shape[1])
-    runtime.launch(_boxes, boxes_grid, table.count, *columns, *made, *limits, *sizes, *shape, num_warps=1, FAST=fast)
+    runtime.launch(
+        _boxes_kernel, boxes_grid, table.count, *columns, *made, *limits, *sizes, *shape, num_warps=1, FAST=fast
+    )
     if fast:
         grid = _grid(device, pages, capacity, MEANS_PER_SM)
         args = (table.count, rectangles, prob_map, scores, limits[0], height, width, pages, capacity)
-        runtime.launch(_means, grid, *args, num_warps=4, ROWS=16, COLUMNS=128)
+        runtime.launch(_means_kernel, grid, *args, num_warps=4, ROWS=16, COLUMNS=128)
     return _ranked(table, corners, scores, rules.max_candidates)
 
 
@@ -80,7 +82,7 @@ def _ranked(table: Table, corners: Tensor, scores: Tensor, most: int) -> Quads:
     quads = empty_quads(pages, most, scores.device)
     into = (quads.quads, quads.scores, quads.counts, quads.overflow.view(torch.uint8))
     grid, args = (pages, triton.cdiv(capacity, 128)), (table.count, table.overflow, corners, scores, *into)
-    runtime.launch(_rank, grid, *args, capacity, most, num_warps=4, MINE=128, OTHERS=64)
+    runtime.launch(_rank_kernel, grid, *args, capacity, most, num_warps=4, MINE=128, OTHERS=64)
     return quads
 
 
@@ -90,7 +92,7 @@ def _grid(device: torch.device, pages: int, capacity: int, per_sm: int) -> tuple
 
 
 @triton.jit
-def _boxes(
+def _boxes_kernel(
     count,
     top,
     height,
@@ -170,7 +172,7 @@ def _store_corners(into, cx, cy, ux, uy, wide, high):
 
 
 @triton.jit
-def _means(
+def _means_kernel(
     count,
     rectangles,
     prob_map,
@@ -254,7 +256,7 @@ def _steps(value):
 
 
 @triton.jit
-def _rank(
+def _rank_kernel(
     count,
     too_many,
     corners,
