@@ -11,8 +11,6 @@ from conftest import ROOT
 
 GOLDEN = ROOT / "bench" / "baselines" / "cubins.json"
 ARCHS = ("sm_80", "sm_90", "sm_100")
-# Kernels that stream whole maps must load 16 bytes a lane.
-STREAMS = re.compile(r"^(forward|backward|pack|refine)")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +25,13 @@ def found():
 def test_no_kernel_spills(found):
     for name, row in found["kernels"].items():
         assert [row[arch]["spills"] for arch in ARCHS] == [0, 0, 0], name
+
+
+def test_kernels_that_read_whole_maps_load_16_bytes_a_lane(found):
+    streams = ("sums_kernel", "gradient_kernel", "binary_kernel", "pack_kernel [bf16", "pack_kernel [fp32")
+    rows = [row for name, row in found["kernels"].items() if name.startswith(streams)]
+    assert len(rows) >= 10
+    assert {row[arch]["load"] for row in rows for arch in ARCHS} == {16}
 
 
 def test_every_kernel_of_the_package_is_compiled(found):
