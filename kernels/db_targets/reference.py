@@ -181,13 +181,14 @@ def _draw(polygons: _Polygons, canvas: _Canvas, *, keep_empty: bool) -> None:
     has_core = core.view(torch.int64).ne(0).any(1)  # eight pixels at a time
     alive = polygons.is_text
     if not keep_empty:
-        alive = alive & torch.zeros_like(alive).index_fill_(0, polygon[has_core], True)
-    dead = (~alive[polygon]).nonzero().squeeze(1)
+        alive = alive & torch.zeros_like(alive).index_fill_(0, polygon.index_select(0, has_core.nonzero()[:, 0]), True)
+    alive = alive.index_select(0, polygon)
+    dead = (~alive).nonzero().squeeze(1)
     if not keep_empty:
-        _merge(canvas.ignored, row[dead], inside[dead].to(torch.uint8))
+        _merge(canvas.ignored, row.index_select(0, dead), inside.view(torch.uint8).index_select(0, dead))
     _merge(canvas.value, row, value.index_fill_(0, dead, -1.0))
-    cored = (has_core & alive[polygon]).nonzero().squeeze(1)
-    _merge(canvas.core, row[cored], core[cored].to(torch.uint8))
+    cored = (has_core & alive).nonzero().squeeze(1)
+    _merge(canvas.core, row.index_select(0, cored), core.view(torch.uint8).index_select(0, cored))
 
 
 def _pixels(polygons: _Polygons, strips: _Strips, canvas: _Canvas) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,17 +228,21 @@ def _cut(polygons: _Polygons, canvas: _Canvas) -> _Strips:
     first_row = (polygons.xy[..., 1].amin(1) - reach - 0.5).ceil().clamp(0, canvas.height).long()
     last_row = (polygons.xy[..., 1].amax(1) + reach - 0.5).floor().clamp(-1, canvas.height - 1).long()
     of_row, row = _ranges(first_row, (last_row - first_row + 1).clamp_min(0))  # (R,)
-    y = (row + 0.5 - origin[of_row, 1]).to(dtype)
+    origin_x, origin_y = origin.t().contiguous()
+    y = (row + 0.5 - origin_y.index_select(0, of_row)).to(dtype)
     down = y - _at(ay, of_row)  # (E, R)
-    left, right, crossing = _row_extent(start, of_row, y, reach.to(dtype)[of_row])
-    first = (left + origin[of_row, 0]).floor().clamp(0, canvas.width).long() // STRIP
-    past = (right + origin[of_row, 0]).ceil().clamp(0, canvas.width).long() + STRIP - 1
+    left, right, crossing = _row_extent(start, of_row, y, reach.to(dtype).index_select(0, of_row))
+    shift = origin_x.index_select(0, of_row)
+    first = (left + shift).floor().clamp(0, canvas.width).long() // STRIP
+    past = (right + shift).ceil().clamp(0, canvas.width).long() + STRIP - 1
     of_strip, column = _ranges(first, (past // STRIP - first).clamp_min(0))  # (S,)
-    polygon = of_row[of_strip]
-    x = (column * STRIP + STRIP / 2 - origin[polygon, 0]).to(dtype)
+    polygon = of_row.index_select(0, of_strip)
+    x = (column * STRIP + STRIP / 2 - shift.index_select(0, of_strip)).to(dtype)
     line = _at(_at(ux, of_row) * down + _at(uy * ax, of_row), of_strip) - _at(uy, polygon) * x
     along = _at(_at(uy, of_row) * down - _at(ux * ax + half, of_row), of_strip) + _at(ux, polygon) * x
-    canvas_row = ((polygons.page[of_row] * canvas.height + row) * canvas.strips)[of_strip] + column
+    canvas_row = ((polygons.page.index_select(0, of_row) * canvas.height + row) * canvas.strips).index_select(
+        0, of_strip
+    ) + column
     return _Strips(polygon, canvas_row, column, line, along, _at(crossing, of_strip).sub_(x), edges)
 
 
@@ -259,7 +264,7 @@ def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Concatenates first[i], first[i] + 1, ... (count[i] of them); returns (which i, value)."""
     which = torch.repeat_interleave(torch.arange(count.numel(), device=count.device), count)
     skipped = count.cumsum(0) - count
-    return which, torch.arange(which.numel(), device=count.device) - (skipped - first)[which]
+    return which, torch.arange(which.numel(), device=count.device) - (skipped - first).index_select(0, which)
 
 
 def _row_extent(start: Tensor, of_row: Tensor, y: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,18 +303,20 @@ def _squared_distance(strips: _Strips, distance: Tensor, offset: Tensor) -> Tens
 
     distance (P,): D in pixels, negative for polygons that are not text: no edge is near them.
     """
-    ux, uy, half = strips.edges
+    edges = strips.edges[0].shape[1]
+    ux, uy, half, line, along = (part.reshape(-1) for part in (*strips.edges, strips.line, strips.along))
     polygon = strips.polygon
     squared = torch.full((polygon.numel(), STRIP), FAR, dtype=offset.dtype, device=offset.device)
-    for near, has_end in zip(_near_pairs(strips, distance.take(polygon)), (False, True)):
+    for near, has_end in zip(_near_pairs(strips, distance.index_select(0, polygon)), (False, True)):
         for pair in _blocks(near):
             strip = pair % polygon.numel()
-            edge = pair // polygon.numel() * half.shape[1] + polygon[strip]  # into the flattened (E, P)
-            away = uy.take(edge)[:, None] * -offset
-            away.add_(strips.line.take(pair)[:, None]).square_()
+            edge = pair // polygon.numel() * edges + polygon.index_select(0, strip)  # into the flattened (E, P)
+            away = uy.index_select(0, edge)[:, None] * -offset
+            away.add_(line.index_select(0, pair)[:, None]).square_()
             if has_end:
-                past = ux.take(edge)[:, None] * offset
-                past.add_(strips.along.take(pair)[:, None]).abs_().sub_(half.take(edge)[:, None]).clamp_min_(0)
+                past = ux.index_select(0, edge)[:, None] * offset
+                past.add_(along.index_select(0, pair)[:, None]).abs_()
+                past.sub_(half.index_select(0, edge)[:, None]).clamp_min_(0)
                 away.addcmul_(past, past)
             squared.scatter_reduce_(0, strip[:, None].expand(-1, STRIP), away, "amin")
     return squared
