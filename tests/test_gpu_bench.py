@@ -1,5 +1,7 @@
 """`bench.gpu` at a tiny size without a GPU: its checks hold, its cases run, its report can be read."""
 
+import json
+
 import pytest
 import torch
 from conftest import DEVICE
@@ -8,11 +10,23 @@ from bench import gpu, gpu_cases
 
 
 @pytest.fixture(scope="module")
-def report():
+def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":  # half a minute of C++ compilation, for a peer
             patch.setattr(torch, "compile", lambda function: function)
-        return gpu.measure(torch.device(DEVICE), pages=2, side=64, check_side=80)
+        folder = tmp_path_factory.mktemp("bench")
+        return gpu.measure(torch.device(DEVICE), 2, 64, lambda found: gpu.write(found, folder), check_side=80), folder
+
+
+@pytest.fixture
+def report(measured):
+    return measured[0]
+
+
+def test_what_was_measured_is_kept_as_it_comes(measured):
+    report, folder = measured
+    (kept,), (text,) = folder.glob("*.json"), folder.glob("*.md")
+    assert json.loads(kept.read_text())["timings"] == report["timings"] and text.read_text() == gpu.markdown(report)
 
 
 def test_every_check_holds(report):

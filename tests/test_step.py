@@ -61,7 +61,7 @@ def test_a_step_waits_for_nothing(tmp_path, accumulate, monkeypatch):
         for group in trainee.optimizer.param_groups:  # as on a GPU; elsewhere its step counters are read on the host
             group.update(fused=True, foreach=False)
         train.train_step(trainee, loader, config, ranks, Stopwatch(), 0)  # the optimizer makes its state here
-        with no_sync():
+        with no_sync(uploads=True):
             parts = train.train_step(trainee, loader, config, ranks, Stopwatch(), 1)
         assert parts.isfinite().all() and parts[0] > 0
 
@@ -77,6 +77,8 @@ def test_the_check_itself_sees_what_waits(tmp_path):
         lambda: values.unique(),
         lambda: values.tolist(),
         lambda: torch.equal(values, values),
+        lambda: values.masked_fill_(values > 9, 0.0).index_put_((values > 2,), torch.ones(3, device=DEVICE)),
+        lambda: values.to("meta"),
     )
     for wait in waiting:
         with no_sync(), pytest.raises(HostSync):

@@ -9,8 +9,8 @@
 
 A component fits when (bottom - top) (last - first) >= max(min_size_px - 1, 0)^2, as in the reference: its rectangle
 cannot be large enough otherwise. The two sides are compared as float32, like the reference's integers with a float.
-Places are given in raster order by a running prefix sum over chunks of the page's runs: a text page (4,600 runs) is 2
-chunks, 50 % noise on 1280 x 1280 (410,000 runs) 100. The walk ends where the table is full.
+Places are given in raster order by a running prefix sum over chunks of the page's runs: a text page (4,600 runs) is 3
+chunks, 50 % noise on 1280 x 1280 (410,000 runs) 200. The walk ends where the table is full.
 
 For 16 x 1280 x 1280 text pages this moves 5 MB, about 1 us at 4.3 TB/s. A slow score also reads the text pixels, a
 tenth of the map. Slow scores take min(p, 1) in steps of 2^-24, cut off: text pixels are above a threshold of at least
@@ -41,7 +41,7 @@ from kernels.components.table import Table
 # Tiles of the kernels over runs and their pixels, one warp; runs that a page's program looks at together. labelling.py
 # says why the interpreter has others.
 TILE_RUNS, TILE_PIXELS = (128, 16) if runtime.INTERPRETED else (8, 32)
-CHUNK, CHUNK_WARPS = (256, 1) if runtime.INTERPRETED else (4096, 16)
+CHUNK, CHUNK_WARPS = (256, 1) if runtime.INTERPRETED else (2048, 16)
 STEPS = tl.constexpr(float(FIXED_POINT))
 
 

@@ -41,7 +41,7 @@ from kernels import runtime
 from kernels.db_targets.measure import drawable, extremes, offset_distance, span
 from kernels.db_targets.reference import DBTargets
 
-TILE = 32  # pixels; 4 warps hold 8 neighbouring pixels a thread: 16 bytes of bfloat16, 8 of each uint8 map
+TILE = 32  # pixels; 2 warps hold 16 neighbouring pixels a thread: 16 bytes of a uint8 map, twice 16 of bfloat16
 CHUNK = 16  # vertices measured at once: a quad fills a quarter of it, 256 pairs are 2 a thread
 BINNED = 64  # tiles a program of `bin` compares with its 32 boxes
 PAGES = 256  # pages looked at at once, to find the page of a word
@@ -285,7 +285,8 @@ def db_targets_triton(
     thresh_map = torch.empty(pages, height, width, dtype=thresh_dtype, device=points.device)
     boxes = torch.empty(polygons, 4, dtype=torch.int32, device=points.device)
     distances = torch.empty(polygons, dtype=torch.float32, device=points.device)
-    words = torch.empty(num_words, tiles, dtype=torch.int32, device=points.device)
+    # Zero: with wrong offsets `bin` skips words that `draw` reads, and what lay there would be taken for polygons.
+    words = torch.zeros(num_words, tiles, dtype=torch.int32, device=points.device)
     paper = mode == "paper"
     runtime.launch(
         measure_kernel, (polygons,),

@@ -116,7 +116,7 @@ def offset_distance(points, start, count, area, perimeter, ignored,
     distance = area * SHRINK / tl.maximum(perimeter, TINY)
     if PAPER:
         least, crossings = shape(points, start, count, CHUNK)
-        text = (ignored == 0) & (area >= MIN_AREA_PX2) & (least >= MIN_SIZE) & (crossings == 0)
+        text = (ignored == 0) & (area >= MIN_AREA_PX2) & (least >= tl.full((), MIN_SIZE, tl.float64)) & (crossings == 0)
     else:
         text = distance > 0
     return tl.where(text, distance, -1.0)
