@@ -112,8 +112,8 @@ def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
     linked = {(folder / name).resolve() for name in LINKS if (folder / name).is_symlink()}
     keep = set(steps[-keep_last:]) | set(scored[:keep_top_k]) | {p for p in every if p.resolve() in linked}
     for path in every:
-        if path not in keep:
-            shutil.rmtree(path)
+        if path not in keep:  # renamed first: a kill in the middle must not leave half of one under its name
+            shutil.rmtree(path.rename(folder / f".tmp_{path.name}_pruned"))
     for path in folder.glob(".tmp_step_*"):  # left by a kill
         if not path.name.endswith(f"_{os.getpid()}"):
             shutil.rmtree(path, ignore_errors=True)

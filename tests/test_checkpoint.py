@@ -143,6 +143,22 @@ def test_sigkill_in_the_middle_of_writes_never_leaves_a_half_checkpoint(tmp_path
         assert checkpoint.verify(tmp_path / "last") == ""
 
 
+def test_a_kill_in_the_middle_of_a_deletion_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        _write(tmp_path, step)
+
+    def killed(path, **_):
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        checkpoint.prune(tmp_path, keep_last=1, keep_top_k=1)
+    assert all(checkpoint.verify(path) == "" for path in tmp_path.glob("step_*"))
+    checkpoint.prune(tmp_path, keep_last=1, keep_top_k=1)
+    assert [path.name for path in tmp_path.iterdir() if not path.is_symlink()] == ["step_00000003"]
+
+
 def test_a_fused_optimizer_goes_on_alike_with_channels_last_weights():
     """A checkpoint has no strides; fused kernels walk weight and moments by the weight's."""
     torch.manual_seed(0)
