@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 
 def check_kernels(config: Config, device: torch.device) -> None:
     """Raises UserError when `trainer.kernels=triton` cannot run on the device: before the data is opened, not after."""
-    if config.trainer.kernels == "triton" and device.type != "cuda" and not runtime.INTERPRETED:
+    if config.trainer.kernels == "triton" and not runtime.can_run(device):
         raise UserError(
             "trainer.kernels=triton needs a GPU; use trainer.kernels=auto (on a CPU the PyTorch reference), or "
             "TRITON_INTERPRET=1 to step through the kernels slowly"

@@ -14,6 +14,11 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: kernel
 INTERPRETED_PROGRAMS = 2  # a program costs milliseconds there; two still show what passes between programs
 
 
+def can_run(device: torch.device) -> bool:
+    """Whether the Triton kernels can run on tensors of a device."""
+    return device.type == "cuda" or INTERPRETED
+
+
 def use_triton(op: str, implementation: str, tensor: Tensor) -> bool:
     """Whether the Triton kernels of `op` run on `tensor`'s device, or else its PyTorch reference.
 
@@ -22,7 +27,7 @@ def use_triton(op: str, implementation: str, tensor: Tensor) -> bool:
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}")
-    if implementation == "triton" and tensor.device.type != "cuda" and not INTERPRETED:
+    if implementation == "triton" and not can_run(tensor.device):
         raise ValueError(f"{op}: implementation='triton' needs tensors on a CUDA device, not {tensor.device}")
     return implementation == "triton" or (implementation == "auto" and tensor.device.type == "cuda")
 
