@@ -32,6 +32,7 @@ from engine.settings import (
     OptimizerConfig,
     PostConfig,
     SchedulerConfig,
+    SpeedConfig,
     TrainerConfig,
 )
 from pipelines.errors import UserError
@@ -39,7 +40,8 @@ from pipelines.options import allowed
 
 __all__ = [
     "PRESET_FOLDER", "AugmentConfig", "Config", "DataConfig", "DecoderConfig", "EncoderConfig", "EvalConfig",
-    "HeadConfig", "LossConfig", "ModelsConfig", "OptimizerConfig", "PostConfig", "SchedulerConfig", "TrainerConfig",
+    "HeadConfig", "LossConfig", "ModelsConfig", "OptimizerConfig", "PostConfig", "SchedulerConfig", "SpeedConfig",
+    "TrainerConfig",
     "from_dict", "global_batch_notice", "help_text", "keys", "keys_and_values", "load_config", "preset_names",
     "split_extra", "to_dict", "to_yaml", "warnings",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from engine.distributed import Ranks
 from engine.loss import check_kernels
 from engine.model import DBNet, build_model
 from engine.postprocess import Detections, Pending, begin, finish
+from engine.speed import run_network
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
@@ -44,27 +45,6 @@ class Evaluation:
 
     scores: dict[str, float]
     worst: list[Page]
-
-
-def arithmetic(config: Config, device: torch.device) -> torch.dtype:
-    """The network's dtype: `trainer.precision`, where auto is bf16 on GPUs and float32 elsewhere."""
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "float32"
-    return {"bf16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[precision]
-
-
-def run_network(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
-    """image (N, 3, H, W), float32 or float16, on the device -> logits of `forward`; bf16 runs under autocast.
-
-    The image is cast once, here: DALI gives float16 on a GPU, which a float32 network would refuse.
-    """
-    dtype = arithmetic(config, image.device)
-    image = image.to(dtype)
-    if dtype != torch.bfloat16:
-        return forward(image)
-    with torch.autocast(image.device.type, dtype):
-        return forward(image)
 
 
 def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:

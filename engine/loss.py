@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.config import Config
+from engine.settings import Config
 from kernels import runtime
 from kernels.db_loss import DBLoss, db_loss
 from kernels.db_targets import DBTargets, db_targets
@@ -39,11 +39,10 @@ def make_targets(batch: Batch, config: Config) -> DBTargets:
     )
 
 
-def compute_loss(logits: torch.Tensor, targets: DBTargets, config: Config) -> DBLoss:
-    """logits (N, 2, H, W) [prob_logits, thresh_logits] -> (total, prob, thresh, binary), 0-d; see `kernels.db_loss`."""
+def compute_loss(logits: tuple[torch.Tensor, torch.Tensor], targets: DBTargets, config: Config) -> DBLoss:
+    """(prob_logits, thresh_logits), (N, 1, H, W) each -> (total, prob, thresh, binary), 0-d; see `kernels.db_loss`."""
     loss = config.loss
-    # unbind's gradient is one stack; two slices would each fill a map of zeros and add them: 26 bytes a pixel, not 8.
-    prob_logits, thresh_logits = logits.unbind(1)
+    prob_logits, thresh_logits = logits
     return db_loss(
         prob_logits,
         thresh_logits,

@@ -16,8 +16,7 @@ import math
 
 import torch
 
-from engine.config import Config
-from engine.settings import OptimizerConfig, SchedulerConfig
+from engine.settings import Config, OptimizerConfig, SchedulerConfig
 
 ONECYCLE_START = 1 / 25  # PyTorch's OneCycleLR: initial lr = max / 25; the last one here is eta_min
 

@@ -41,6 +41,9 @@ class DataConfig:
     test: list[str] = option([], "test sources, scored once at the end of a training")
     format: str = option("auto", "annotation format; auto detects it from the source")
     image_size: list[int] = option([1280, 1280], "canvas [H,W] or N, in pixels, multiples of 32", 32, 8192)
+    progressive: list[int] = option(
+        [], "longer sides of the canvas in the parts of the training before data.image_size; [] = off", 32, 8192
+    )
     batch_size: int = option(2, "pages per rank and forward pass", 1, 4096)
     global_batch: int = option(0, "global batch the learning rate was found at (informative; 0 = unknown)", 0)
     workers: int = option(0, "DALI Python worker processes per rank; 0 = in the training process", 0, 256)
@@ -71,6 +74,11 @@ class EncoderConfig:
     name: str = option("hrnet_w44", "timm model with maps at strides 4, 8, 16 and 32")
     weights: str = option("", "start: empty = random, timm = pretrained from its hub, or a local weights file")
     hrnet_incre_head: bool = option(True, "keep HRNet's channel-increasing heads (maps of 128/256/512/1024 channels)")
+    pad_widths: str = option(
+        "none",
+        "compute HRNet's first branch in this many zero-padded channels; weights and checkpoints stay as they are",
+        choices=("none", "48", "64"),
+    )
     freeze: str = option("none", "part that is not trained", choices=("none", "stem", "all"))
     lr_scale: float = option(1.0, "factor on the learning rate of this part", 0.0, 1000.0)
     decay_scale: float = option(1.0, "factor on the weight decay of this part", 0.0, 1000.0)
@@ -227,6 +235,30 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class SpeedConfig:
+    """How the network is compiled and distributed; nothing here changes what is computed."""
+
+    scope: str = option(
+        "model", "what trainer.compile compiles: the whole network, or its repeated blocks", choices=("model", "blocks")
+    )
+    max_autotune: bool = option(False, "time several kernels for each convolution while compiling; takes long")
+    cuda_graphs: bool = option(False, "replay each compiled graph as one CUDA graph")
+    force_layout: bool = option(False, "switch on Inductor's own channels-last pass, which it leaves out for HRNet")
+    memory_budget: float = option(
+        1.0, "share of the activations kept for the backward pass; the rest is computed again", 0.0, 1.0
+    )
+    optimize_ddp: str = option(
+        "ddp_optimizer",
+        "split the compiled graph at gradient buckets, so that sums overlap with the backward pass, or keep it whole",
+        choices=("ddp_optimizer", "no_optimization"),
+    )
+    bucket_mib: int = option(25, "gradients summed over the ranks at a time, in MiB", 1, 4096)
+
+    def __post_init__(self) -> None:
+        check_options(self, "speed.")
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """How a model is judged."""
 
@@ -284,6 +316,7 @@ class Config:
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
+    speed: SpeedConfig = dataclasses.field(default_factory=SpeedConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     post: PostConfig = dataclasses.field(default_factory=PostConfig)
 

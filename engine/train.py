@@ -24,10 +24,11 @@ from engine import checkpoint, cli, distributed, dryrun, finish, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, global_batch_size, open_data
 from engine.distributed import Ranks
-from engine.evaluate import evaluate, run_network
+from engine.evaluate import evaluate
 from engine.loss import compute_loss, make_targets
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
+from engine.speed import run_network
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
 from pipelines.errors import UserError

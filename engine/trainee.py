@@ -3,9 +3,8 @@
 import dataclasses
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from engine import checkpoint
+from engine import checkpoint, speed
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import Ema
@@ -32,7 +31,7 @@ class Trainee:
 def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
     """Model, compiled bare and then wrapped in DDP, with optimizer and EMA, on the rank's device.
 
-    Compiling inside DDP lets evaluation share the compiled module; the other way round it would run uncompiled.
+    `engine.speed` says how.
 
     Args:
         config: the settings; `init_from` brings weights.
@@ -50,16 +49,8 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
         checkpoint.load_model(model, part, source)
     model = (model.double() if config.trainer.precision == "float64" else model).to(ranks.device)
     ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema else None
-    forward = evaluated = torch.compile(model) if config.trainer.compile else model
+    forward = evaluated = speed.compiled(model, config)
     if ema is not None and config.eval.ema:
-        evaluated = torch.compile(ema.model) if config.trainer.compile else ema.model
-    if ranks.world_size > 1:
-        forward = DistributedDataParallel(
-            forward,
-            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            static_graph=config.trainer.accumulate == 1,  # no_sync and static_graph do not mix
-            broadcast_buffers=False,  # 642 BatchNorm buffers in HRNet; rank 0's are broadcast before an evaluation
-        )
+        evaluated = speed.compiled(ema.model, config)
     optimizer = build_optimizer(parameter_groups(model, config), config.models.optimizer)
-    return Trainee(model, forward, evaluated, optimizer, ema)
+    return Trainee(model, speed.distributed(forward, config, ranks), evaluated, optimizer, ema)

@@ -29,11 +29,11 @@ from pipelines.errors import UserError
 # Every key a user can set. A new one is added here on purpose: it is an interface, and it is in the README.
 KEYS = """
 preset name run_root seed wandb wandb_project resume init_from
-data: train train_weights val test format image_size batch_size global_batch workers threads prefetch synthetic_train
+data: train train_weights val test format image_size progressive batch_size global_batch workers threads prefetch synthetic_train
   synthetic_val synthetic_size synthetic_seed
 augment: enabled hflip rotate_deg rotate_p scale_min scale_max aspect shift crop_tries brightness contrast brightness_p
   hue_deg saturation value hsv_p sharpen_p blur_p blur_sigma noise_p noise_sigma shadow_p fog_p
-models.encoder: name weights hrnet_incre_head freeze lr_scale decay_scale
+models.encoder: name weights hrnet_incre_head pad_widths freeze lr_scale decay_scale
 models.decoder: kind inner_channels output_channels upsample batch_norm freeze lr_scale decay_scale
 models.head: hidden_channels db_k smooth freeze lr_scale decay_scale
 models.optimizer: name lr weight_decay momentum beta1 beta2 eps
@@ -41,6 +41,7 @@ models.scheduler: name T_max eta_min after_T_max warmup_epochs warmup_start poly
 loss: mode prob_weight thresh_weight binary_weight negative_ratio shrink_ratio thresh_min thresh_max min_text_size_px
 trainer: max_epochs max_steps max_minutes accumulate clip_norm precision compile channels_last device deterministic ema
   ema_decay log_every patience checkpoint_every_steps keep_top_k keep_last kernels threads overlays
+speed: scope max_autotune cuda_graphs force_layout memory_budget optimize_ddp bucket_mib
 eval: every_epochs batch_size protocol select image_size ema
 post: shape bin_thresh box_thresh unclip_ratio min_size_px min_unclipped_px score_mode max_candidates connectivity
   polygon_epsilon

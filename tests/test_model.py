@@ -24,10 +24,10 @@ def _config(*items):
 
 
 @pytest.mark.parametrize("items", [(), ("models.decoder.upsample=bilinear", "models.head.smooth=true")])
-def test_logits_have_full_resolution_and_two_channels_only_in_training(items):
+def test_logits_have_full_resolution_and_thresholds_only_in_training(items):
     model = build_model(_config(*items))
     image = torch.randn(2, 3, 64, 96)
-    assert model.train()(image).shape == (2, 2, 64, 96)
+    assert [logits.shape for logits in model.train()(image)] == [(2, 1, 64, 96)] * 2
     with torch.inference_mode():
         assert model.eval()(image).shape == (2, 1, 64, 96)
 
@@ -60,7 +60,7 @@ def test_maps_start_near_their_priors(items, seed):
     """Confidently wrong maps take long to unlearn, and under OHEM the way back may end in a constant map."""
     torch.manual_seed(seed)
     model = build_model(_config(*items)).train()
-    logits = model(torch.randn(2, 3, 96, 96)).detach()
+    logits = torch.cat(model(torch.randn(2, 3, 96, 96)), dim=1).detach()
     prob, thresh = logits.sigmoid().unbind(1)
     assert prob.mean() == pytest.approx(0.1, abs=0.05) and thresh.mean() == pytest.approx(0.5, abs=0.1)
     assert logits.std((0, 2, 3)).max() < 0.8, "the baseline's start has 2 to 5"

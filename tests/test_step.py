@@ -12,8 +12,8 @@ from engine import train
 from engine.config import load_config
 from engine.data import build_train_loader, open_data
 from engine.distributed import start
-from engine.evaluate import run_network
 from engine.loss import compute_loss, make_targets
+from engine.speed import run_network
 from engine.stopwatch import Stopwatch
 from engine.trainee import build
 

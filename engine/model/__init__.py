@@ -5,11 +5,11 @@ import math
 import torch
 from torch import nn
 
-from engine.config import Config
 from engine.model.decoder import Decoder
 from engine.model.encoder import build_encoder
 from engine.model.head import Head
-from engine.settings import ModelsConfig
+from engine.model.widths import pad_first_branch, pad_input
+from engine.settings import Config, ModelsConfig
 from pipelines.errors import UserError
 
 PARTS = ("encoder", "decoder", "head")
@@ -20,7 +20,7 @@ STAGES = ("layer", "stage", "block", "s1", "features", "transition")
 class DBNet(nn.Module):
     """image (N, 3, H, W), ImageNet-normalised, H and W multiples of 32 -> logits at full resolution.
 
-    Returns (N, 2, H, W) [prob_logits, thresh_logits] in training mode and (N, 1, H, W) in evaluation mode.
+    Returns (prob_logits, thresh_logits), each (N, 1, H, W), in training mode and prob_logits in evaluation mode.
     """
 
     def __init__(self, models: ModelsConfig) -> None:
@@ -32,9 +32,17 @@ class DBNet(nn.Module):
         _initialise(self.decoder)
         _initialise(self.head)
         _start_small(self.head)
+        if e.pad_widths != "none":
+            _pad_widths(self.encoder, self.decoder, e.name, int(e.pad_widths))
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         return self.head(self.decoder(self.encoder(image)))
+
+
+def _pad_widths(encoder: nn.Module, decoder: Decoder, name: str, width: int) -> None:
+    pad_first_branch(encoder, name, width)
+    if encoder.incre_modules is None:  # its first map is the branch itself
+        pad_input(decoder.laterals[0][0], encoder.channels[0], width)
 
 
 def _initialise(part: nn.Module) -> None:

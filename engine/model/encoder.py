@@ -9,7 +9,6 @@ Source: timm (Wightman 2019); HRNet, Wang et al. 2020, arXiv 1908.07919.
 
 from pathlib import Path
 
-import safetensors.torch
 import timm
 import torch
 from torch import nn
@@ -91,6 +90,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
+        import safetensors.torch
+
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
