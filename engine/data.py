@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.config import Config
 from engine.distributed import Ranks, on_main_first
+from engine.settings import SIZE_MULTIPLE
 from pipelines import synthetic
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex, open_index
@@ -96,8 +97,23 @@ def global_batch_size(config: Config, ranks: Ranks) -> int:
     return config.data.batch_size * ranks.world_size * config.trainer.accumulate
 
 
+def canvas_at(config: Config, epoch: int) -> tuple[int, int]:
+    """Canvas (H, W) in pixels of an epoch: the sizes of `data.progressive`, then data.image_size, in equal parts.
+
+    A smaller canvas has the shape of the last one, sides rounded to multiples of 32. FLOPs go with the area: 20 epochs
+    with [640,960] at 1280 cost 58 % of 20 at 1280.
+    """
+    height, width = config.data.image_size
+    sides = config.data.progressive
+    part = epoch * (len(sides) + 1) // config.trainer.max_epochs
+    if part >= len(sides):
+        return height, width
+    scale = sides[part] / max(height, width)
+    return tuple(max(SIZE_MULTIPLE, round(side * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in (height, width))
+
+
 def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: int, step: int) -> TrainLoader:
-    """The endless training stream, starting at step `step` (updates) of epoch `epoch`.
+    """The endless training stream, starting at step `step` (updates) of epoch `epoch`, on that epoch's canvas.
 
     Raises:
         UserError: fewer pages than one global batch.
@@ -105,7 +121,7 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
     data = config.data
     return train_loader(
         pages,
-        image_size=tuple(data.image_size),
+        image_size=canvas_at(config, epoch),
         batch_size=data.batch_size,
         augment=config.augment,
         seed=config.seed,

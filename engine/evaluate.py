@@ -82,7 +82,8 @@ def detect_pages(
         for batch in loader:
             image = batch.image.to(ranks.device, non_blocking=True)
             if config.trainer.compile and len(image) < config.eval.batch_size:  # one size, one compiled graph
-                image = torch.cat([image, image.new_zeros(config.eval.batch_size - len(image), *image.shape[1:])])
+                # pad keeps channels_last, which a cat with new zeros loses: a copy, and a second graph for the layout
+                image = torch.nn.functional.pad(image, (0,) * 7 + (config.eval.batch_size - len(image),))
             maps = prob_maps(forward, image, config)[: len(batch.index)]
             pending = begin(maps, config.post, config.trainer.kernels)
             if waiting is not None:

@@ -61,10 +61,18 @@ class DataConfig:
         for field in ("image_size", "synthetic_size"):
             if not getattr(self, field):
                 raise UserError(f"data.{field}=[]: expected N or [H,W]")
+        self._check_progressive()
         if self.train_weights and len(self.train_weights) != len(self.train):
             raise UserError(f"data.train_weights={self.train_weights}: data.train has {len(self.train)} sources")
         if self.train_weights and sum(self.train_weights) <= 0:
             raise UserError(f"data.train_weights={self.train_weights}: at least one must be above 0")
+
+    def _check_progressive(self) -> None:
+        sides, last = self.progressive, max(self.image_size)
+        if any(side % SIZE_MULTIPLE for side in sides):
+            raise UserError(f"data.progressive={sides}: sides must be multiples of {SIZE_MULTIPLE}")
+        if any(small >= large for small, large in zip(sides, [*sides[1:], last])):
+            raise UserError(f"data.progressive={sides}: sides must grow and stay below data.image_size's {last}")
 
 
 @dataclass(frozen=True)
@@ -326,5 +334,11 @@ class Config:
             raise UserError(f"name={self.name}: expected a plain folder name; the folder above it is run_root")
         if not self.resume:
             raise UserError("resume is empty: expected none, auto or a checkpoint folder")
+        parts = len(self.data.progressive) + 1
+        if self.trainer.max_epochs < parts:
+            raise UserError(
+                f"data.progressive={self.data.progressive}: {parts} canvas sizes need trainer.max_epochs of at least "
+                f"{parts}, not {self.trainer.max_epochs}"
+            )
         if self.resume == "auto" and not self.name:
             raise UserError("resume=auto needs name=NAME: without it every start makes a new run folder")

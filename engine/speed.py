@@ -1,7 +1,7 @@
 """How the network runs: precision, memory format, compilation, distribution. Imports torch only.
 
-The order is fixed: the bare module is compiled, DDP wraps the compiled one. So evaluation and training share the module,
-and DDP's hooks stay outside the graph.
+The order is fixed: the bare module is compiled, DDP wraps the compiled one. So evaluation and training share the
+module, and DDP's hooks stay outside the graph.
 """
 
 from collections.abc import Callable, Iterator

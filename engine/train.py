@@ -22,7 +22,7 @@ import torch
 
 from engine import checkpoint, cli, distributed, dryrun, finish, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
-from engine.data import Data, build_train_loader, global_batch_size, open_data
+from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Ranks
 from engine.evaluate import evaluate
 from engine.loss import compute_loss, make_targets
@@ -256,7 +256,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
     log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
-    with contextlib.closing(loader), contextlib.closing(log):
+    with contextlib.closing(log):
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
@@ -268,10 +268,14 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
             while not over(run, position):
+                if canvas_at(config, position.epoch) != loader.canvas_hw:  # data.progressive: a new size begins
+                    loader.close()
+                    loader = build_train_loader(config, data.train, ranks, position.epoch, 0)
                 train_epoch(run, loader, position)
                 due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
                 save(run, position, validate(run, position) if due or over(run, position) else None)
         finally:
+            loader.close()
             if writer is not None:
                 writer.wait()
         if writer is not None and writer.failures:

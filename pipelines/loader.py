@@ -118,12 +118,14 @@ class TrainLoader:
 
     Attributes:
         steps_per_epoch: optimizer steps per epoch, the same on every rank.
+        canvas_hw: canvas height and width, pixels.
         wait_seconds: total time the consumer waited in `next`, seconds.
     """
 
     def __init__(self, stream: _Stream, source: TrainSource) -> None:
         self._stream, self._source = stream, source
         self.steps_per_epoch = source.steps_per_epoch
+        self.canvas_hw = source.maker.canvas_hw
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -53,7 +53,7 @@ class _InOrder(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, stride, padding):
-        (n, c, h, w), (o, _, k, _) = x.shape, weight.shape
+        (n, c, h, _), (o, _, k, _) = x.shape, weight.shape
         columns = F.unfold(x, k, padding=padding, stride=stride).view(n, c, k * k, -1)
         total = x.new_zeros(n, o, columns.shape[-1])
         for i in range(c):
@@ -133,7 +133,7 @@ def test_the_padded_channels_are_zero_and_the_maps_are_wide():
 
 
 def test_with_the_machines_own_convolutions_the_maps_differ_by_rounding(request):
-    """Also in evaluation mode of a copy, as EMA makes it. Budget: three times what rounding does to the plain network."""
+    """In evaluation mode of a copy, as EMA makes it. Budget: three times what rounding does to the plain network."""
     plain, padded = _pair("hrnet_w18_small", 48)
     _train(plain, steps=1)
     padded.load_state_dict(plain.state_dict())

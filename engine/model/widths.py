@@ -68,9 +68,7 @@ def pad_first_branch(encoder: nn.Module, name: str, width: int) -> None:
         UserError: no HRNet, or a branch wider than `width`.
     """
     if not name.startswith("hrnet"):
-        raise UserError(
-            f"models.encoder.pad_widths={width}: only an HRNet has such a branch, {name} has none; use none"
-        )
+        raise UserError(f"models.encoder.pad_widths={width}: only an HRNet has such a branch, not {name}; use none")
     own = encoder.stage4_cfg["num_channels"][0]
     if own > width:
         raise UserError(f"models.encoder.pad_widths={width}: the first branch of {name} has {own} channels; use none")
