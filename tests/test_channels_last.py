@@ -34,7 +34,8 @@ def _is_nhwc(tensor):
     return tensor.dim() != 4 or tensor.is_contiguous(memory_format=NHWC)
 
 
-CASES = [(), ("models.encoder.pad_widths=48",), ("models.encoder.hrnet_incre_head=false",), ("models.head.smooth=true",)]
+ENCODER = "models.encoder."
+CASES = [(), (f"{ENCODER}pad_widths=48",), (f"{ENCODER}hrnet_incre_head=false",), ("models.head.smooth=true",)]
 
 
 @pytest.mark.parametrize("items", CASES, ids=lambda i: i[0].split(".")[-1] if i else "default")
@@ -59,8 +60,8 @@ def test_every_map_and_every_gradient_of_w44_is_channels_last(items):
         if not any(module.children()) and not isinstance(module, torch.nn.Identity):
             module.register_forward_hook(look(name))
     _loss(model.train(), config, _image()).backward()
-    # The one exception is a slice: the decoder joins its four levels, and the finest takes its quarter of the gradient as
-    # it lies. A copy of 13 MB a page at 1280, of some 17 GB that the step moves.
+    # The one exception is a slice: the decoder joins its four levels, and the finest takes its quarter of the gradient
+    # as it lies. A copy of 13 MB a page at 1280, of some 17 GB that the step moves.
     assert {(name, kind) for name, kind, _, _ in wrong} == {("decoder.outs.0.0", "gradient")}
     assert all(strides[1] == 1 for _, _, _, strides in wrong)
     assert all(sum(kind == which for _, kind in seen) > 900 for which in ("map", "gradient"))
