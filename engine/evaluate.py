@@ -23,6 +23,7 @@ from engine.distributed import Ranks
 from engine.loss import check_kernels
 from engine.model import DBNet, build_model
 from engine.postprocess import Detections, Pending, begin, finish
+from engine.scoring import score_in_order, worker_pool
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
@@ -138,19 +139,27 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
     protocol = config.eval.protocol
     metric = CLEval(protocol=protocol)
     kept: list[Page] = []
-    for row, found in detect_pages(forward, pages, config, ranks):
-        if protocol == "official":
-            result = metric.update(found.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row))
-        else:  # the contest's baseline hands its metric whole pixels on both sides
-            whole = [np.rint(polygon) for polygon in found.polygons]
-            result = metric.update(whole, [np.rint(p) for p in pages.polygons(row)], None, pages.ignore(row))
-        kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
+    with worker_pool(config.eval.workers) as pool:
+        found_pages = detect_pages(forward, pages, config, ranks)
+        jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
+        for (row, found), result in score_in_order(pool, jobs):
+            metric.add(result)
+            kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
     total = distributed.sum_over_ranks(metric.state(), ranks.device)
     scores = CLEval.from_state(protocol, total).compute()
     scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
     scores["seconds"] = time.perf_counter() - start
     scores["images_per_second"] = len(pages) / scores["seconds"]
     return Evaluation(scores, kept)
+
+
+def _scored(row: int, found: Detections, pages: ConcatIndex, protocol: str) -> tuple:
+    """What CLEval sees of a page: the arguments of `engine.cleval.evaluate_page`."""
+    if protocol == "official":
+        return found.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol
+    # The contest's baseline hands its metric whole pixels on both sides.
+    whole = [[np.rint(polygon) for polygon in side] for side in (found.polygons, pages.polygons(row))]
+    return *whole, None, pages.ignore(row), protocol
 
 
 def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:

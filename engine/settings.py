@@ -240,6 +240,7 @@ class EvalConfig:
     )
     image_size: list[int] = option([], "canvas [H,W] or N, in pixels, multiples of 32; [] = data.image_size", 32, 8192)
     ema: bool = option(True, "judge the averaged weights when trainer.ema keeps them")
+    workers: int = option(0, "processes per rank that score pages with CLEval; 0 = in this process", 0, 256)
 
     def __post_init__(self) -> None:
         check_options(self, "eval.")
