@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, runlog
+from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, global_batch_size, open_data
 from engine.distributed import Ranks
@@ -47,6 +47,7 @@ class Position:
     best_epoch: int = 0
     stale: int = 0  # evaluations since the best
     minutes: float = 0.0  # training time of all sessions of the run
+    precise_step: int = -1  # step at which trainer.precise_bn was done
 
 
 def train_step(
@@ -240,7 +241,7 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
     if trainee.ema is not None:
         average = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(trainee.ema.model, average, source)
-    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
+    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position) if field.name in state})
 
 
 def train(config: Config, ranks: Ranks, folder: Path) -> Position:
@@ -270,6 +271,10 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
                 train_epoch(run, loader, position)
                 due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
                 save(run, position, validate(run, position) if due or over(run, position) else None)
+            if config.trainer.precise_bn and position.precise_step != position.step:
+                log.say(precise_bn.renew(trainee, data.train, config, ranks, position.epoch))
+                position.precise_step = position.step
+                save(run, position, validate(run, position))
         finally:
             if writer is not None:
                 writer.wait()
@@ -287,7 +292,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     millions = sum(p.numel() for p in run.trainee.model.parameters()) / 1e6
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), *warnings(config)]:
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), *warnings(config, ranks.world_size)]:
         if line:
             say(line)
     if source is not None:
