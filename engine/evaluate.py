@@ -102,8 +102,8 @@ def detect_pages(
     try:
         for batch in loader:
             image = batch.image.to(ranks.device, non_blocking=True)
-            if config.trainer.compile and len(image) < config.eval.batch_size:  # one size, one compiled graph
-                image = torch.cat([image, image.new_zeros(config.eval.batch_size - len(image), *image.shape[1:])])
+            if config.trainer.compile:
+                image = _filled(image, config.eval.batch_size)
             maps = prob_maps(forward, image, config)[: len(batch.index)]
             pending = begin(maps, config.post, config.trainer.kernels)
             if waiting is not None:
@@ -113,6 +113,18 @@ def detect_pages(
             yield from _finished(*waiting, pages, config)
     finally:
         loader.close()
+
+
+def _filled(image: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """(n, 3, H, W) in channels_last -> (batch_size, 3, H, W) in channels_last, grey pages last.
+
+    A graph is compiled for every size and layout; zeros in the plain layout would make the result's plain too.
+    """
+    missing = batch_size - len(image)
+    if not missing:
+        return image
+    grey = image.new_zeros(missing, *image.shape[2:], image.shape[1]).permute(0, 3, 1, 2)
+    return torch.cat([image, grey])
 
 
 def _finished(
