@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,14 @@ def _finished(
     yield from zip(batch.index.tolist(), found, strict=True)
 
 
-def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, worst: int = 0) -> Evaluation:
+def evaluate(
+    forward: Callable,
+    pages: ConcatIndex,
+    config: Config,
+    ranks: Ranks,
+    worst: int = 0,
+    pool: ProcessPoolExecutor | None = None,
+) -> Evaluation:
     """Detects on all pages and scores them.
 
     Args:
@@ -142,6 +150,7 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
         pages: annotated pages; rank r judges rows r, r + world_size, ...
         config: eval, post and data settings.
         worst: how many of the worst pages of this rank to keep.
+        pool: processes that score pages, from `engine.scoring.worker_pool`; None scores them here.
 
     Returns:
         scores as in `CLEval.compute` plus `score` (the H-mean chosen by eval.select), `images`, `seconds` and
@@ -151,12 +160,11 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
     protocol = config.eval.protocol
     metric = CLEval(protocol=protocol)
     kept: list[Page] = []
-    with worker_pool(config.eval.workers) as pool:
-        found_pages = detect_pages(forward, pages, config, ranks)
-        jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
-        for (row, found), result in score_in_order(pool, jobs):
-            metric.add(result)
-            kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
+    found_pages = detect_pages(forward, pages, config, ranks)
+    jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
+    for (row, found), result in score_in_order(pool, jobs):
+        metric.add(result)
+        kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
     total = distributed.sum_over_ranks(metric.state(), ranks.device)
     scores = CLEval.from_state(protocol, total).compute()
     scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
@@ -219,7 +227,8 @@ def main(argv: list[str]) -> int:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         pages = open_pages(config, config.data.val, ranks)
-        scores = evaluate(load_detector(path, config, ranks), pages, config, ranks).scores
+        with worker_pool(config.eval.workers) as pool:
+            scores = evaluate(load_detector(path, config, ranks), pages, config, ranks, pool=pool).scores
         if ranks.main:
             report = json.dumps({**scores, "checkpoint": str(path), "protocol": config.eval.protocol}, indent=1)
             print(report)

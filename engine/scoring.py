@@ -2,8 +2,7 @@
 
 A page takes 1 ms (official) to 5 ms (contest) of a core, and the process that detects has one thread for it all. The
 workers import numpy and shapely but no torch: they are started with `spawn`, since a fork would copy a process that
-holds CUDA and threads. One pool lives as long as one evaluation; its start (0.4 s of a core for each process) overlaps
-with the first batches.
+holds CUDA and threads. A run keeps them from its start to its end, idle while it trains: a start takes 0.4 s of a core.
 """
 
 import contextlib

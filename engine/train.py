@@ -16,6 +16,7 @@ import dataclasses
 import gc
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from engine.evaluate import evaluate, run_network
 from engine.loss import compute_loss, make_targets
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
+from engine.scoring import worker_pool
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
 from pipelines.errors import UserError
@@ -92,6 +94,7 @@ class Run:
     trainee: Trainee
     log: runlog.RunLog  # silent on ranks above 0
     writer: checkpoint.Writer | None  # rank 0's
+    pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
 
 
@@ -167,7 +170,8 @@ def validate(run: Run, position: Position) -> dict[str, float]:
         if model is not None:
             distributed.broadcast_buffers(model)
             model.eval()
-    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, run.config.trainer.overlays)
+    worst = run.config.trainer.overlays
+    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool)
     score = result.scores["score"]
     position.stale += 1
     if score > position.best:
@@ -256,13 +260,13 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
     log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
-    with contextlib.closing(loader), contextlib.closing(log):
+    with contextlib.closing(loader), contextlib.closing(log), worker_pool(config.eval.workers) as pool:
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
             writer = checkpoint.Writer(folder / "checkpoints", *keep)
         origin = time.monotonic() - 60 * position.minutes
-        run = Run(config, ranks, folder, data, trainee, log, writer, origin)
+        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin)
         announce(run, source, loader.steps_per_epoch, position)
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
@@ -281,7 +285,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         if writer is not None and writer.failures:
             say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
             raise UserError(f"{say}: free the disk and start again with resume=auto")
-        finish.finish(config, ranks, folder, data, log)
+        finish.finish(config, ranks, folder, data, log, pool)
     return position
 
 

@@ -1,6 +1,7 @@
 """CLEval in worker processes: the same scores in the same order, light workers, no hang and no orphan."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from conftest import ROOT, TINY, run_module
 
 from bench.bench_cleval import detections, receipt_texts
-from engine import evaluate, scoring
+from engine import checkpoint, evaluate, scoring, train
 from engine.cleval import evaluate_page
 from engine.config import load_config
 from engine.data import open_data
@@ -134,15 +135,16 @@ def test_an_evaluation_with_workers_is_the_one_without(tmp_path, protocol):
         ranks = start(config.trainer.device)
         torch.manual_seed(1)
         model = build_model(config).to(ranks.device).eval()
-        kept.append(evaluate.evaluate(model, open_data(config, ranks).val, config, ranks, worst=3))
+        with scoring.worker_pool(config.eval.workers) as pool:
+            kept.append(evaluate.evaluate(model, open_data(config, ranks).val, config, ranks, 3, pool))
     one, two = ({k: v for k, v in e.scores.items() if k not in ("seconds", "images_per_second")} for e in kept)
     assert one == two and one["images"] == 4 and one["chars_pred"] > 0
     assert [(p.row, p.result) for p in kept[0].worst] == [(p.row, p.result) for p in kept[1].worst]
     assert len(kept[0].worst) == 3
 
 
-def test_two_ranks_with_workers_train_and_score_as_without(trained, tmp_path):
-    """torchrun: each rank has workers of its own; the sums are those of one process that scores by itself."""
+def test_two_ranks_with_workers_score_as_one_process_without(trained, tmp_path):
+    """Under torchrun each rank has workers of its own."""
     source = next((trained.parent / ".synthetic").rglob("*.json"))
     scores = []
     for ranks, workers in ((0, 0), (2, 2)):
@@ -151,3 +153,12 @@ def test_two_ranks_with_workers_train_and_score_as_without(trained, tmp_path):
         run_module("engine.evaluate", *settings, f"eval.workers={workers}", ranks=ranks, cwd=tmp_path, check=True)
         scores.append({k: v for k, v in json.loads(out.read_text()).items() if "second" not in k})
     assert scores[0] == scores[1] and scores[0]["chars_pred"] > 0
+
+
+def test_a_training_with_workers_is_the_one_without(trained, tmp_path):
+    settings = [*TINY, "name=run", f"run_root={tmp_path}", "eval.workers=1"]
+    assert train.main(settings) == 0
+    assert not multiprocessing.active_children()
+    kept = [checkpoint.load_state(run / "checkpoints" / "last") for run in (trained, tmp_path / "run")]
+    one, two = ({k: v for k, v in state["scores"].items() if "second" not in k} for state in kept)
+    assert one == two and one["images"] == 4
