@@ -56,14 +56,16 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
-def warnings(config: Config) -> list[str]:
-    """Settings that have no effect or look wrong, one line each; the run goes on with them."""
+def warnings(config: Config, world_size: int = 0) -> list[str]:
+    """Settings that have no effect or look wrong, one line each; the run goes on with them. 0 ranks: not known yet."""
     plain = Config()
     found = [
         f"{key}={_value(config, key)} has no effect: {words}"
         for key, words, unused in UNUSED
         if _value(config, key) != _value(plain, key) and unused(config)
     ]
+    if config.trainer.sync_bn and world_size == 1:
+        found.append("trainer.sync_bn=True has no effect: there is one rank")
     return found + list(_doubtful(config))
 
 

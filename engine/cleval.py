@@ -89,7 +89,10 @@ class CLEval:
         ignore: Sequence[bool] | None = None,
     ) -> PageResult:
         """Adds one page; arguments, result and errors as `evaluate_page`."""
-        page = evaluate_page(pred, gt, texts, ignore, self.protocol)
+        return self.add(evaluate_page(pred, gt, texts, ignore, self.protocol))
+
+    def add(self, page: PageResult) -> PageResult:
+        """Adds a page that `evaluate_page` has scored with the same protocol."""
         words = [w for name in SCORES for w in divmod(round(getattr(page, name) * _WORD**2), _WORD)]
         self._sums = [a + b for a, b in zip(self._sums, [*page.counts.values(), *words], strict=True)]
         return page

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from engine.distributed import Ranks
 from engine.loss import check_kernels
 from engine.model import DBNet, build_model
 from engine.postprocess import Detections, Pending, begin, finish
+from engine.scoring import score_in_order, worker_pool
 from engine.speed import run_network
 from pipelines.batch import Batch
 from pipelines.errors import UserError
@@ -81,9 +83,8 @@ def detect_pages(
     try:
         for batch in loader:
             image = batch.image.to(ranks.device, non_blocking=True)
-            if config.trainer.compile and len(image) < config.eval.batch_size:  # one size, one compiled graph
-                # pad keeps channels_last, which a cat with new zeros loses: a copy, and a second graph for the layout
-                image = torch.nn.functional.pad(image, (0,) * 7 + (config.eval.batch_size - len(image),))
+            if config.trainer.compile:
+                image = _filled(image, config.eval.batch_size)
             maps = prob_maps(forward, image, config)[: len(batch.index)]
             pending = begin(maps, config.post, config.trainer.kernels)
             if waiting is not None:
@@ -95,6 +96,18 @@ def detect_pages(
         loader.close()
 
 
+def _filled(image: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """(n, 3, H, W) in channels_last -> (batch_size, 3, H, W) in channels_last, grey pages last.
+
+    A graph is compiled for every size and layout; zeros in the plain layout would make the result's plain too.
+    """
+    missing = batch_size - len(image)
+    if not missing:
+        return image
+    grey = image.new_zeros(missing, *image.shape[2:], image.shape[1]).permute(0, 3, 1, 2)
+    return torch.cat([image, grey])
+
+
 def _finished(
     batch: Batch, pending: Pending, pages: ConcatIndex | BareIndex, config: Config
 ) -> Iterator[tuple[int, Detections]]:
@@ -102,7 +115,14 @@ def _finished(
     yield from zip(batch.index.tolist(), found, strict=True)
 
 
-def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, worst: int = 0) -> Evaluation:
+def evaluate(
+    forward: Callable,
+    pages: ConcatIndex,
+    config: Config,
+    ranks: Ranks,
+    worst: int = 0,
+    pool: ProcessPoolExecutor | None = None,
+) -> Evaluation:
     """Detects on all pages and scores them.
 
     Args:
@@ -110,6 +130,7 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
         pages: annotated pages; rank r judges rows r, r + world_size, ...
         config: eval, post and data settings.
         worst: how many of the worst pages of this rank to keep.
+        pool: processes that score pages, from `engine.scoring.worker_pool`; None scores them here.
 
     Returns:
         scores as in `CLEval.compute` plus `score` (the H-mean chosen by eval.select), `images`, `seconds` and
@@ -119,12 +140,10 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
     protocol = config.eval.protocol
     metric = CLEval(protocol=protocol)
     kept: list[Page] = []
-    for row, found in detect_pages(forward, pages, config, ranks):
-        if protocol == "official":
-            result = metric.update(found.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row))
-        else:  # the contest's baseline hands its metric whole pixels on both sides
-            whole = [np.rint(polygon) for polygon in found.polygons]
-            result = metric.update(whole, [np.rint(p) for p in pages.polygons(row)], None, pages.ignore(row))
+    found_pages = detect_pages(forward, pages, config, ranks)
+    jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
+    for (row, found), result in score_in_order(pool, jobs):
+        metric.add(result)
         kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
     total = distributed.sum_over_ranks(metric.state(), ranks.device)
     scores = CLEval.from_state(protocol, total).compute()
@@ -132,6 +151,15 @@ def evaluate(forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks
     scores["seconds"] = time.perf_counter() - start
     scores["images_per_second"] = len(pages) / scores["seconds"]
     return Evaluation(scores, kept)
+
+
+def _scored(row: int, found: Detections, pages: ConcatIndex, protocol: str) -> tuple:
+    """What CLEval sees of a page: the arguments of `engine.cleval.evaluate_page`."""
+    if protocol == "official":
+        return found.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol
+    # The contest's baseline hands its metric whole pixels on both sides.
+    whole = [[np.rint(polygon) for polygon in side] for side in (found.polygons, pages.polygons(row))]
+    return *whole, None, pages.ignore(row), protocol
 
 
 def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
@@ -179,7 +207,8 @@ def main(argv: list[str]) -> int:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         pages = open_pages(config, config.data.val, ranks)
-        scores = evaluate(load_detector(path, config, ranks), pages, config, ranks).scores
+        with worker_pool(config.eval.workers) as pool:
+            scores = evaluate(load_detector(path, config, ranks), pages, config, ranks, pool=pool).scores
         if ranks.main:
             report = json.dumps({**scores, "checkpoint": str(path), "protocol": config.eval.protocol}, indent=1)
             print(report)

@@ -1,6 +1,7 @@
 """What a run leaves to look at: overlay pictures of its worst pages, curves, and the score on the test split."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,10 @@ def page_overlay(pages: ConcatIndex, page: Page) -> np.ndarray:
     )
 
 
-def finish(config: Config, ranks: Ranks, folder: Path, data: Data, log: RunLog) -> dict:
-    """Scores the test split with the best checkpoint, draws the curves, writes and prints the summary.
+def finish(
+    config: Config, ranks: Ranks, folder: Path, data: Data, log: RunLog, pool: ProcessPoolExecutor | None
+) -> dict:
+    """Scores the test split with the best checkpoint (in `pool`), draws the curves, writes and prints the summary.
 
     Returns:
         the summary, as written to `folder/summary.json`.
@@ -61,7 +64,7 @@ def finish(config: Config, ranks: Ranks, folder: Path, data: Data, log: RunLog) 
     summary = {"best": str(best), "epoch": state["epoch"], "step": state["step"], "minutes": state["minutes"]}
     summary["val"] = state["scores"]
     if data.test is not None:
-        summary["test"] = evaluate(load_detector(best, config, ranks), data.test, config, ranks).scores
+        summary["test"] = evaluate(load_detector(best, config, ranks), data.test, config, ranks, pool=pool).scores
         log.summary({f"test_{key}": value for key, value in summary["test"].items()})
     if ranks.main:
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

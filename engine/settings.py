@@ -225,6 +225,10 @@ class TrainerConfig:
     deterministic: bool = option(False, "bitwise repeatable on a GPU, slower")
     ema: bool = option(False, "keep an exponential moving average of the weights")
     ema_decay: float = option(0.9998, "decay of the average per step", 0.0, 0.999999)
+    precise_bn: int = option(
+        0, "training batches per rank from which BatchNorm statistics are estimated anew at the end; 0 = off", 0, 100000
+    )
+    sync_bn: bool = option(False, "BatchNorm over the batches of all GPUs, slow; trainer.precise_bn does without")
     log_every: int = option(20, "steps between two lines of metrics", 1)
     patience: int = option(0, "stop after this many evaluations without a better result; 0 = off", 0)
     checkpoint_every_steps: int = option(0, "steps between checkpoints; 0 = at the end of each epoch only", 0)
@@ -280,6 +284,7 @@ class EvalConfig:
     )
     image_size: list[int] = option([], "canvas [H,W] or N, in pixels, multiples of 32; [] = data.image_size", 32, 8192)
     ema: bool = option(True, "judge the averaged weights when trainer.ema keeps them")
+    workers: int = option(0, "processes per rank that score pages with CLEval; 0 = in this process", 0, 256)
 
     def __post_init__(self) -> None:
         check_options(self, "eval.")

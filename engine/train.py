@@ -16,11 +16,12 @@ import dataclasses
 import gc
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, runlog
+from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Ranks
@@ -28,6 +29,7 @@ from engine.evaluate import evaluate
 from engine.loss import compute_loss, make_targets
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
+from engine.scoring import worker_pool
 from engine.speed import run_network
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
@@ -48,6 +50,7 @@ class Position:
     best_epoch: int = 0
     stale: int = 0  # evaluations since the best
     minutes: float = 0.0  # training time of all sessions of the run
+    precise_step: int = -1  # step at which trainer.precise_bn was done
 
 
 def train_step(
@@ -92,6 +95,7 @@ class Run:
     trainee: Trainee
     log: runlog.RunLog  # silent on ranks above 0
     writer: checkpoint.Writer | None  # rank 0's
+    pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
 
 
@@ -167,7 +171,8 @@ def validate(run: Run, position: Position) -> dict[str, float]:
         if model is not None:
             distributed.broadcast_buffers(model)
             model.eval()
-    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, run.config.trainer.overlays)
+    worst = run.config.trainer.overlays
+    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool)
     score = result.scores["score"]
     position.stale += 1
     if score > position.best:
@@ -241,7 +246,7 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
     if trainee.ema is not None:
         average = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(trainee.ema.model, average, source)
-    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position)})
+    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position) if field.name in state})
 
 
 def train(config: Config, ranks: Ranks, folder: Path) -> Position:
@@ -256,13 +261,13 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
     log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
-    with contextlib.closing(log):
+    with contextlib.closing(log), worker_pool(config.eval.workers) as pool:
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
             writer = checkpoint.Writer(folder / "checkpoints", *keep)
         origin = time.monotonic() - 60 * position.minutes
-        run = Run(config, ranks, folder, data, trainee, log, writer, origin)
+        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin)
         announce(run, source, loader.steps_per_epoch, position)
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
@@ -274,6 +279,10 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
                 train_epoch(run, loader, position)
                 due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
                 save(run, position, validate(run, position) if due or over(run, position) else None)
+            if config.trainer.precise_bn and position.precise_step != position.step:
+                log.say(precise_bn.renew(trainee, data.train, config, ranks, position.epoch))
+                position.precise_step = position.step
+                save(run, position, validate(run, position))
         finally:
             loader.close()
             if writer is not None:
@@ -281,7 +290,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         if writer is not None and writer.failures:
             say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
             raise UserError(f"{say}: free the disk and start again with resume=auto")
-        finish.finish(config, ranks, folder, data, log)
+        finish.finish(config, ranks, folder, data, log, pool)
     return position
 
 
@@ -292,7 +301,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     millions = sum(p.numel() for p in run.trainee.model.parameters()) / 1e6
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), *warnings(config)]:
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), *warnings(config, ranks.world_size)]:
         if line:
             say(line)
     if source is not None:

@@ -9,8 +9,9 @@ from engine.config import Config
 from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.loss import check_kernels
-from engine.model import DBNet, build_model, parameter_groups
+from engine.model import DBNet, build_model, parameter_groups, synchronise_norms
 from engine.optim import build_optimizer
+from pipelines.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
         resumed: the weights come from a checkpoint of the run, so neither the hub nor `init_from` is asked.
     """
     check_kernels(config, ranks.device)
+    synchronise = config.trainer.sync_bn and ranks.world_size > 1
+    if synchronise and ranks.device.type != "cuda":
+        raise UserError("trainer.sync_bn=true: torch's SyncBatchNorm needs GPUs; use trainer.precise_bn=100 instead")
     if resumed or config.init_from:
         encoder = dataclasses.replace(config.models.encoder, weights="")
         config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
@@ -48,6 +52,7 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
         part = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(model, part, source)
     model = (model.double() if config.trainer.precision == "float64" else model).to(ranks.device)
+    model = synchronise_norms(model) if synchronise else model
     ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema else None
     forward = evaluated = speed.compiled(model, config)
     if ema is not None and config.eval.ema:

@@ -11,9 +11,11 @@ import timm
 import torch
 from conftest import ROOT
 
-from engine.config import load_config
-from engine.model import build_model, frozen_norms_to_eval, parameter_groups
+from engine.config import load_config, warnings
+from engine.distributed import Ranks
+from engine.model import build_model, frozen_norms_to_eval, parameter_groups, synchronise_norms
 from engine.model.encoder import build_encoder
+from engine.trainee import build
 from pipelines.errors import UserError
 
 SMALL = ["preset=demo", "models.encoder.name=lcnet_035", "models.decoder.inner_channels=8"]
@@ -165,3 +167,34 @@ def test_weights_of_a_part_are_not_taken_silently(tmp_path):
     safetensors.torch.save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"conv_stem\.weight"):
         build_model(_config(f"models.encoder.weights={tmp_path / 'part.safetensors'}"))
+
+
+@pytest.mark.parametrize("name", ["lcnet_035", "hrnet_w18_small", "regnetx_002"])
+def test_synchronised_norms_are_the_same_network_in_evaluation(name):
+    """lcnet and regnet have timm's norms with activation, HRNet torch's; decoder (in this preset) and head torch's."""
+    model = build_model(_config("models.encoder.freeze=stem", f"models.encoder.name={name}")).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+    image = torch.randn(1, 3, 64, 64)
+    norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    expected, keys, parameters = model(image), list(model.state_dict()), [id(p) for p in model.parameters()]
+    converted = synchronise_norms(model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in converted.modules())
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.modules()) == norms > 20
+    assert torch.equal(converted(image), expected)
+    assert list(converted.state_dict()) == keys and [id(p) for p in converted.parameters()] == parameters
+    frozen_norms_to_eval(converted.train())
+    resting = [m for m in converted.modules() if isinstance(m, torch.nn.SyncBatchNorm) and not m.training]
+    assert resting and not any(m.weight.requires_grad for m in resting)
+
+
+def test_synchronised_norms_need_gpus_and_ranks():
+    config = _config("trainer.sync_bn=true")
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"SyncBatchNorm needs GPUs; use trainer.precise_bn"):
+        build(config, Ranks(0, 0, 2, cpu))
+    alone = build(config, Ranks(0, 0, 1, cpu))
+    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in alone.model.modules())
+    words = "trainer.sync_bn=True has no effect: there is one rank"
+    assert [words in warnings(config, ranks) for ranks in (0, 1, 2)] == [False, True, False]

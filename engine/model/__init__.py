@@ -2,6 +2,7 @@
 
 import math
 
+import timm.layers
 import torch
 from torch import nn
 
@@ -104,8 +105,16 @@ def _freeze(part: nn.Module, freeze: str | bool) -> None:
 def frozen_norms_to_eval(model: DBNet) -> None:
     """Keeps BatchNorm layers without trainable parameters in evaluation mode, so their statistics stay fixed too."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not module.weight.requires_grad:
             module.eval()
+
+
+def synchronise_norms(model: DBNet) -> DBNet:
+    """Its BatchNorm layers as SyncBatchNorm, same tensors and names; timm's norms keep their activation.
+
+    In training they need GPUs and a process group; in evaluation they are what they were.
+    """
+    return timm.layers.convert_sync_batchnorm(model)
 
 
 def parameter_groups(model: DBNet, config: Config) -> list[dict]:
