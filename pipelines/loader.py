@@ -12,9 +12,47 @@ from nvidia.dali import fn, pipeline_def, types
 
 from pipelines import graph, sampler
 from pipelines.augment import AugmentConfig
-from pipelines.batch import Batch
+from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
-from pipelines.source import NOT_AUGMENTED, BareIndex, EvalSource, TrainSource, raw_size, read_file
+from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
+from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_size, read_file
+
+
+class BareIndex:
+    """Image files without annotations, with the part of the index's interface that loading needs.
+
+    Raises:
+        UserError: naming the first file that is missing or no image.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        with pixel_limit(DEFAULT_MAX_PIXELS):
+            headers = [read_header(Path(path)) for path in paths]
+        for path, header in zip(paths, headers):
+            if header.problem:
+                raise UserError(f"{path}: {header.problem} ({header.detail})")
+        self._paths = [Path(path) for path in paths]
+        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
+        self.orientation = np.array([h.orientation for h in headers], np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, i: int) -> Path:
+        """Path of page i."""
+        return self._paths[int(i)]
+
+    def name(self, i: int) -> str:
+        """File name of page i."""
+        return self._paths[int(i)].name
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """None: there are no annotations."""
+        return []
+
+    def ignore(self, i: int) -> np.ndarray:
+        """(0,) bool."""
+        return np.zeros(0, bool)
 
 
 class _Stream:
@@ -57,21 +95,10 @@ class _Stream:
         image = torch.from_dlpack(outputs.image.as_tensor()).permute(0, 3, 1, 2)
         rows = np.array(outputs.index.as_tensor())
         self._check_sizes(rows, np.array(outputs.shape.as_tensor()))
-        points, ignore, offsets = (
-            [np.array(page) for page in output] for output in (outputs.points, outputs.ignore, outputs.offsets)
+        points, offsets, ignore = (
+            [np.array(page) for page in output] for output in (outputs.points, outputs.offsets, outputs.ignore)
         )
-        bases = np.cumsum([0] + [len(p) for p in points[:-1]])
-        poly_offsets = np.concatenate([np.zeros(1, np.int64)] + [o[1:] + base for o, base in zip(offsets, bases)])
-        page_offsets = np.cumsum([0] + [len(flags) for flags in ignore], dtype=np.int64)
-        return Batch(
-            image=image,
-            points_xy=torch.from_numpy(np.concatenate(points)),
-            poly_offsets=torch.from_numpy(poly_offsets),
-            page_offsets=torch.from_numpy(page_offsets),
-            ignore=torch.from_numpy(np.concatenate(ignore)),
-            index=rows,
-            matrix=np.array(outputs.matrix.as_tensor()),
-        )
+        return collate(image, points, offsets, ignore, rows, np.array(outputs.matrix.as_tensor()))
 
     def _check_sizes(self, rows: np.ndarray, shapes: np.ndarray) -> None:
         """The decoded sizes must be the index's: else image and polygons would not fit each other."""

@@ -6,15 +6,13 @@ epochs, exact resume from any position, and the same batches from any number of 
 """
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
-from pipelines.errors import UserError
-from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
 NOT_AUGMENTED = AugmentConfig(enabled=False)
@@ -35,51 +33,12 @@ class Sample(NamedTuple):
     colour_on: np.ndarray  # () bool
     colour: np.ndarray  # (3, 4) float32
     blur_on: np.ndarray  # () bool
-    blur_mix: np.ndarray  # () float32
-    blur_sigma: np.ndarray  # () float32
+    blur_kernel: np.ndarray  # (k, k) float32, k odd; (1, 1) when off
     noise_on: np.ndarray  # () bool
-    noise_gain: np.ndarray  # () float32, grey levels per unit of the tile
-    noise: np.ndarray  # (H, W, 3) int8, (1, 1, 1) when off
+    noise: np.ndarray  # (H, W, 3) int16 grey levels, (1, 1, 1) when off
     light_on: np.ndarray  # () bool
     light_gain: np.ndarray  # (16, 16, 1) float32
     light_offset: np.ndarray  # (16, 16, 1) float32
-
-
-class BareIndex:
-    """Image files without annotations, with the part of the index's interface that loading needs.
-
-    Raises:
-        UserError: naming the first file that is missing or no image.
-    """
-
-    def __init__(self, paths: list[Path]) -> None:
-        with pixel_limit(DEFAULT_MAX_PIXELS):
-            headers = [read_header(Path(path)) for path in paths]
-        for path, header in zip(paths, headers):
-            if header.problem:
-                raise UserError(f"{path}: {header.problem} ({header.detail})")
-        self._paths = [Path(path) for path in paths]
-        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
-        self.orientation = np.array([h.orientation for h in headers], np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, i: int) -> Path:
-        """Path of page i."""
-        return self._paths[int(i)]
-
-    def name(self, i: int) -> str:
-        """File name of page i."""
-        return self._paths[int(i)].name
-
-    def polygons(self, i: int) -> list[np.ndarray]:
-        """None: there are no annotations."""
-        return []
-
-    def ignore(self, i: int) -> np.ndarray:
-        """(0,) bool."""
-        return np.zeros(0, bool)
 
 
 def raw_size(index: Any, row: int) -> tuple[int, int]:
@@ -131,10 +90,8 @@ class SampleMaker:
             colour_on=np.array(drawn.colour is not None),
             colour=np.eye(3, 4, dtype=np.float32) if drawn.colour is None else drawn.colour,
             blur_on=np.array(drawn.blur_mix != 0),
-            blur_mix=np.array(drawn.blur_mix, np.float32),
-            blur_sigma=np.array(drawn.blur_sigma, np.float32),
+            blur_kernel=blur_kernel(drawn.blur_mix, drawn.blur_sigma),
             noise_on=np.array(drawn.noise_sigma > 0),
-            noise_gain=np.array(drawn.noise_sigma / NOISE_UNIT, np.float32),
             noise=self._noise(drawn),
             light_on=np.array(drawn.light is not None),
             light_gain=np.ascontiguousarray(light[:, :, :1]),
@@ -142,16 +99,35 @@ class SampleMaker:
         )
 
     def _noise(self, drawn: Draw) -> np.ndarray:
-        """(H, W, 3) int8 window of the noise tile; a token when there is no noise."""
+        """(H, W, 3) int16 window of the noise tile in grey levels; a token when there is no noise.
+
+        Rounded here: a page of whole levels plus noise, rounded, is the page plus the rounded noise.
+        """
         if drawn.noise_sigma <= 0:
-            return np.zeros((1, 1, 1), np.int8)
+            return np.zeros((1, 1, 1), np.int16)
         height, width = self.canvas_hw
         if self._tile is None:
             rng = np.random.Generator(np.random.Philox(key=0))
             values = rng.standard_normal((height + NOISE_MARGIN, width + NOISE_MARGIN, 3), np.float32) * NOISE_UNIT
-            self._tile = np.clip(np.rint(values), -127, 127).astype(np.int8)
+            self._tile = np.clip(np.rint(values), -127, 127).astype(np.int8).view(np.uint8)
         y, x = drawn.noise_offset
-        return np.ascontiguousarray(self._tile[y : y + height, x : x + width])
+        levels = np.arange(256, dtype=np.uint8).view(np.int8) * (drawn.noise_sigma / NOISE_UNIT)
+        # A look-up: 1.1 ms for 1280 x 1280, where the same in numpy's floats takes 4.5 ms and the bare copy 0.4 ms.
+        return cv2.LUT(self._tile[y : y + height, x : x + width], np.rint(levels).astype(np.int16))
+
+
+def blur_kernel(mix: float, sigma: float) -> np.ndarray:
+    """(k, k) float32 kernel of image + mix * (blurred - image), Gaussian of radius ceil(3 sigma).
+
+    One convolution for the blur and for the unsharp mask, instead of a blur and a mix of two images.
+    """
+    if not mix:
+        return np.ones((1, 1), np.float32)
+    radius = math.ceil(3 * sigma)
+    row = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = mix * np.outer(row, row) / row.sum() ** 2
+    kernel[radius, radius] += 1 - mix
+    return kernel.astype(np.float32)
 
 
 def fields_of(augment: AugmentConfig) -> tuple[str, ...]:
@@ -217,13 +193,16 @@ class TrainSource:
             self._repeats = sampler.repeats(self._order)
             self._epoch = epoch
 
+    def draws(self, iteration: int) -> list[tuple[int, Draw]]:
+        """Index row and random numbers of every page of a batch number."""
+        epoch, step, micro = self.position(iteration)
+        rows = self.rows(iteration)
+        again = sampler.rank_batch(self._repeats, step, micro, **self.split)
+        return [(int(row), draw(self.augment, self.seed, epoch, int(row), int(k))) for row, k in zip(rows, again)]
+
     def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
         """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
-        epoch, step, micro = self.position(info.iteration)
-        rows = self.rows(info.iteration)
-        again = sampler.rank_batch(self._repeats, step, micro, **self.split)
-        drawn = [draw(self.augment, self.seed, epoch, int(row), int(k)) for row, k in zip(rows, again)]
-        return columns([self.maker(int(row), numbers) for row, numbers in zip(rows, drawn)], self.fields)
+        return columns([self.maker(row, drawn) for row, drawn in self.draws(info.iteration)], self.fields)
 
 
 class EvalSource:
