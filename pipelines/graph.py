@@ -24,7 +24,8 @@ STD = [0.229 * 255, 0.224 * 255, 0.225 * 255]
 _TYPES = {
     "encoded": types.UINT8, "resize": types.BOOL, "size_hw": types.FLOAT, "inverse": types.FLOAT,
     "points": types.FLOAT, "offsets": types.INT64, "ignore": types.BOOL, "index": types.INT64, "matrix": types.FLOAT64,
-    "colour_on": types.BOOL, "colour": types.FLOAT, "blur_on": types.BOOL, "blur_kernel": types.FLOAT,
+    "colour_on": types.BOOL, "colour": types.FLOAT, "tone_on": types.BOOL, "tone_gain": types.FLOAT,
+    "tone_shift": types.FLOAT, "blur_on": types.BOOL, "blur_kernel": types.FLOAT,
     "noise_on": types.BOOL, "noise": types.INT16,
     "light_on": types.BOOL, "light_gain": types.FLOAT, "light_offset": types.FLOAT,
 }  # fmt: skip
@@ -140,6 +141,8 @@ def _photometric(
     """
     if augment.colours and sample["colour_on"]:
         image = fn.reshape(fn.coord_transform(image, MT=sample["colour"], dtype=types.UINT8), layout="HWC")
+    if augment.colours and sample["tone_on"]:
+        image = fn.brightness_contrast(image, brightness=sample["tone_gain"], brightness_shift=sample["tone_shift"])
     if augment.blurs and sample["blur_on"]:
         image = fn.filter(image, _on(sample["blur_kernel"], gpu))
     if augment.noises and sample["noise_on"]:

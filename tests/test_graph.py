@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from pipelines import geometry, graph, loader
 from pipelines.augment import AugmentConfig, draw
 from pipelines.index import build
-from pipelines.source import NOISE_UNIT, SampleMaker
+from pipelines.source import NOISE_UNIT, SampleMaker, is_tone
 
 PIXELS_ALIKE = {
     "brightness_p": 0.0, "hsv_p": 0.0, "sharpen_p": 0.0, "blur_p": 0.0, "noise_p": 0.0, "shadow_p": 0.0, "fog_p": 0.0,
@@ -219,11 +219,13 @@ def with_only(soft_index, **changes):
     return config, batch
 
 
-def test_colour_is_the_drawn_matrix(soft_index, untouched):
-    config, batch = with_only(soft_index, brightness_p=1.0, hsv_p=1.0, brightness=0.3)
+@pytest.mark.parametrize("hsv_p", [0.0, 1.0])
+def test_colour_is_the_drawn_matrix(soft_index, untouched, hsv_p):
+    config, batch = with_only(soft_index, brightness_p=1.0, hsv_p=hsv_p, brightness=0.3)
     np.testing.assert_array_equal(batch.index, untouched.index)
     for n, row in enumerate(batch.index):
         colour = draw(config, 5, 0, int(row)).colour
+        assert is_tone(colour) == (hsv_p == 0)
         expected = np.clip(levels(untouched, n) @ colour[:, :3].T + colour[:, 3], 0, 255)
         assert np.abs(levels(batch, n) - expected).max() < 0.51
         assert np.abs(levels(batch, n) - levels(untouched, n)).mean() > 1
