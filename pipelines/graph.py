@@ -47,7 +47,7 @@ class Outputs(NamedTuple):
     matrix: Any
 
 
-def build(
+def define(
     source: Any,
     canvas_hw: tuple[int, int],
     augment: AugmentConfig,
@@ -57,8 +57,10 @@ def build(
     threads: int,
     workers: int,
     prefetch: int,
+    hw_decoder_load: float = 0.9,
+    largest_wh: tuple[int, int] = (0, 0),
 ) -> Pipeline:
-    """A built pipeline that yields `Outputs`.
+    """The pipeline that yields `Outputs`, to be built (which needs the GPU, where there is one).
 
     Args:
         source: callable of a BatchInfo giving the columns `source.fields_of(augment)`; picklable when workers > 0.
@@ -69,12 +71,20 @@ def build(
         threads: DALI's CPU threads (decoding, and everything on the CPU).
         workers: processes that run the source; 0 = in this process.
         prefetch: batches prepared ahead.
+        hw_decoder_load: share of the JPEGs that the GPU's JPEG decoder takes, where it has one; CUDA cores and the CPU
+            decode the rest.
+        largest_wh: largest stored width and height: the hardware decoder's memory is taken once, for those.
     """
-    pipeline = _graph(
+    decoder = {}
+    if device_id is not None:
+        decoder = {"hw_decoder_load": hw_decoder_load}
+        decoder |= {"preallocate_width_hint": largest_wh[0], "preallocate_height_hint": largest_wh[1]}
+    return _graph(
         source,
         canvas_hw,
         augment,
         workers > 0,
+        decoder,
         batch_size=batch_size,
         num_threads=threads,
         device_id=device_id,
@@ -83,12 +93,28 @@ def build(
         py_start_method="spawn",  # fork would copy a process that holds CUDA and threads
         seed=0,
     )
-    pipeline.build()
-    return pipeline
+
+
+def device_bytes(
+    sizes_wh: np.ndarray, canvas_hw: tuple[int, int], augment: AugmentConfig, batch_size: int, prefetch: int
+) -> int:
+    """GPU memory that a pipeline comes to hold, bytes: the batch with the largest page, twice (one is decoded while
+    another is warped), the canvas at each step, and the outputs that wait.
+
+    Args:
+        sizes_wh: (N, 2) sizes of all pages, pixels.
+        canvas_hw, augment, batch_size, prefetch: as `define`.
+    """
+    pixels = sizes_wh.astype(np.int64).prod(1)
+    decoded = 3 * (int(pixels.max()) + (batch_size - 1) * int(np.median(pixels)))
+    steps = 2 * 3 + (2 * 12 if augment.lights else 0)  # two of uint8, two of float32
+    return 2 * decoded + batch_size * canvas_hw[0] * canvas_hw[1] * (steps + 6 * (prefetch + 2))
 
 
 @pipeline_def(enable_conditionals=True, exec_dynamic=True)
-def _graph(source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, parallel: bool) -> Outputs:
+def _graph(
+    source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, parallel: bool, decoder: dict[str, Any]
+) -> Outputs:
     gpu = Pipeline.current().device_id is not None
     fields = fields_of(augment)
     given = fn.external_source(
@@ -104,7 +130,7 @@ def _graph(source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, para
     # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frames: GPU ROI decode crashes with
     # the codec of this DALI generation (NVIDIA/nvImageCodec#55).
     image = fn.decoders.image(
-        sample["encoded"], device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+        sample["encoded"], device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False, **decoder
     )
     shape = image.shape()
     image = _warp(image, sample, canvas_hw, gpu)

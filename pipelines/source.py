@@ -50,6 +50,12 @@ def raw_size(index: Any, row: int) -> tuple[int, int]:
     return (h, w) if int(index.orientation[row]) >= 5 else (w, h)
 
 
+def raw_sizes(index: Any) -> np.ndarray:
+    """(N, 2) int32 `raw_size` of every row."""
+    swapped = np.asarray(index.orientation) >= 5
+    return np.where(swapped[:, None], index.size_wh[:, ::-1], index.size_wh)
+
+
 def read_file(path: Any) -> np.ndarray:
     """(bytes,) uint8 contents; empty when it cannot be read: the decoder then fails and the loader names the file."""
     try:
