@@ -26,7 +26,7 @@ _TYPES = {
     "points": types.FLOAT, "offsets": types.INT64, "ignore": types.BOOL, "index": types.INT64, "matrix": types.FLOAT64,
     "colour_on": types.BOOL, "colour": types.FLOAT, "tone_on": types.BOOL, "tone_gain": types.FLOAT,
     "tone_shift": types.FLOAT, "blur_on": types.BOOL, "blur_kernel": types.FLOAT,
-    "noise_on": types.BOOL, "noise": types.INT16,
+    "noise_on": types.BOOL, "noise": types.INT8,
     "light_on": types.BOOL, "light_gain": types.FLOAT, "light_offset": types.FLOAT,
 }  # fmt: skip
 _NDIM = {

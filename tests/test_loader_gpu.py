@@ -88,7 +88,7 @@ def test_pools_are_grown_before_the_pipeline_starts(tmp_path, monkeypatch):
     canvas = CANVAS[0] * CANVAS[1]
     decoded = 3 * (400 * 300 + 3 * 120 * 90)
     assert calls.device == [2 * decoded + 4 * canvas * (6 + 24 + 6 * 4)]
-    assert calls.pinned == [6 * canvas * 2]
+    assert calls.pinned == [3 * canvas * 2]
 
 
 def test_pools_are_left_alone_where_memory_is_short_or_there_is_no_gpu(tmp_path, monkeypatch):
