@@ -1,17 +1,21 @@
-"""Images per second of the loaders, alone: the ceiling they set for training and evaluation.
+"""Images per second of the training and evaluation loaders, and of the fixed peer that makes the same batches.
 
 Pages are the receipts of DBNET_RECEIPTS (a folder that `pipelines.index` reads), else drawn ones of about 600x1200 px.
-On a machine with a GPU the graph runs there too. `images_per_second` is in extra_info.
+The peer is a torch DataLoader with OpenCV (bench/opencv_loader.py), 2 worker processes where DALI has 2 threads. On a
+machine with a GPU our loader runs there too. `images_per_second` is in extra_info.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bench.opencv_loader import opencv_loader
 from pipelines import loader
 from pipelines.augment import AugmentConfig, draw
 from pipelines.index import build, open_index
@@ -19,10 +23,13 @@ from pipelines.source import SampleMaker
 
 THREADS = 2
 BATCH = 4
-BATCHES = 3  # per round
-OFF = AugmentConfig(enabled=False)
-GEOMETRY = AugmentConfig(brightness_p=0, hsv_p=0, sharpen_p=0, blur_p=0, noise_p=0, shadow_p=0, fog_p=0)
-FULL = AugmentConfig()
+BATCHES = 8  # per round
+CANVAS = (1280, 640)
+AUGMENT = {
+    "off": AugmentConfig(enabled=False),
+    "geometry": AugmentConfig(brightness_p=0, hsv_p=0, sharpen_p=0, blur_p=0, noise_p=0, shadow_p=0, fog_p=0),
+    "full": AugmentConfig(),
+}
 DEVICES = [None, 0] if torch.cuda.is_available() else [None]
 
 
@@ -37,9 +44,8 @@ def draw_page(rng: np.random.Generator, width: int, height: int) -> tuple[np.nda
     return page.astype(np.uint8), rows
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench_pages")
+def open_pages(folder: Path) -> Any:
+    """The index of DBNET_RECEIPTS, else of 24 pages drawn in `folder`."""
     if "DBNET_RECEIPTS" in os.environ:
         return open_index(Path(os.environ["DBNET_RECEIPTS"]), cache_dir=folder)
     rng = np.random.default_rng(0)
@@ -52,46 +58,97 @@ def index(tmp_path_factory):
     return build(folder, folder / "index")
 
 
-def finish(batch, device):
-    """Waits until the pixels are there."""
-    if device is not None:
-        torch.cuda.synchronize(device)
-    return batch.image.shape
+def ours(index: Any, augment: AugmentConfig, device: int | None = None) -> None:
+    """BATCHES batches of our loader, from opening to closing it, ready on its device.
 
-
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: "cpu" if d is None else "gpu")
-@pytest.mark.parametrize("size", [(640, 640), (1280, 640)], ids=lambda s: f"{s[0]}x{s[1]}")
-@pytest.mark.parametrize("augment", [OFF, GEOMETRY, FULL], ids=["off", "geometry", "full"])
-def test_train_loader(benchmark, index, augment, size, device):
+    Both loaders work ahead, so a call on an open one would be given what was made between the calls and would disturb
+    the next one. Opened and closed within the call, each makes these batches and the two in flight (DALI's prefetch of
+    2, one a worker of the peer).
+    """
     made = loader.train_loader(
-        index, image_size=size, batch_size=BATCH, augment=augment, seed=0, device_id=device, threads=THREADS
+        index,
+        image_size=CANVAS,
+        batch_size=BATCH,
+        augment=augment,
+        seed=0,
+        device_id=device,
+        threads=THREADS,
+        prefetch=2,
     )
-    finish(next(made), device)
-    benchmark.pedantic(lambda: [finish(next(made), device) for _ in range(BATCHES)], rounds=4, warmup_rounds=1)
-    benchmark.extra_info["images_per_second"] = BATCH * BATCHES / benchmark.stats.stats.median
+    _take(made, device)
+
+
+def peer(index: Any, augment: AugmentConfig) -> None:
+    """The same batches by the DataLoader with OpenCV, from starting to ending its workers."""
+    _take(
+        opencv_loader(index, image_size=CANVAS, batch_size=BATCH, augment=augment, seed=0, workers=THREADS, prefetch=1),
+        None,
+    )
+
+
+def _take(made: Any, device: int | None) -> None:
+    for _ in range(BATCHES):
+        next(made)
+    if device is not None:
+        torch.cuda.synchronize(device)  # the pixels must be there when the clock stops
     made.close()
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: "cpu" if d is None else "gpu")
-@pytest.mark.parametrize("size", [(640, 640), (1280, 640)], ids=lambda s: f"{s[0]}x{s[1]}")
-def test_eval_loader(benchmark, index, size, device):
+def evaluation(index: Any, device: int | None = None) -> tuple[loader.EvalLoader, Callable[[], None]]:
+    """The evaluation loader of about 24 pages, and one pass over it."""
     world_size = max(1, len(index) // 24)
     pages = loader.eval_loader(
-        index, image_size=size, batch_size=BATCH, world_size=world_size, device_id=device, threads=THREADS
+        index, image_size=CANVAS, batch_size=BATCH, world_size=world_size, device_id=device, threads=THREADS
     )
-    benchmark.pedantic(lambda: [finish(batch, device) for batch in pages], rounds=3, warmup_rounds=1)
-    benchmark.extra_info["images_per_second"] = len(pages.rows) / benchmark.stats.stats.median
+
+    def one_pass() -> None:
+        for _ in pages:
+            if device is not None:
+                torch.cuda.synchronize(device)
+
+    return pages, one_pass
+
+
+def source_pass(index: Any) -> Callable[[], None]:
+    """The host's part of 24 training samples at 1280x1280: files, draws, placement, polygons, noise."""
+    maker = SampleMaker(index, (1280, 1280))
+    maker(0, draw(AugmentConfig(noise_p=1.0), 0, 0, 0))
+
+    def one_pass() -> None:
+        for row in range(min(24, len(index))):
+            maker(row, draw(AUGMENT["full"], 0, 0, row))
+
+    return one_pass
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return open_pages(tmp_path_factory.mktemp("bench_pages"))
+
+
+def rate(benchmark, call, images, rounds=3):
+    benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+    benchmark.extra_info["images_per_second"] = images / benchmark.stats.stats.median
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: "cpu" if d is None else "gpu")
+@pytest.mark.parametrize("name", AUGMENT)
+def test_train_loader(benchmark, index, name, device):
+    rate(benchmark, lambda: ours(index, AUGMENT[name], device), BATCH * BATCHES)
+
+
+@pytest.mark.parametrize("name", AUGMENT)
+def test_opencv_loader(benchmark, index, name):
+    rate(benchmark, lambda: peer(index, AUGMENT[name]), BATCH * BATCHES)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: "cpu" if d is None else "gpu")
+def test_eval_loader(benchmark, index, device):
+    pages, one_pass = evaluation(index, device)
+    rate(benchmark, one_pass, len(pages.rows), rounds=3)
     pages.close()
 
 
 def test_source(benchmark, index):
-    """The host's part of a sample: file, draw, placement, polygons. In this process it is taken from the step."""
-    maker = SampleMaker(index, (1280, 1280))
-    maker(0, draw(AugmentConfig(noise_p=1.0), 0, 0, 0))  # makes the noise tile
-
-    def one_pass():
-        for row in range(min(24, len(index))):
-            maker(row, draw(FULL, 0, 0, row))
-
-    benchmark.pedantic(one_pass, rounds=5, warmup_rounds=1)
-    benchmark.extra_info["samples_per_second"] = min(24, len(index)) / benchmark.stats.stats.median
+    """In the training process (data.workers=0) this is taken from the step."""
+    rate(benchmark, source_pass(index), min(24, len(index)), rounds=5)

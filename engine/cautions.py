@@ -35,6 +35,7 @@ UNUSED: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("models.head.lr_scale", "the head is frozen", lambda c: c.models.head.freeze),
     ("models.head.decay_scale", "the head is frozen", lambda c: c.models.head.freeze),
     ("data.train_weights", "there is one source", lambda c: len(c.data.train) < 2),
+    ("data.hw_decoder_load", "there is no GPU", lambda c: c.trainer.device == "cpu"),
     ("data.synthetic_train", "data.train is given", _given),
     ("data.synthetic_val", "data.train is given", _given),
     ("data.synthetic_size", "data.train is given", _given),

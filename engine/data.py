@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from engine.config import Config
 from engine.distributed import Ranks, on_main_first
 from engine.settings import SIZE_MULTIPLE
@@ -62,9 +64,23 @@ def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val")
     pages = ConcatIndex(indexes)
     if len(pages) == 0:
         raise UserError(f"data.{key}={','.join(specs)}: no pages in it")
+    _require_small(pages, config.data.max_page_mpx)
     if key != "train" and config.eval.protocol == "official":
         _require_texts(pages, f"data.{key}={','.join(specs)}")
     return pages
+
+
+def _require_small(pages: ConcatIndex, limit_mpx: float) -> None:
+    """The largest page decides how much memory decoding holds for the whole run: an outlier is refused here."""
+    megapixels = pages.size_wh.astype(np.int64).prod(1) / 1e6
+    largest = int(megapixels.argmax())
+    if megapixels[largest] > limit_mpx:
+        width, height = pages.size_wh[largest]
+        raise UserError(
+            f"{pages.path(largest)}: {width}x{height} pixels are {megapixels[largest]:.4g} megapixels, above "
+            f"data.max_page_mpx={limit_mpx:g} ({np.count_nonzero(megapixels > limit_mpx)} such pages); shrink or leave "
+            "them out, or raise the limit"
+        )
 
 
 def _require_texts(pages: ConcatIndex, source: str) -> None:
@@ -135,4 +151,5 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
         threads=data.threads,
         workers=data.workers,
         prefetch=data.prefetch,
+        hw_decoder_load=data.hw_decoder_load,
     )

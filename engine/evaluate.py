@@ -78,6 +78,7 @@ def detect_pages(
         device_id=ranks.device.index if ranks.device.type == "cuda" else None,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
+        hw_decoder_load=config.data.hw_decoder_load,
     )
     waiting = None
     try:

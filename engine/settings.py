@@ -49,6 +49,8 @@ class DataConfig:
     workers: int = option(0, "DALI Python worker processes per rank; 0 = in the training process", 0, 256)
     threads: int = option(4, "DALI CPU threads per rank", 1, 256)
     prefetch: int = option(2, "batches prepared ahead", 1, 64)
+    hw_decoder_load: float = option(0.9, "share of JPEGs for the GPU's own decoder (A100, H100 and newer)", 0.0, 1.0)
+    max_page_mpx: float = option(100.0, "largest page, megapixels; larger ones are refused", 0.01, 1000.0)
     synthetic_train: int = option(256, "pages of the built-in training set", 1)
     synthetic_val: int = option(32, "pages of the built-in validation set", 1)
     synthetic_size: list[int] = option([1280, 960], "size [H,W] of built-in pages, in pixels", 64, 8192)

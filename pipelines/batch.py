@@ -45,3 +45,31 @@ class Batch:
     def num_polygons(self) -> np.ndarray:
         """(N,) int64 polygons per page; reads the offsets, so ask before `.to` a GPU."""
         return np.diff(self.page_offsets.numpy())
+
+
+def collate(
+    image: torch.Tensor,
+    points: list[np.ndarray],
+    offsets: list[np.ndarray],
+    ignore: list[np.ndarray],
+    rows: np.ndarray,
+    matrix: np.ndarray,
+) -> Batch:
+    """A batch from its pages' labels.
+
+    Args:
+        image, rows, matrix: `Batch.image`, `Batch.index` and `Batch.matrix`, taken as they are.
+        points, offsets, ignore: one array a page, as in `source.Sample`; copied.
+    """
+    bases = np.cumsum([0] + [len(page) for page in points[:-1]])
+    poly_offsets = np.concatenate([np.zeros(1, np.int64)] + [o[1:] + base for o, base in zip(offsets, bases)])
+    page_offsets = np.cumsum([0] + [len(flags) for flags in ignore], dtype=np.int64)
+    return Batch(
+        image=image,
+        points_xy=torch.from_numpy(np.concatenate(points)),
+        poly_offsets=torch.from_numpy(poly_offsets),
+        page_offsets=torch.from_numpy(page_offsets),
+        ignore=torch.from_numpy(np.concatenate(ignore)),
+        index=rows,
+        matrix=matrix,
+    )

@@ -8,13 +8,55 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import backend, fn, pipeline_def, types
 
 from pipelines import graph, sampler
 from pipelines.augment import AugmentConfig
-from pipelines.batch import Batch
+from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
-from pipelines.source import NOT_AUGMENTED, BareIndex, EvalSource, TrainSource, raw_size, read_file
+from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
+from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_size, raw_sizes, read_file
+
+# The hardware decoder's memory is taken for a batch of pages of the hinted size: 16 pages of 16 Mpx are 0.8 GB. For a
+# larger one it grows when that page comes.
+HINT_MAX_PX = 16_000_000
+
+
+class BareIndex:
+    """Image files without annotations, with the part of the index's interface that loading needs.
+
+    Raises:
+        UserError: naming the first file that is missing or no image.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        with pixel_limit(DEFAULT_MAX_PIXELS):
+            headers = [read_header(Path(path)) for path in paths]
+        for path, header in zip(paths, headers):
+            if header.problem:
+                raise UserError(f"{path}: {header.problem} ({header.detail})")
+        self._paths = [Path(path) for path in paths]
+        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
+        self.orientation = np.array([h.orientation for h in headers], np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, i: int) -> Path:
+        """Path of page i."""
+        return self._paths[int(i)]
+
+    def name(self, i: int) -> str:
+        """File name of page i."""
+        return self._paths[int(i)].name
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """None: there are no annotations."""
+        return []
+
+    def ignore(self, i: int) -> np.ndarray:
+        """(0,) bool."""
+        return np.zeros(0, bool)
 
 
 class _Stream:
@@ -26,7 +68,11 @@ class _Stream:
         self.iteration = 0
         self.wait_seconds = 0.0
         maker = source.maker
-        self._pipeline = graph.build(source, maker.canvas_hw, augment, prefetch=prefetch, **options)
+        if self.device_id is not None:
+            _preallocate(source, augment, options["batch_size"], prefetch, self.device_id)
+        options["largest_wh"] = largest_wh(raw_sizes(maker.index))
+        self._pipeline = graph.define(source, maker.canvas_hw, augment, prefetch=prefetch, **options)
+        self._pipeline.build()
 
     def next(self) -> Batch:
         """The next batch.
@@ -57,21 +103,10 @@ class _Stream:
         image = torch.from_dlpack(outputs.image.as_tensor()).permute(0, 3, 1, 2)
         rows = np.array(outputs.index.as_tensor())
         self._check_sizes(rows, np.array(outputs.shape.as_tensor()))
-        points, ignore, offsets = (
-            [np.array(page) for page in output] for output in (outputs.points, outputs.ignore, outputs.offsets)
+        points, offsets, ignore = (
+            [np.array(page) for page in output] for output in (outputs.points, outputs.offsets, outputs.ignore)
         )
-        bases = np.cumsum([0] + [len(p) for p in points[:-1]])
-        poly_offsets = np.concatenate([np.zeros(1, np.int64)] + [o[1:] + base for o, base in zip(offsets, bases)])
-        page_offsets = np.cumsum([0] + [len(flags) for flags in ignore], dtype=np.int64)
-        return Batch(
-            image=image,
-            points_xy=torch.from_numpy(np.concatenate(points)),
-            poly_offsets=torch.from_numpy(poly_offsets),
-            page_offsets=torch.from_numpy(page_offsets),
-            ignore=torch.from_numpy(np.concatenate(ignore)),
-            index=rows,
-            matrix=np.array(outputs.matrix.as_tensor()),
-        )
+        return collate(image, points, offsets, ignore, rows, np.array(outputs.matrix.as_tensor()))
 
     def _check_sizes(self, rows: np.ndarray, shapes: np.ndarray) -> None:
         """The decoded sizes must be the index's: else image and polygons would not fit each other."""
@@ -96,6 +131,30 @@ class _Stream:
                     f"cannot decode {', '.join(dict.fromkeys(bad))}: missing, empty or damaged; "
                     "mend the file or take it out of the data"
                 ) from error
+
+
+def largest_wh(sizes_wh: np.ndarray) -> tuple[int, int]:
+    """Largest width and height of (N, 2) sizes; pages above HINT_MAX_PX are left out, (0, 0) when all are."""
+    usual = sizes_wh[sizes_wh.astype(np.int64).prod(1) <= HINT_MAX_PX]
+    width, height = usual.max(0) if len(usual) else (0, 0)
+    return int(width), int(height)
+
+
+def _preallocate(
+    source: TrainSource | EvalSource, augment: AugmentConfig, batch_size: int, prefetch: int, device_id: int
+) -> None:
+    """Grows DALI's pools once instead of in the first epoch's steps, which would wait for it.
+
+    Only where a quarter of the free memory is enough: the pools never shrink, and the network needs the rest.
+    """
+    maker = source.maker
+    needed = graph.device_bytes(maker.index.size_wh, maker.canvas_hw, augment, batch_size, prefetch)
+    free, _total = torch.cuda.mem_get_info(device_id)
+    if needed <= free // 4:
+        backend.PreallocateDeviceMemory(needed, device_id)
+    if augment.noises:  # by far the most that goes to the GPU: 3 bytes a pixel, on the pages that get noise
+        pixels = maker.canvas_hw[0] * maker.canvas_hw[1]
+        backend.PreallocatePinnedMemory(3 * pixels * math.ceil(batch_size * augment.noise_p))
 
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
@@ -198,6 +257,7 @@ def train_loader(
     threads: int = 2,
     workers: int = 0,
     prefetch: int = 2,
+    hw_decoder_load: float = 0.9,
 ) -> TrainLoader:
     """Augmented batches without end, from (start_epoch, start_step) on.
 
@@ -213,6 +273,7 @@ def train_loader(
         start_epoch, start_step: position of the first batch.
         device_id: GPU to decode and warp on, None = CPU.
         threads, workers, prefetch: DALI threads, source processes (0 = none), batches ahead.
+        hw_decoder_load: as `graph.define`; no effect on the CPU.
 
     Raises:
         UserError: fewer samples than one global batch; from `next`, a file that cannot be decoded.
@@ -227,9 +288,8 @@ def train_loader(
             "x trainer.accumulate); lower data.batch_size or add pages"
         )
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
-    stream = _Stream(
-        source, augment, prefetch, batch_size=batch_size, device_id=device_id, threads=threads, workers=workers
-    )
+    options = {"device_id": device_id, "threads": threads, "workers": workers, "hw_decoder_load": hw_decoder_load}
+    stream = _Stream(source, augment, prefetch, batch_size=batch_size, **options)
     return TrainLoader(stream, source)
 
 
@@ -243,6 +303,7 @@ def eval_loader(
     device_id: int | None = None,
     threads: int = 2,
     prefetch: int = 2,
+    hw_decoder_load: float = 0.9,
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
@@ -252,9 +313,8 @@ def eval_loader(
     if not len(rows):
         return EvalLoader(None, 0, rows)
     source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)
-    stream = _Stream(
-        source, NOT_AUGMENTED, prefetch, batch_size=batch_size, device_id=device_id, threads=threads, workers=0
-    )
+    options = {"device_id": device_id, "threads": threads, "workers": 0, "hw_decoder_load": hw_decoder_load}
+    stream = _Stream(source, NOT_AUGMENTED, prefetch, batch_size=batch_size, **options)
     return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
 
 
@@ -268,6 +328,7 @@ def predict_loader(
     device_id: int | None = None,
     threads: int = 2,
     prefetch: int = 2,
+    hw_decoder_load: float = 0.9,
 ) -> EvalLoader:
     """`eval_loader` over bare image files; batches have no polygons, `Batch.index` counts in `paths`.
 
@@ -283,4 +344,5 @@ def predict_loader(
         device_id=device_id,
         threads=threads,
         prefetch=prefetch,
+        hw_decoder_load=hw_decoder_load,
     )
