@@ -71,13 +71,14 @@ class Recorder:
 
     def finish(self) -> None:
         """Ends the recording, at the latest where an epoch ends, writes the files and shows the report."""
-        steps, self._seen = self._seen - SKIPPED - 1, 0
-        if self._profiler is None:
+        if not self._wanted:
             return
-        self._wait()
-        wall = time.perf_counter() - self._start
+        steps, self._seen = self._seen - SKIPPED - 1, 0
         profiler, self._profiler = self._profiler, None
-        profiler.stop()
+        if profiler is not None:
+            self._wait()
+            wall = time.perf_counter() - self._start
+            profiler.stop()
         if steps < 1:
             self._say(f"trainer.profile: nothing recorded, an epoch of {steps + SKIPPED + 1} steps is too short")
             return

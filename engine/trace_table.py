@@ -19,7 +19,8 @@ from typing import NamedTuple
 PARTS = ("data wait", "host to device", "targets", "forward", "loss", "backward", "optimizer", "EMA")
 COMMUNICATION, OTHER = "communication", "other"
 CONV, NORM, COPY, MATMUL, HOST = "convolution", "BatchNorm, pointwise", "copy, transposition", "matmul", "host code"
-KINDS = (CONV, NORM, COPY, MATMUL, "loss", "targets", "optimizer", HOST, OTHER, COMMUNICATION)
+DATA = "data loading"
+KINDS = (CONV, NORM, COPY, MATMUL, "loss", "targets", "optimizer", DATA, HOST, OTHER, COMMUNICATION)
 OURS = ("loss", "targets")
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
@@ -31,6 +32,7 @@ _NAMES = tuple(
     (re.compile(pattern, re.IGNORECASE), kind)
     for pattern, kind in (
         (r"nccl|gloo:|c10d::", COMMUNICATION),
+        (r"dali|nvjpeg|jpeg", DATA),
         (r"dbnet_engine::db_loss|_db_loss|^_?(sums|refine|choose|finish|gradient|binary)_kernel", "loss"),
         (r"dbnet_engine::db_targets|^_?(measure|bin|draw)_kernel", "targets"),
         (rf"triton_poi_fused_(_*{_MOVES})*_*\d*$", COPY),
@@ -69,7 +71,7 @@ def classify(name: str, part: str = "", operator: str = "") -> str:
     kind = _by_name(name)
     if kind == MATMUL and "conv" in operator.lower():
         return CONV
-    if kind in (CONV, COPY, MATMUL, COMMUNICATION, *OURS):
+    if kind in (CONV, COPY, MATMUL, COMMUNICATION, DATA, *OURS):
         return kind
     if part in OURS and (kind or name.startswith("aten::")):
         return part
@@ -176,7 +178,9 @@ def _kernel_pieces(kernels: list[dict], frames: list[_Frame], marks: list[tuple]
         part = _part_at(marks, launch.event["ts"]) if launch else OTHER
         within = _by_name(operator)
         kind = classify(event["name"], within if within in OURS else part, operator or "unknown")
-        part = COMMUNICATION if kind == COMMUNICATION else part
+        part = (
+            COMMUNICATION if kind == COMMUNICATION else OTHER if kind == DATA else part
+        )  # DALI has threads of its own
         pieces.append(
             Piece(event["name"], part, kind, event["dur"], *_layouts(by_id.get(given.get("External id"), {})))
         )
