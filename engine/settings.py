@@ -242,6 +242,7 @@ class TrainerConfig:
         choices=("auto", "triton", "reference"),
     )
     threads: int = option(0, "torch CPU threads; 0 = torch's choice", 0, 1024)
+    profile: bool = option(False, "record a few steps: a trace and a table of the step in the run's folder profile/")
     overlays: int = option(8, "pictures of the worst validation pages, drawn anew at each best result", 0, 10000)
 
     def __post_init__(self) -> None:

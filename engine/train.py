@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from torch.profiler import record_function
 
 from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
@@ -29,6 +30,7 @@ from engine.evaluate import evaluate
 from engine.loss import compute_loss, make_targets
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
+from engine.profile import Recorder
 from engine.scoring import worker_pool
 from engine.speed import run_network
 from engine.stopwatch import Scalars, Stopwatch
@@ -56,31 +58,42 @@ class Position:
 def train_step(
     trainee: Trainee, loader: TrainLoader, config: Config, ranks: Ranks, watch: Stopwatch, step: int
 ) -> torch.Tensor:
-    """One optimizer update. Returns METRICS as a float32 vector (5,) on the device; no sync."""
+    """One optimizer update. Returns METRICS as a float32 vector (5,) on the device; no sync.
+
+    The ranges are `engine.trace_table.PARTS`; without a profiler one costs about 10 us of host time.
+    """
     # Dropout and the like draw from here: keyed by step and rank, so a resume has no generator state to restore.
     torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + ranks.rank)
     accumulate = config.trainer.accumulate
     parts = torch.zeros(len(METRICS), device=ranks.device)
     for micro in range(accumulate):
         before = time.perf_counter()
-        batch = next(loader)
+        with record_function("data wait"):
+            batch = next(loader)
         watch.waited(time.perf_counter() - before)
-        batch = batch.to(ranks.device)
-        targets = make_targets(batch, config)
+        with record_function("host to device"):
+            batch = batch.to(ranks.device)
+        with record_function("targets"):
+            targets = make_targets(batch, config)
         last = micro == accumulate - 1
         quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else trainee.forward.no_sync()
         with quiet:
-            logits = run_network(trainee.forward, batch.image, config)
-            loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
-            (loss.total / accumulate).backward()
+            with record_function("forward"):
+                logits = run_network(trainee.forward, batch.image, config)
+            with record_function("loss"):
+                loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
+            with record_function("backward"):
+                (loss.total / accumulate).backward()
         parts[:4] += torch.stack([x.detach().float() for x in loss]) / accumulate
-    trained = [p for p in trainee.model.parameters() if p.requires_grad]
-    limit = config.trainer.clip_norm or math.inf
-    parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
-    trainee.optimizer.step()
-    trainee.optimizer.zero_grad(set_to_none=True)
+    with record_function("optimizer"):
+        trained = [p for p in trainee.model.parameters() if p.requires_grad]
+        limit = config.trainer.clip_norm or math.inf
+        parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad(set_to_none=True)
     if trainee.ema is not None:
-        trainee.ema.update(step)
+        with record_function("EMA"):
+            trainee.ema.update(step)
     return parts
 
 
@@ -97,6 +110,7 @@ class Run:
     writer: checkpoint.Writer | None  # rank 0's
     pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
+    recorder: Recorder  # of trainer.profile
 
 
 def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
@@ -111,6 +125,7 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
         position.step += 1
         position.samples_in_epoch += size
         watch.stepped(size)
+        run.recorder.stepped()
         if position.step % config.trainer.log_every == 0:
             scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
             report(run, scalars.finished())
@@ -125,6 +140,7 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
             save(run, position, None)
     if position.samples_in_epoch == loader.steps_per_epoch * size:
         position.epoch, position.samples_in_epoch = position.epoch + 1, 0
+    run.recorder.finish()
     check(run, scalars, position)
 
 
@@ -267,7 +283,8 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
             writer = checkpoint.Writer(folder / "checkpoints", *keep)
         origin = time.monotonic() - 60 * position.minutes
-        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin)
+        recorder = Recorder(config, ranks, folder, log.say)
+        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder)
         announce(run, source, loader.steps_per_epoch, position)
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
