@@ -3,7 +3,6 @@
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,18 +14,18 @@ from engine.distributed import Ranks
 from engine.evaluate import detect_pages
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
+from engine.step import train_step
 from engine.stopwatch import Stopwatch
 from engine.trainee import Trainee, build
 
 STEPS = 2
 
 
-def dry_run(config: Config, ranks: Ranks, train_step: Callable) -> int:
+def dry_run(config: Config, ranks: Ranks) -> int:
     """Opens the data, runs two training steps, detects on a page, writes a checkpoint and reads it back.
 
     Args:
         config, ranks: as for a run.
-        train_step: `engine.train.train_step` (handed over, since that module imports this one).
 
     Returns:
         exit code: 0, or 1 when the checkpoint came back different.

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from engine.config import Config
 from engine.data import build_train_loader
 from engine.distributed import Ranks
+from engine.settings import Config
 from engine.speed import run_network
 from engine.trainee import Trainee
 from pipelines.index import ConcatIndex

@@ -19,10 +19,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from engine import trace_table
-from engine.config import Config
 from engine.distributed import Ranks
-from engine.evaluate import arithmetic
 from engine.flops import training_flops
+from engine.settings import Config
+from engine.speed import arithmetic
 from engine.trace_table import COMMUNICATION, CopyRow, Trace
 
 SKIPPED = 2  # steps before: compilation, choice of algorithms, first allocations

@@ -6,9 +6,8 @@
 Without `data.train` it trains on built-in synthetic receipts. `--help` lists every key, `--print-config` shows the
 merged settings, `--dry-run` opens the data, runs two steps and a checkpoint round trip and prints the memory.
 
-One step = one optimizer update = `trainer.accumulate` forward passes on every rank. Nothing here waits for the device
-inside a step, and every place where the host does wait is marked "sync". With `trainer.kernels=reference` on a GPU one
-callee does wait: the PyTorch reference that renders the targets.
+The step itself is `engine.step.train_step`: nothing in it waits for the device. Every place where the host does wait is
+marked "sync".
 """
 
 import contextlib
@@ -20,25 +19,21 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from torch.profiler import record_function
 
 from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Ranks
 from engine.evaluate import evaluate
-from engine.loss import compute_loss, make_targets
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
 from engine.profile import Recorder
 from engine.scoring import worker_pool
-from engine.speed import run_network
+from engine.step import METRICS, train_step
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
 from pipelines.errors import UserError
 from pipelines.loader import TrainLoader
-
-METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm")
 
 
 @dataclasses.dataclass
@@ -53,48 +48,6 @@ class Position:
     stale: int = 0  # evaluations since the best
     minutes: float = 0.0  # training time of all sessions of the run
     precise_step: int = -1  # step at which trainer.precise_bn was done
-
-
-def train_step(
-    trainee: Trainee, loader: TrainLoader, config: Config, ranks: Ranks, watch: Stopwatch, step: int
-) -> torch.Tensor:
-    """One optimizer update. Returns METRICS as a float32 vector (5,) on the device; no sync.
-
-    The ranges are `engine.trace_table.PARTS`; without a profiler one costs about 10 us of host time.
-    """
-    # Dropout and the like draw from here: keyed by step and rank, so a resume has no generator state to restore.
-    torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + ranks.rank)
-    accumulate = config.trainer.accumulate
-    parts = torch.zeros(len(METRICS), device=ranks.device)
-    for micro in range(accumulate):
-        before = time.perf_counter()
-        with record_function("data wait"):
-            batch = next(loader)
-        watch.waited(time.perf_counter() - before)
-        with record_function("host to device"):
-            batch = batch.to(ranks.device)
-        with record_function("targets"):
-            targets = make_targets(batch, config)
-        last = micro == accumulate - 1
-        quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else trainee.forward.no_sync()
-        with quiet:
-            with record_function("forward"):
-                logits = run_network(trainee.forward, batch.image, config)
-            with record_function("loss"):
-                loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
-            with record_function("backward"):
-                (loss.total / accumulate).backward()
-        parts[:4] += torch.stack([x.detach().float() for x in loss]) / accumulate
-    with record_function("optimizer"):
-        trained = [p for p in trainee.model.parameters() if p.requires_grad]
-        limit = config.trainer.clip_norm or math.inf
-        parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
-    if trainee.ema is not None:
-        with record_function("EMA"):
-            trainee.ema.update(step)
-    return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +285,7 @@ def main(argv: list[str]) -> int:
     gc.disable()  # collected by hand in train_epoch
     try:
         if dry_run:
-            return dryrun.dry_run(config, ranks, train_step)
+            return dryrun.dry_run(config, ranks)
         folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
         train(config, ranks, folder)
     finally:

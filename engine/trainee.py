@@ -4,13 +4,13 @@ import dataclasses
 
 import torch
 
-from engine import checkpoint, speed
-from engine.config import Config
+from engine import speed
 from engine.distributed import Ranks
 from engine.ema import Ema
 from engine.loss import check_kernels
 from engine.model import DBNet, build_model, parameter_groups, synchronise_norms
 from engine.optim import build_optimizer
+from engine.settings import Config
 from pipelines.errors import UserError
 
 
@@ -48,6 +48,8 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
         config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
     model = build_model(config)
     if config.init_from and not resumed:
+        from engine import checkpoint  # here, so that the rest needs torch and timm only
+
         source = checkpoint.locate(config.init_from, key="init_from")
         part = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(model, part, source)

@@ -57,7 +57,7 @@ def test_files_and_functions_stay_small_and_documented(path):
 
 def test_train_step_itself_calls_nothing_that_waits():
     """`.item()`, `.tolist()`, `.cpu()`, `nonzero` and `float(tensor)` wait for the device; none is in train_step."""
-    tree = ast.parse((ROOT / "engine" / "train.py").read_text())
+    tree = ast.parse((ROOT / "engine" / "step.py").read_text())
     step = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train_step")
     waits = {"item", "tolist", "cpu", "numpy", "nonzero", "synchronize"}
     called = {n.func.attr for n in ast.walk(step) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, run_module
 from torch.profiler import record_function
 
-from engine import profile, train
+from engine import profile, step, train
 from engine import trace_table as table
 from engine.config import load_config
 from engine.flops import meta_model, trace
@@ -243,5 +243,5 @@ def test_the_key_is_off_by_default():
 
 
 def test_the_ranges_of_the_step_are_the_parts_of_the_table():
-    source = inspect.getsource(train.train_step)
+    source = inspect.getsource(step.train_step)
     assert re.findall(r'record_function\("(.*?)"\)', source) == list(table.PARTS)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import TINY
 
-from engine import evaluate, precise_bn, train
+from engine import evaluate, precise_bn
 from engine.config import load_config
 from engine.data import build_train_loader, open_data
 from engine.distributed import start
 from engine.model import frozen_norms_to_eval
+from engine.step import train_step
 from engine.stopwatch import Stopwatch
 from engine.trainee import build
 
@@ -51,7 +52,7 @@ def test_one_graph_a_mode_and_size(tmp_path, graphs, settings, expected):
         for step in range(4):
             trainee.model.train()
             frozen_norms_to_eval(trainee.model)
-            train.train_step(trainee, loader, config, ranks, Stopwatch(), step)
+            train_step(trainee, loader, config, ranks, Stopwatch(), step)
             trainee.model.eval()
             evaluate.evaluate(trainee.evaluated, data.val, config, ranks)
             counted.append(len(graphs))

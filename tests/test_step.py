@@ -8,12 +8,12 @@ import torch
 from conftest import DEVICE, TINY
 from no_sync import HostSync, no_sync
 
-from engine import train
 from engine.config import load_config
 from engine.data import build_train_loader, open_data
 from engine.distributed import start
 from engine.loss import compute_loss, make_targets
 from engine.speed import run_network
+from engine.step import train_step
 from engine.stopwatch import Stopwatch
 from engine.trainee import build
 
@@ -60,9 +60,9 @@ def test_a_step_waits_for_nothing(tmp_path, accumulate, monkeypatch):
     with _ready(tmp_path, *settings) as (config, ranks, trainee, loader):
         for group in trainee.optimizer.param_groups:  # as on a GPU; elsewhere its step counters are read on the host
             group.update(fused=True, foreach=False)
-        train.train_step(trainee, loader, config, ranks, Stopwatch(), 0)  # the optimizer makes its state here
+        train_step(trainee, loader, config, ranks, Stopwatch(), 0)  # the optimizer makes its state here
         with no_sync(uploads=True):
-            parts = train.train_step(trainee, loader, config, ranks, Stopwatch(), 1)
+            parts = train_step(trainee, loader, config, ranks, Stopwatch(), 1)
         assert parts.isfinite().all() and parts[0] > 0
 
 

@@ -1,0 +1,65 @@
+"""One step of training. Imports torch and timm only, so that `bench.gpu` times this very step on a bare machine.
+
+One step = one optimizer update = `trainer.accumulate` forward passes on every rank. Nothing here waits for the device;
+with `trainer.kernels=reference` on a GPU one callee does: the PyTorch reference that renders the targets.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch.profiler import record_function
+
+from engine.distributed import Ranks
+from engine.loss import compute_loss, make_targets
+from engine.settings import Config
+from engine.speed import run_network
+from engine.stopwatch import Stopwatch
+from engine.trainee import Trainee
+from pipelines.batch import Batch
+
+METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm")
+
+
+def train_step(
+    trainee: Trainee, loader: Iterator[Batch], config: Config, ranks: Ranks, watch: Stopwatch, step: int
+) -> torch.Tensor:
+    """One optimizer update. Returns METRICS as a float32 vector (5,) on the device; no sync.
+
+    The ranges are `engine.trace_table.PARTS`; without a profiler one costs about 10 us of host time.
+    """
+    # Dropout and the like draw from here: keyed by step and rank, so a resume has no generator state to restore.
+    torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + ranks.rank)
+    accumulate = config.trainer.accumulate
+    parts = torch.zeros(len(METRICS), device=ranks.device)
+    for micro in range(accumulate):
+        before = time.perf_counter()
+        with record_function("data wait"):
+            batch = next(loader)
+        watch.waited(time.perf_counter() - before)
+        with record_function("host to device"):
+            batch = batch.to(ranks.device)
+        with record_function("targets"):
+            targets = make_targets(batch, config)
+        last = micro == accumulate - 1
+        quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else trainee.forward.no_sync()
+        with quiet:
+            with record_function("forward"):
+                logits = run_network(trainee.forward, batch.image, config)
+            with record_function("loss"):
+                loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
+            with record_function("backward"):
+                (loss.total / accumulate).backward()
+        parts[:4] += torch.stack([x.detach().float() for x in loss]) / accumulate
+    with record_function("optimizer"):
+        trained = [p for p in trainee.model.parameters() if p.requires_grad]
+        limit = config.trainer.clip_norm or math.inf
+        parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad(set_to_none=True)
+    if trainee.ema is not None:
+        with record_function("EMA"):
+            trainee.ema.update(step)
+    return parts
