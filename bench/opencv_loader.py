@@ -100,7 +100,7 @@ class Batches(Dataset):
         )
 
 
-def _one_thread(_worker: int) -> None:
+def one_thread(_worker: int) -> None:
     """Workers are the parallelism: OpenCV's own threads would fight over the same cores."""
     cv2.setNumThreads(0)
 
@@ -112,7 +112,7 @@ class OpenCVLoader:
         self.steps_per_epoch = source.steps_per_epoch
         self.wait_seconds = 0.0
         # batch_size=None: an item is a batch already. The numbers never end; the order is kept.
-        options = {"num_workers": workers, "worker_init_fn": _one_thread}
+        options = {"num_workers": workers, "worker_init_fn": one_thread}
         if workers:
             options["prefetch_factor"] = prefetch
         loader = DataLoader(Batches(source), batch_size=None, sampler=itertools.count(), **options)
