@@ -39,7 +39,7 @@ _NAMES = tuple(
         (r"triton_tem_fused_\w*conv|triton_\w*convolution2d", CONV),
         (r"triton_(tem_fused_\w*)?(mm|bmm|addmm)", MATMUL),
         (r"multi_tensor_apply|fused_adam|Optimizer\.|triton_for_|aten::_foreach|aten::_fused", "optimizer"),
-        (r"triton_(poi|red|per)|cpp_fused", NORM),
+        (r"triton_(poi|red|per)|cpp_fused|CompiledFxGraph", NORM),  # the last: Inductor's C++ on a CPU, all in one
         (r"batch_?norm|bn_(fw|bw)", NORM),
         (r"nchwToNhwc|nhwcToNchw|(?<!conv_)transpos|copy|memcpy|convertTensor|aten::(cat|stack|clone)$", COPY),
         (r"implicit_gemm|fprop|dgrad|wgrad|winograd|cudnn|cutlass|mkldnn|conv(?!ert)", CONV),

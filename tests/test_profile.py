@@ -45,6 +45,7 @@ from engine.runlog import read_metrics
         ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<__half, float, 512, true, 1, true>", table.NORM),
         ("void at::native::batch_norm_backward_reduce_channels_last_kernel<4, __nv_bfloat16>", table.NORM),
         ("aten::native_batch_norm", table.NORM),
+        ("## Call CompiledFxGraph fsspp63lljtj4osc7ffkocoq7zfwsbkglqjvg5awabwpgl", table.NORM),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>>", table.NORM),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", table.MATMUL),
         ("ampere_sgemm_128x64_tn", table.MATMUL),
