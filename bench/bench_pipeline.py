@@ -23,7 +23,7 @@ from pipelines.source import SampleMaker
 
 THREADS = 2
 BATCH = 4
-BATCHES = 8  # per round
+BATCHES = 6  # per round
 CANVAS = (1280, 640)
 AUGMENT = {
     "off": AugmentConfig(enabled=False),

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pipelines.augment import AugmentConfig, Draw
 from pipelines.batch import Batch, collate
@@ -81,15 +81,16 @@ class Batches(Dataset):
             UserError: naming a file that cannot be decoded.
         """
         maker, drawn = self.source.maker, self.source.draws(iteration)
-        canvas = maker.canvas_hw
-        pixels = torch.empty((len(drawn), *canvas, 3))
         samples = [maker(row, numbers) for row, numbers in drawn]
-        for out, sample, (row, numbers) in zip(pixels.numpy(), samples, drawn):
+        pages = []
+        for sample, (row, numbers) in zip(samples, drawn):
             image = decode(sample)
             if image is None:
                 raise UserError(f"cannot decode {maker.index.path(row)}: missing, empty or damaged")
-            image = cv2.cvtColor(warp(image, sample, canvas), cv2.COLOR_BGR2RGB)
-            cv2.LUT(photometric(image, sample, numbers), NORMALISED, dst=out)
+            image = cv2.cvtColor(warp(image, sample, maker.canvas_hw), cv2.COLOR_BGR2RGB)
+            pages.append(torch.from_numpy(cv2.LUT(photometric(image, sample, numbers), NORMALISED)))
+        # In a worker it stacks the pages in shared memory, which spares the copy that sending a tensor makes.
+        pixels = default_collate(pages)
         return collate(
             pixels.permute(0, 3, 1, 2),
             [sample.points for sample in samples],
