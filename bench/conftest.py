@@ -33,7 +33,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[JUDGED] = []
-    config.option.benchmark_quiet = True  # pytest-benchmark's table of wall times only with -v -v
+    config.option.benchmark_quiet = True  # pytest-benchmark's own table of wall times: --benchmark-verbose
     if config.getoption("bench_update") and config.getoption("bench_plant"):
         raise pytest.UsageError("--bench-update with --bench-plant would keep a planted slowdown: give one of them")
 
@@ -46,6 +46,7 @@ def measure(benchmark, request):
     def measured(bench, case, *args, **options):
         planted = config.getoption("bench_plant") in (bench, PLANT_ALL)
         row = harness.measure(benchmark, bench, case, *args, planted=planted, **options)
+        assert row.key not in [other.key for other, _, _ in config.stash[JUDGED]], f"two rows are called {row.name}"
         baseline = baselines(config.getoption("bench_baselines"), row.device).get(row.key)
         result = verdict.judge(row, baseline)
         config.stash[JUDGED].append((row, baseline, result))

@@ -2,8 +2,8 @@
 
 On a CPU the figure is ours over the peer's time, both taken in the same round: a busy or slower machine slows both. The
 clock is this process's CPU time (all its threads, torch and OpenCV at one), so other processes hardly count; what runs
-in other processes, or waits, needs clock="wall". On a GPU it is microseconds between two CUDA events, the L2 cache
-overwritten before each sample. That part has not run on a GPU yet.
+in other processes, or waits, needs clock="wall". On a GPU it is microseconds between two CUDA events, one call a sample,
+the L2 cache overwritten before it. That part has not run on a GPU yet.
 """
 
 import ctypes
@@ -33,8 +33,9 @@ SAMPLE_S = 0.02  # a shorter call is repeated until a sample lasts this long
 # A shorter call is made once more before each sample: cold from the other's turn, find_quads takes 15 % longer, and the
 # figure would depend on how often a call is repeated (0.70 of the peer's time once, 0.60 four times).
 COLD_S = 0.1
-BUDGET_S = 2.0  # of a row's rounds, if their number is not given
-ROUNDS = (7, 25)  # least, most
+BUDGET_S = 1.5  # of a row's rounds, if their number is not given
+ROUNDS = (7, 20)  # least, most
+GPU_ROUNDS = (7, 100)
 L2_BYTES = 256 << 20  # more than any GPU's L2 cache
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "shapely", "pyclipper", "cleval", "timm")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -65,26 +66,16 @@ def measure(
     ours, peer: do the same work once; called once more for warming up and ours once more for its memory.
     images, moved_bytes: of one call of ours, for the rate.
     rounds: as many as fit in BUDGET_S, within ROUNDS, if None.
+    clock: on a CPU "cpu", or "wall" where the work is done or waited for in other processes.
+    device: "cuda" times ours alone, in microseconds.
     planted: ours runs twice for each call that is counted, a planted slowdown of 2.
     """
     on_gpu = device.startswith("cuda")
     assert on_gpu or (peer is not None and peer_name), "a row on a CPU needs a peer: absolute times mean nothing there"
     timed = _cuda_seconds if on_gpu else functools.partial(_seconds, CLOCKS[clock])
     with _steady(one_thread=not on_gpu and clock == "cpu"):
-        once = [_warm(timed, call) if call else 0.0 for call in (ours, peer)]
-        loops = [max(1, math.ceil(SAMPLE_S / seconds)) if seconds else 0 for seconds in once]
-        times: list[list[float]] = [[], []]
-
-        def sample(which: int, call: Callable, repeat: int = 1) -> None:
-            if once[which] < COLD_S:
-                call()
-            times[which].append(timed(call, repeat * loops[which]) / loops[which])
-
-        rounds = rounds or _rounds(sum(count * seconds for count, seconds in zip(loops, once)))
-        run_peer = functools.partial(sample, 1, peer) if peer else None
-        benchmark.pedantic(sample, args=(0, ours, 2 if planted else 1), setup=run_peer, rounds=rounds)
+        mine, others = _rounds(benchmark, timed, (ours, peer), rounds, on_gpu, 2 if planted else 1)
         peak = _cuda_peak_mib(ours, device) if on_gpu else _cpu_peak_mib(ours)
-    mine, others = (np.array(values) for values in times)
     figure = 1e6 * mine if on_gpu else mine / others
     ms = np.quantile(1e3 * mine, (0.2, 0.5, 0.8))
     p20, p50, p80 = np.quantile(figure, (0.2, 0.5, 0.8))
@@ -111,8 +102,26 @@ def measure(
     return row
 
 
-def _rounds(pair_s: float) -> int:
-    return int(min(max(BUDGET_S / pair_s, ROUNDS[0]), ROUNDS[1]))
+def _rounds(
+    benchmark, timed: Callable, calls: tuple, rounds: int | None, on_gpu: bool, repeat: int
+) -> list[np.ndarray]:
+    """Seconds of one call of ours and of the peer, in every round; ours is made `repeat` times for each that counts."""
+    once = [_warm(timed, call) if call else 0.0 for call in calls]
+    loops = [1, 1] if on_gpu else [math.ceil(SAMPLE_S / seconds) for seconds in once]
+    times: list[list[float]] = [[], []]
+
+    def sample(which: int, repeat: int = 1) -> None:
+        if once[which] < COLD_S:
+            calls[which]()
+        times[which].append(timed(calls[which], repeat * loops[which]) / loops[which])
+
+    if rounds is None:
+        round_s = sum((count + (seconds < COLD_S)) * seconds for count, seconds in zip(loops, once))
+        least, most = GPU_ROUNDS if on_gpu else ROUNDS
+        rounds = int(min(max(BUDGET_S / round_s, least), most))
+    run_peer = functools.partial(sample, 1) if calls[1] else None
+    benchmark.pedantic(sample, args=(0, repeat), setup=run_peer, rounds=rounds)
+    return [np.array(values) for values in times]
 
 
 def _rate(images: int, moved_bytes: int, seconds: float) -> tuple[float | None, str]:

@@ -1,15 +1,17 @@
 """Verdicts of `pytest bench/`: the rule by hand, baselines as files, whole runs with and without a planted slowdown."""
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import DEVICE, ROOT
 
-from bench import harness, verdict
+from bench import bench_kernels, gpu_cases, harness, verdict
 from pipelines.errors import UserError
 
 CHEAP = ("bench/bench_db_targets.py", "-k", "54")  # one row, 2 s
@@ -108,6 +110,46 @@ def test_committed_baselines_can_be_read():
 def test_device_slug_is_a_file_name_with_the_cores():
     slug = harness.device_slug()
     assert slug == harness.re.sub(r"[^a-z0-9-]", "", slug) and f"-{len(os.sched_getaffinity(0))}-cores" in slug
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_measured_row(benchmark, planted):
+    """16 Mi floats are 64 MiB; the plant doubles the time of ours; threads and the collector are as before."""
+    threads = torch.get_num_threads()
+    calls = []
+
+    def ours():
+        calls.append(1)
+        return torch.ones(16 << 20)
+
+    got = harness.measure(
+        benchmark,
+        "ones",
+        "64 MiB",
+        ours,
+        lambda: torch.ones(16 << 20),
+        peer_name="the same",
+        moved_bytes=64 << 20,
+        rounds=5,
+        planted=planted,
+    )
+    assert got.n == 5 and got.metric == "cpu_ratio" and got.unit == "of the same"
+    assert got.p20 <= got.p50 <= got.p80 and got.ms[0] <= got.ms[1] <= got.ms[2]
+    assert 63 < got.peak_mib < 67
+    assert got.rate_unit == "GB/s" and got.rate == pytest.approx((64 << 20) / got.ms[1] / 1e6)
+    assert (1.4 < got.p50 < 2.8) if planted else (0.7 < got.p50 < 1.4)
+    assert torch.get_num_threads() == threads and gc.isenabled()
+    assert json.loads(verdict.line(got))["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_row_on_a_cpu_needs_a_peer():
+    with pytest.raises(AssertionError, match="needs a peer"):
+        harness.measure(None, "ones", "64 MiB", lambda: None)
+
+
+def test_the_rows_of_a_gpu_are_cases_that_there_are():
+    cases = {(case.op, case.what) for case in gpu_cases.time_cases(torch.device(DEVICE), 2, 64)}
+    assert {row[:2] for row in bench_kernels.ROWS} <= cases
 
 
 def bench(*arguments: str, baselines, expected: int) -> str:
