@@ -2,8 +2,8 @@
 
 On a CPU the figure is ours over the peer's time, both taken in the same round: a busy or slower machine slows both. The
 clock is this process's CPU time (all its threads, torch and OpenCV at one), so other processes hardly count; what runs
-in other processes, or waits, needs clock="wall". On a GPU it is microseconds between two CUDA events, one call a sample,
-the L2 cache overwritten before it. That part has not run on a GPU yet.
+in other processes, or waits, needs clock="wall". On a GPU it is microseconds between two CUDA events, one call a
+sample, the L2 cache overwritten before it. That part has not run on a GPU yet.
 """
 
 import ctypes
