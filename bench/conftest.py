@@ -62,21 +62,25 @@ def baselines(folder, device):
     return verdict.load(folder, device)
 
 
+def missed_plant(config):
+    """The name a slowdown was to be planted under, if no row had it."""
+    planted = config.getoption("bench_plant")
+    return None if planted in (PLANT_ALL, *(row.bench for row, _, _ in config.stash[JUDGED])) else planted
+
+
 def pytest_sessionfinish(session):
     judged, option = session.config.stash[JUDGED], session.config.getoption
     if option("bench_json"):
         option("bench_json").write_text("".join(verdict.line(r, verdict=v) + "\n" for r, _, v in judged))
     if option("bench_update"):
         verdict.update(option("bench_baselines"), [row for row, _, _ in judged])
-    planted = option("bench_plant")
-    if planted not in (None, PLANT_ALL, *(row.bench for row, _, _ in judged)):
+    if missed_plant(session.config):
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
 
 def pytest_terminal_summary(terminalreporter, config):
     judged, option = config.stash[JUDGED], config.getoption
-    planted = option("bench_plant")
-    if planted not in (None, PLANT_ALL, *(row.bench for row, _, _ in judged)):
+    if planted := missed_plant(config):
         terminalreporter.write_line(f"--bench-plant={planted}: no row that ran is of a function of that name", red=True)
     if not judged:
         return

@@ -107,6 +107,7 @@ def _rounds(
 ) -> list[np.ndarray]:
     """Seconds of one call of ours and of the peer, in every round; ours is made `repeat` times for each that counts."""
     once = [_warm(timed, call) if call else 0.0 for call in calls]
+    assert min(once) > 0 or not calls[1], 'a call took no CPU time: give clock="wall" for what runs in other processes'
     loops = [1, 1] if on_gpu else [math.ceil(SAMPLE_S / seconds) for seconds in once]
     times: list[list[float]] = [[], []]
 
