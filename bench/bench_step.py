@@ -1,0 +1,87 @@
+"""A training step and the detection of a batch on the CPU, whole, beside the loop users come from.
+
+Both sides have the same network and pages; loaders stay outside (bench_pipeline.py has them, and
+`python -m bench.plain_loop` compares the whole training).
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bench.bench_db_targets import HEIGHT, WIDTH, receipt, tensors
+from bench.classic_postprocess import classic_quads
+from bench.plain_loop import plain_model, plain_step, plain_targets
+from bench.receipts import prob_maps
+from engine import evaluate
+from engine.config import load_config
+from engine.distributed import Ranks
+from engine.postprocess import detect
+from engine.step import train_step
+from engine.stopwatch import Stopwatch
+from engine.trainee import build
+from pipelines.batch import Batch
+
+PAGES = 2
+RANKS = Ranks(0, 0, 1, torch.device("cpu"))
+LEAST_RATIO = 1.3  # of the plain loop's time
+
+
+def receipts_config():
+    """The settings of `receipts_cpu` from random weights."""
+    return load_config(["preset=receipts_cpu", f"data.batch_size={PAGES}"])[0]
+
+
+def drawn_batch() -> Batch:
+    """PAGES drawn pages: their polygons, and noise for pixels."""
+    points, poly_offsets, page_offsets, ignore = tensors([receipt(seed) for seed in range(PAGES)])
+    image = torch.randn(PAGES, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    image = image.to(memory_format=torch.channels_last)
+    matrix = np.broadcast_to(np.eye(2, 3), (PAGES, 2, 3))
+    return Batch(image, points, poly_offsets, page_offsets, ignore, np.arange(PAGES), matrix)
+
+
+@pytest.mark.quick
+def test_a_step_is_faster_than_the_plain_loops(measure):
+    config, batch = receipts_config(), drawn_batch()
+    torch.manual_seed(0)
+    trainee = build(config, RANKS)
+    trainee.model.train()
+    steps = itertools.count()
+    model, optimizer = plain_model(config, RANKS.device)
+
+    def ours():
+        train_step(trainee, itertools.repeat(batch), config, RANKS, Stopwatch(), next(steps))
+
+    def peer():
+        plain_step(model, optimizer, batch.image.contiguous(), plain_targets(batch))
+
+    case = f"receipts_cpu, {PAGES} pages"
+    row = measure("train_step", case, ours, peer, peer_name="plain loop", images=PAGES, rounds=5)
+    assert row.times_faster >= LEAST_RATIO
+
+
+@pytest.mark.quick
+def test_a_batch_is_detected(measure):
+    """Network and boxes; the boxes are those of real receipts' maps, since an untrained network finds none."""
+    config, batch = receipts_config(), drawn_batch()
+    torch.manual_seed(0)
+    model = build(config, RANKS).model.eval()
+    plain = plain_model(config, RANKS.device)[0].eval()
+    maps = [prob_maps()[i] for i in range(PAGES)]
+    stacked, sizes = torch.from_numpy(np.stack(maps)), np.tile([WIDTH, HEIGHT], (PAGES, 1))
+
+    def ours():
+        evaluate.prob_maps(model, batch.image, config)
+        return detect(stacked, batch.matrix, sizes, config.post)
+
+    @torch.no_grad()
+    def peer():
+        plain(batch.image.contiguous())[:, 0].sigmoid()
+        return [classic_quads(prob) for prob in maps]
+
+    # the customary chain has other thresholds and scores; both must have boxes to form
+    assert min(len(page.polygons) for page in ours()) > 10 and min(len(page) for page in peer()) > 10
+    case = f"receipts_cpu, {PAGES} pages"
+    measure("detect_batch", case, ours, peer, peer_name="plain network + findContours", images=PAGES, rounds=5)
