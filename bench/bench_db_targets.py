@@ -68,7 +68,7 @@ def test_targets_are_faster_than_the_customary_chain(measure, case):
         peer_name="pyclipper + OpenCV",
         images=len(pages),
     )
-    assert 1 / row.p50 >= LEAST_RATIO, f"ours {row.ms[1]:.1f} ms, customary {row.peer_ms:.1f} ms"
+    assert row.times_faster >= LEAST_RATIO, f"ours {row.ms[1]:.1f} ms, customary {row.peer_ms:.1f} ms"
 
 
 @pytest.mark.quick

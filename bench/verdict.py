@@ -58,6 +58,11 @@ class Row:
         return f"{self.bench}: {self.case}"
 
     @property
+    def times_faster(self) -> float:
+        """The peer's time over ours in the best fifth of the rounds, for goals: noise alone misses none."""
+        return 1 / self.p20
+
+    @property
     def key(self) -> tuple[str, ...]:
         """What a row and its baseline share. Another peer is another figure, so the unit, which names it, is in it."""
         return self.bench, self.case, self.impl, self.dtype, self.metric, self.unit, self.device
