@@ -1,71 +1,103 @@
-"""Every Triton kernel checked against its reference and timed on the GPU at hand, as one table.
+"""Everything that is to be measured on a GPU, in order of value, as one table.
 
-    python -m bench.gpu --out bench/results
+    python -m bench.gpu --out bench/results [--budget-s 540]
 
-writes DATE-DEVICE.json and .md: first the checks, then microseconds a batch of 16 pages of 1280 x 1280, GB/s, the ratio
-to the byte floor (what a device-to-device copy needs for the same bytes on this device) and to eager PyTorch,
-torch.compile and the named peers, all in one run. Without a CUDA device it says "not measured" and writes nothing.
+writes DIR/DEVICE-DATE/results.json and report.md, row by row as they come: correctness of every kernel, the training
+step of HRNet-W44 at 1280 (bf16, 16 pages, data from disk) in eager and compiled forms, the loop users come from, the
+kernels against the byte floor and their peers, evaluation, the convolution grid, a profile. Each entry is a process of
+its own, so that a crash, a lack of memory or a missing package costs that entry only: it then says "not measured:
+reason", and the next run on the same DIR tries it again and goes on with what is left. Needs torch, triton and timm;
+DALI, OpenCV, pyclipper and cupy add rows. Without a CUDA device it says "not measured" and writes nothing.
 """
 
 import argparse
 import datetime
-import importlib.util
+import importlib
 import json
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import triton
 
-from bench.gpu_cases import Case, check_all, memory_of_loss, time_cases
-from engine import cli
+from pipelines.errors import UserError
 
-# Microseconds a batch of 16 x 1280 x 1280 on one H200: what must be reached, and what to reach for.
-GOALS = {"db_targets": (200, 60), "db_loss": (400, 180), "find_quads": (500, 100)}
-
-
-class Timing(NamedTuple):
-    """One timed call."""
-
-    op: str
-    what: str  # "kernels", "kernels as a CUDA graph", or the peer
-    us: float  # median
-    floor_us: float | None  # bytes it must move at the bandwidth of a copy; None for peers
-
-
-def clock(call: Callable, device: torch.device, *, graph: bool = False) -> float:
-    """Median microseconds of a call; on a CPU (in tests) one call's."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        call()
-        return 1e6 * (time.perf_counter() - start)
-    if graph:
-        return 1e3 * triton.testing.do_bench_cudagraph(call, return_mode="median")
-    return 1e3 * triton.testing.do_bench(call, return_mode="median")
+NOT_MEASURED = "not measured"
+HIDDEN = ("section", "of", "what", "end", "text")  # keys of a row that are no figures
+# Section and entry, by value. bench.gpu_SECTION.rows(entry, size) gives pairs of a row's name and its figures.
+PLAN = (
+    ("kernels", "checks"),
+    ("step", "eager"),
+    ("step", "compiled"),
+    ("step", "compiled, 48 channels"),
+    ("kernels", "times"),
+    ("step", "plain loop"),
+    ("conv", "peak"),
+    ("evaluation", "validation"),
+    ("conv", "grid"),
+    ("step", "compiled, 48 channels, forced layout"),
+    ("step", "compiled, 48 channels, blocks"),
+    ("step", "profile"),
+    ("step", "compiled, 64 channels"),
+    ("step", "compiled, 48 channels, half the activations"),
+    ("step", "compiled, 48 channels, max-autotune"),
+)
+# Images/s of the step on one H200: what must be reached, the target, the floor without fusing BN into convolutions.
+GOALS = "eager 45-55 expected; 60 at least, 75-85 the target, 108 the floor without conv-BN fusion, 120 to reach for"
 
 
-def bandwidth(device: torch.device, size: int) -> float:
-    """Bytes a second of a device-to-device copy, reads and writes counted."""
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2e6 * size / clock(lambda: target.copy_(source), device)
+def rows_of(section: str, what: str, argv: list[str]) -> Iterator[tuple[str, dict]]:
+    """Measures one entry of PLAN here, in this process."""
+    parser = argparse.ArgumentParser()
+    for name, default in (("pages", 16), ("side", 1280)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--encoder", default="hrnet_w44")
+    parser.add_argument("--device", default="cuda")
+    size = parser.parse_args(argv)
+    yield from importlib.import_module(f"bench.gpu_{section}").rows(what, size)
 
 
-def run_case(case: Case, device: torch.device, rate: float) -> list[Timing]:
-    """Times one case as it is launched and, where it can be captured, as one CUDA graph."""
-    floor = 1e6 * case.bytes / rate if case.bytes else None
-    timings = [Timing(case.op, case.what, clock(case.call, device) * case.scale, floor)]
-    if case.graph:
-        graphed = clock(case.call, device, graph=True) * case.scale
-        timings.append(Timing(case.op, f"{case.what}, one CUDA graph", graphed, floor))
-    return timings
+def child(section: str, what: str, argv: list[str]) -> int:
+    """Prints a line of JSON for every row, and says what is missing as a row too."""
+    try:
+        for name, figures in rows_of(section, what, argv):
+            print("ROW " + json.dumps({"section": section, "of": what, "what": name, **figures}), flush=True)
+    except ModuleNotFoundError as error:
+        print("ROW " + json.dumps(missing(section, what, f"no package {error.name}")), flush=True)
+    return 0
+
+
+def missing(section: str, what: str, reason: str) -> dict:
+    """The row of what could not be measured."""
+    return {"section": section, "of": what, "what": what, NOT_MEASURED: reason}
+
+
+def measure(section: str, what: str, seconds: float, argv: list[str], keep: Callable[[dict], None]) -> None:
+    """Runs one entry in a process of its own for at most `seconds`, handing on its rows as they come."""
+    command = [sys.executable, "-m", "bench.gpu", "--section", section, "--what", what, *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
+    reader.start()
+    late = threading.Timer(seconds, process.kill)
+    late.start()
+    try:
+        for line in process.stdout:
+            if line.startswith("ROW "):
+                keep(json.loads(line[4:]))
+    finally:
+        code = process.wait()
+        expired = not late.is_alive()
+        late.cancel()
+        reader.join()
+    if code:
+        said = next((line.strip() for line in reversed(errors) if line.strip()), f"exit code {code}")
+        keep(missing(section, what, f"over the time left, {seconds:.0f} s" if expired else said[:300]))
 
 
 def facts(device: torch.device) -> dict:
@@ -74,89 +106,116 @@ def facts(device: torch.device) -> dict:
     if shutil.which("git"):
         git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         commit = git.stdout.strip() or commit
+    versions = {}
+    for package in ("triton", "timm", "nvidia.dali", "cupy"):
+        try:
+            versions[package] = importlib.import_module(package).__version__
+        except ImportError:
+            versions[package] = "not installed"
     return {
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cupy": "installed" if importlib.util.find_spec("cupy") else "not installed, so not timed",
+        **versions,
         "commit": commit,
         "command": "python -m bench.gpu",
     }
 
 
-def markdown(report: dict) -> str:
-    """The report as text."""
-    head = ", ".join(f"{key} {value}" for key, value in report["facts"].items())
-    lines = [f"# Kernels on {report['facts']['device']}", "", head + f", copy {report['copy_gb_s']:.0f} GB/s", ""]
-    lines += ["| check | result |", "|---|---|"]
-    lines += [f"| {name} | {'ok' if ok else 'WRONG'}: {detail} |" for name, ok, detail in report["checks"]]
-    lines += ["", f"Extra memory of the loss: {report['loss_bytes_per_pixel']:.1f} bytes a pixel (at most 16).", ""]
-    lines += ["CUDA graphs are timed with a warm L2 cache, everything else with a cold one.", ""]
-    lines += ["| op | what | us | floor us | of the floor's rate | slower than the kernels | goal (reach) us |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    timings = [Timing(*row) for row in report["timings"]]
-    for row in timings:
-        ours = statistics.median(other.us for other in timings if other.op == row.op and other.what == "kernels")
-        floor = ("-", "-") if row.floor_us is None else (f"{row.floor_us:.0f}", f"{row.floor_us / row.us:.0%}")
-        ours_too = row.what in ("kernels", "kernels, one CUDA graph") and row.op in GOALS
-        goal = "{} ({})".format(*GOALS[row.op]) if ours_too else "-"
-        lines.append(f"| {row.op} | {row.what} | {row.us:.0f} | {' | '.join(floor)} | {row.us / ours:.2f} | {goal} |")
-    return "\n".join(lines) + "\n"
+class Report:
+    """The rows of one device and day, on disk after every change."""
+
+    def __init__(self, folder: Path, given: dict) -> None:
+        self.folder, self.facts = folder, given
+        path = folder / "results.json"
+        self.rows: list[dict] = json.loads(path.read_text())["rows"] if path.exists() else []
+
+    def done(self, section: str, what: str) -> bool:
+        """Whether all of an entry is there: its last row carries `end`."""
+        mine = [row for row in self.rows if (row["section"], row["of"]) == (section, what)]
+        return any(row.get("end") for row in mine)
+
+    def keep(self, row: dict) -> None:
+        """Adds a row, in the place of one of the same name, and writes the files."""
+        names = [(other["section"], other["of"], other["what"]) for other in self.rows]
+        name = (row["section"], row["of"], row["what"])
+        if name in names:
+            self.rows[names.index(name)] = row
+        else:
+            self.rows.append(row)
+        print(_line(row), file=sys.stderr, flush=True)
+        rates = {r["what"]: r["images_per_second"] for r in self.rows if "images_per_second" in r}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        whole = {"facts": self.facts, "images_per_second": rates, "rows": self.rows}
+        (self.folder / "results.json").write_text(json.dumps(whole, indent=1) + "\n")
+        (self.folder / "report.md").write_text(markdown(self.facts, self.rows))
 
 
-def not_measured() -> str:
-    """The table of a machine without a GPU."""
-    lines = ["| op | goal (reach) us | measured |", "|---|---|---|"]
-    lines += [f"| {op} | {goal} ({reach}) | not measured: no CUDA device |" for op, (goal, reach) in GOALS.items()]
+def _line(row: dict) -> str:
+    figures = ", ".join(f"{key} {_short(value)}" for key, value in row.items() if key not in HIDDEN)
+    return f"{row['section']}: {row['what']}: {figures}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return "/".join(_short(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown(given: dict, rows: list[dict]) -> str:
+    """The report as text: a table a section, its columns the figures that its rows have."""
+    lines = [f"# {given['device']}, {given['date']}", "", ", ".join(f"{k} {v}" for k, v in given.items()), ""]
+    planned = [*PLAN, *{(row["section"], row["of"]): None for row in rows}]
+    for section in dict.fromkeys(name for name, _ in planned):
+        mine = [row for row in rows if row["section"] == section]
+        left = [what for name, what in PLAN if name == section and what not in [row["of"] for row in mine]]
+        columns = list(dict.fromkeys(key for row in mine for key in row if key not in HIDDEN))
+        lines += [f"## {section}", "", "| what | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join([row["what"], *(_short(row.get(c, "")) for c in columns)]) + " |" for row in mine]
+        lines += [f"| {what} | {NOT_MEASURED}: no time was left |" for what in left]
+        lines += ["", *([f"Images/s on one H200: {GOALS}.", ""] if section == "step" else [])]
+        lines += [text for row in mine for text in (row.get("text", ""), "") if row.get("text")]
     return "\n".join(lines)
 
 
-def measure(device: torch.device, pages: int, side: int, keep: Callable, check_side: int = 640) -> dict:
-    """Checks on pages of `check_side` first, then times; see the module docstring.
-
-    `keep(report)` is called after every check and timing, so that a failure late in the run loses nothing before it.
-    """
-    report = {"facts": facts(device), "shape": [pages, side, side], "checks": [], "timings": []}
-    for check in check_all(device, check_side):
-        report["checks"].append(check)
-        keep(report)
-    report["loss_bytes_per_pixel"] = memory_of_loss(device, pages, side)
-    rate = bandwidth(device, pages * side * side * 8)
-    report["copy_gb_s"] = rate / 1e9
-    for case in time_cases(device, pages, side):
-        report["timings"] += [list(timing) for timing in run_case(case, device, rate)]
-        keep(report)
+def run(folder: Path, device: torch.device, budget_s: float, argv: list[str], plan: tuple = PLAN) -> Report:
+    """Measures what is not there yet, in the order of the plan, while there is time."""
+    given = facts(device)
+    name = f"{given['device'].lower().replace(' ', '-')}-{given['date']}"
+    report = Report(folder / name, given)
+    end = time.monotonic() + budget_s
+    for section, what in plan:
+        left = end - time.monotonic()
+        if left > 10 and not report.done(section, what):  # torch and CUDA alone take as long to start
+            measure(section, what, left, argv, report.keep)
     return report
-
-
-def write(report: dict, folder: Path | None) -> None:
-    """Says the newest line on stderr, and keeps what is there as JSON and, once there are times, as Markdown."""
-    print(report["timings"][-1] if report["timings"] else report["checks"][-1], file=sys.stderr, flush=True)
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{report['facts']['date']}-{report['facts']['device'].replace(' ', '-')}"
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    if report["timings"]:
-        (folder / f"{name}.md").write_text(markdown(report))
 
 
 def main(argv: list[str]) -> int:
     """Entry point; 1 when a check failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for the JSON and the Markdown file")
-    parser.add_argument("--pages", type=int, default=16)
-    parser.add_argument("--side", type=int, default=1280)
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the folder of results")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="seconds in all; a rerun goes on")
+    parser.add_argument("--section", help=argparse.SUPPRESS)  # the child's
+    parser.add_argument("--what", help=argparse.SUPPRESS)
+    args, rest = parser.parse_known_args(argv)
+    if args.section:
+        return child(args.section, args.what, rest)
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: --help lists what there is")
     if not torch.cuda.is_available():
-        print(not_measured())
+        print("\n".join(f"{section}: {what}: {NOT_MEASURED}: no CUDA device" for section, what in PLAN))
         return 0
-    report = measure(torch.device("cuda"), args.pages, args.side, lambda found: write(found, args.out))
-    print(markdown(report))
-    return 0 if all(ok for _, ok, _ in report["checks"]) else 1
+    report = run(args.out, torch.device("cuda"), args.budget_s, rest)
+    print(markdown(report.facts, report.rows))
+    return 1 if any(row.get("right") is False for row in report.rows) else 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    # engine.cli would bring omegaconf, which the machine may not have
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 
-from bench.classic_postprocess import classic_quads, text_like_map
 from kernels.components import find_quads, label
 from kernels.db_loss import db_loss
 from kernels.db_targets import DBTargets, db_targets
@@ -59,9 +58,12 @@ def loss_inputs(pages: int, side: int, device: torch.device, dtype: torch.dtype)
 
 
 def prob_maps(pages: int, side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(pages, side, side) maps like a trained network's, four different ones in turn."""
-    made = [torch.from_numpy(text_like_map(seed, side, side, 400 * side // 1280)) for seed in range(min(4, pages))]
-    return torch.stack([made[page % len(made)] for page in range(pages)]).to(device, dtype)
+    """(pages, side, side) maps like a trained network's: soft-edged shrunken lines of text, and some noise."""
+    given = polygons(pages, side, torch.device("cpu"))
+    cores = db_targets(*given, height=side, width=side, implementation="reference").shrink_map.float()
+    soft = avg_pool2d(avg_pool2d(cores[:, None], 3, 1, 1), 3, 1, 1)[:, 0]
+    noise = torch.randn(soft.shape, generator=torch.Generator().manual_seed(0))
+    return (0.9 * soft + 0.03 * noise).clamp(0, 1).to(device, dtype)
 
 
 def adversaries(side: int) -> Tensor:
@@ -211,10 +213,11 @@ def quads_cases(device: torch.device, pages: int, side: int) -> list[Case]:
     ]
     if on_gpu and importlib.util.find_spec("cupy") is not None:
         cases += cupy_cases(maps)
-    host = maps[0].float().cpu().numpy()
-    cases.append(
-        Case("find_quads", "findContours and pyclipper on one CPU core", lambda: classic_quads(host), scale=pages)
-    )
+    if importlib.util.find_spec("cv2") is not None and importlib.util.find_spec("pyclipper") is not None:
+        from bench.classic_postprocess import classic_quads
+
+        host, what = maps[0].float().cpu().numpy(), "findContours and pyclipper on one CPU core"
+        cases.append(Case("find_quads", what, lambda: classic_quads(host), scale=pages))
     return cases
 
 

@@ -108,8 +108,11 @@ def kind_of(func: Any, args: tuple) -> str:
 
 
 def meta_model(config: Config) -> nn.Module:
-    """The detector of a configuration on the meta device, in training mode; no weights are read."""
-    encoder = dataclasses.replace(config.models.encoder, weights="")
+    """The detector of a configuration on the meta device, in training mode; no weights are read.
+
+    Without width padding: its FLOPs are the machine's work, not the model's.
+    """
+    encoder = dataclasses.replace(config.models.encoder, weights="", pad_widths="none")
     config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
     with torch.device("meta"):
         return build_model(config).train()

@@ -1,46 +1,37 @@
-"""`bench.gpu` at a tiny size without a GPU: its checks hold, its cases run, its report can be read."""
+"""`bench.gpu` at a tiny size without a GPU: its entries run, its report can be read, a lost row is told and retried."""
 
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DEVICE
+from conftest import DEVICE, ROOT
 
-from bench import gpu, gpu_cases
+from bench import gpu, gpu_cases, gpu_conv, gpu_evaluation, gpu_kernels, gpu_step
 
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":  # half a minute of C++ compilation, for a peer
-            patch.setattr(torch, "compile", lambda function: function)
-        folder = tmp_path_factory.mktemp("bench")
-        return gpu.measure(torch.device(DEVICE), 2, 64, lambda found: gpu.write(found, folder), check_side=80), folder
+TINY = SimpleNamespace(pages=2, side=64, encoder="lcnet_035", device=DEVICE)
+ARGUMENTS = ["--pages", "2", "--side", "64", "--encoder", "lcnet_035", "--device", DEVICE]
 
 
 @pytest.fixture
-def report(measured):
-    return measured[0]
+def no_compiler(monkeypatch):
+    if DEVICE == "cpu":  # half a minute of C++ for each graph
+        monkeypatch.setattr(torch, "compile", lambda model, **options: model)
 
 
-def test_what_was_measured_is_kept_as_it_comes(measured):
-    report, folder = measured
-    (kept,), (text,) = folder.glob("*.json"), folder.glob("*.md")
-    assert json.loads(kept.read_text())["timings"] == report["timings"] and text.read_text() == gpu.markdown(report)
+def test_every_check_holds():
+    *checks, memory = gpu_kernels.rows("checks", TINY)
+    assert len(checks) == 6 and memory[1]["end"]
+    for name, figures in checks:
+        assert figures["right"], f"{name}: {figures['detail']}"
 
 
-def test_every_check_holds(report):
-    assert len(report["checks"]) == 6
-    for name, ok, detail in report["checks"]:
-        assert ok, f"{name}: {detail}"
-
-
-def test_every_op_is_timed_against_peers(report):
-    timed = {(op, what) for op, what, _, _ in report["timings"]}
-    for op in gpu.GOALS:
-        assert (op, "kernels") in timed and len([what for other, what in timed if other == op]) >= 2
-    text = gpu.markdown(report)
-    assert "WRONG" not in text and all(f"| {op} | kernels |" in text for op in gpu.GOALS)
+def test_every_op_is_timed_against_peers(no_compiler):
+    timed = dict(gpu_kernels.rows("times", TINY))
+    for op in gpu_kernels.GOALS:
+        assert timed[f"{op}: kernels"]["floor_us"] > 0 and len([name for name in timed if name.startswith(op)]) >= 2
 
 
 def test_a_wrong_kernel_is_told(monkeypatch):
@@ -51,7 +42,87 @@ def test_a_wrong_kernel_is_told(monkeypatch):
     assert name.startswith("label") and not ok
 
 
+@pytest.mark.parametrize("what", ["eager", "compiled", "plain loop", "profile"])
+def test_steps_are_timed(what, no_compiler, monkeypatch):
+    monkeypatch.setattr(gpu_step, "STEPS", 2)
+    ((name, figures),) = gpu_step.rows(what, TINY)
+    assert name == what and figures["end"]
+    if what == "profile":
+        assert "| part of the step |" in figures["text"]
+    else:
+        assert figures["images_per_second"] > 0 and figures["model_tflop_s"] > 0
+
+
+def test_the_words_of_an_entry_are_settings():
+    w44 = SimpleNamespace(pages=16, side=1280, encoder="hrnet_w44", device=DEVICE)
+    seen = {what: gpu_step.settings(w44, what) for section, what in gpu.PLAN if section == "step"}
+    assert not seen["eager"].trainer.compile and seen["compiled"].trainer.compile
+    padded = seen["compiled, 48 channels, blocks"]
+    assert (padded.models.encoder.pad_widths, padded.speed.scope) == ("48", "blocks")
+    assert seen["compiled, 64 channels"].models.encoder.pad_widths == "64"
+    assert seen["compiled, 48 channels, half the activations"].speed.memory_budget == 0.5
+    changed = [what for what in seen if what.startswith("compiled, ")]
+    assert len({repr(seen[what]) for what in changed}) == len(changed), "two entries measure the same"
+
+
+def test_the_validation_pass_is_timed(no_compiler, monkeypatch):
+    monkeypatch.setattr(gpu_evaluation, "BATCHES", 2)
+    ((_, figures),) = gpu_evaluation.rows("validation", TINY)
+    assert figures["times_the_network"] > 0 and figures["pages_per_second"] > 0
+
+
+def test_convolutions_and_the_peak_are_timed():
+    grid = dict(gpu_conv.rows("grid", TINY))
+    assert len(grid) == 10 and all(figures["useful_tflop_s"] > 0 for figures in grid.values())
+    assert [figures.get("end") for figures in grid.values()] == [None] * 9 + [True]
+    ((_, peak),) = gpu_conv.rows("peak", SimpleNamespace(device="cpu"))
+    assert peak["tflop_s"] > 0
+
+
+def test_a_run_keeps_rows_tells_what_is_lost_and_goes_on(tmp_path):
+    plan = (("conv", "peak"), ("conv", "nonsense"), ("kernels", "checks"))
+    # 11 s are enough for the first entry and too few for the last
+    report = gpu.run(tmp_path, torch.device("cpu"), 600, ARGUMENTS, plan[:2])
+    (folder,) = tmp_path.iterdir()
+    kept = json.loads((folder / "results.json").read_text())
+    assert kept["rows"] == report.rows and report.done("conv", "peak") and not report.done("conv", "nonsense")
+    assert report.rows[0]["tflop_s"] > 0 and "nonsense" in report.rows[1][gpu.NOT_MEASURED]
+    text = (folder / "report.md").read_text()
+    assert "AssertionError: nonsense" in text and "| grid | not measured: no time was left |" in text
+    before = report.rows[0]
+    again = gpu.run(tmp_path, torch.device("cpu"), 11.0, ARGUMENTS, plan[:1])
+    assert again.rows[0] == before, "what is there is not measured again"
+
+
+def test_an_entry_over_its_time_is_ended_and_said():
+    rows = []
+    gpu.measure("kernels", "times", 1.0, ARGUMENTS, rows.append)
+    assert rows[-1][gpu.NOT_MEASURED] == "over the time left, 1 s"
+
+
+@pytest.mark.parametrize("blocked", ["pyclipper", "nvidia.dali"])
+def test_a_missing_package_costs_its_row_only(blocked, tmp_path):
+    """And everything else needs torch, triton, timm and OpenCV alone."""
+    others = ["omegaconf", "wandb", "shapely", "scipy", "safetensors", "rich", "matplotlib", "pyclipper", "nvidia.dali"]
+    section, what = ("step", "plain loop") if blocked == "pyclipper" else ("step", "eager")
+    code = (
+        "import sys\n"
+        f"for name in {others}: sys.modules[name] = None\n"
+        "import importlib.util as u\n"
+        f"real = u.find_spec; u.find_spec = lambda name, *a: None if name in {others} else real(name, *a)\n"
+        "from bench import gpu, gpu_step\n"
+        "gpu_step.STEPS = 2\n"
+        f"sys.exit(gpu.child({section!r}, {what!r}, {ARGUMENTS}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    (row,) = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    if blocked == "pyclipper":
+        assert row[gpu.NOT_MEASURED] == "no package pyclipper"
+    else:
+        assert row["images_per_second"] > 0 and row["loader"].startswith("OpenCV")
+
+
 def test_without_a_gpu_it_says_not_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.count("not measured") == len(gpu.GOALS) and not (tmp_path / "out").exists()
+    assert capsys.readouterr().out.count("not measured") == len(gpu.PLAN) and not (tmp_path / "out").exists()
