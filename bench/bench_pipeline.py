@@ -1,21 +1,21 @@
-"""Images per second of the training and evaluation loaders, and of the fixed peer that makes the same batches.
+"""The training and evaluation loaders on the CPU, beside OpenCV doing the same work.
 
 Pages are the receipts of DBNET_RECEIPTS (a folder that `pipelines.index` reads), else drawn ones of about 600x1200 px.
-The peer is a torch DataLoader with OpenCV (bench/opencv_loader.py), 2 worker processes where DALI has 2 threads. On a
-machine with a GPU our loader runs there too. `images_per_second` is in extra_info.
+The peer of training is a torch DataLoader with OpenCV (bench/opencv_loader.py), 2 worker processes where DALI has 2
+threads: wall clock, so busy cores show. On a GPU, `bench.gpu` reports how long a step waits for data.
 """
 
+import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from bench.opencv_loader import opencv_loader
+from bench.opencv_loader import NORMALISED, opencv_loader
 from pipelines import loader
 from pipelines.augment import AugmentConfig, draw
 from pipelines.index import build, open_index
@@ -30,7 +30,7 @@ AUGMENT = {
     "geometry": AugmentConfig(brightness_p=0, hsv_p=0, sharpen_p=0, blur_p=0, noise_p=0, shadow_p=0, fog_p=0),
     "full": AugmentConfig(),
 }
-DEVICES = [None, 0] if torch.cuda.is_available() else [None]
+PAGES = "receipts" if "DBNET_RECEIPTS" in os.environ else "drawn pages"
 
 
 def draw_page(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[str]]:
@@ -58,67 +58,41 @@ def open_pages(folder: Path) -> Any:
     return build(folder, folder / "index")
 
 
-def ours(index: Any, augment: AugmentConfig, device: int | None = None) -> None:
-    """BATCHES batches of our loader, from opening to closing it, ready on its device.
+def ours(index: Any, augment: AugmentConfig) -> None:
+    """BATCHES batches of our loader, from opening to closing it.
 
     Both loaders work ahead, so a call on an open one would be given what was made between the calls and would disturb
     the next one. Opened and closed within the call, each makes these batches and the two in flight (DALI's prefetch of
     2, one a worker of the peer).
     """
-    made = loader.train_loader(
-        index,
-        image_size=CANVAS,
-        batch_size=BATCH,
-        augment=augment,
-        seed=0,
-        device_id=device,
-        threads=THREADS,
-        prefetch=2,
-    )
-    _take(made, device)
+    options = {"image_size": CANVAS, "batch_size": BATCH, "augment": augment, "seed": 0}
+    _take(loader.train_loader(index, **options, threads=THREADS, prefetch=2))
 
 
 def peer(index: Any, augment: AugmentConfig) -> None:
     """The same batches by the DataLoader with OpenCV, from starting to ending its workers."""
-    _take(
-        opencv_loader(index, image_size=CANVAS, batch_size=BATCH, augment=augment, seed=0, workers=THREADS, prefetch=1),
-        None,
-    )
+    options = {"image_size": CANVAS, "batch_size": BATCH, "augment": augment, "seed": 0}
+    _take(opencv_loader(index, **options, workers=THREADS, prefetch=1))
 
 
-def _take(made: Any, device: int | None) -> None:
+def _take(made: Any) -> None:
     for _ in range(BATCHES):
         next(made)
-    if device is not None:
-        torch.cuda.synchronize(device)  # the pixels must be there when the clock stops
     made.close()
 
 
-def evaluation(index: Any, device: int | None = None) -> tuple[loader.EvalLoader, Callable[[], None]]:
-    """The evaluation loader of about 24 pages, and one pass over it."""
-    world_size = max(1, len(index) // 24)
-    pages = loader.eval_loader(
-        index, image_size=CANVAS, batch_size=BATCH, world_size=world_size, device_id=device, threads=THREADS
-    )
-
-    def one_pass() -> None:
-        for _ in pages:
-            if device is not None:
-                torch.cuda.synchronize(device)
-
-    return pages, one_pass
-
-
-def source_pass(index: Any) -> Callable[[], None]:
-    """The host's part of 24 training samples at 1280x1280: files, draws, placement, polygons, noise."""
-    maker = SampleMaker(index, (1280, 1280))
-    maker(0, draw(AugmentConfig(noise_p=1.0), 0, 0, 0))
-
-    def one_pass() -> None:
-        for row in range(min(24, len(index))):
-            maker(row, draw(AUGMENT["full"], 0, 0, row))
-
-    return one_pass
+def letterboxed(paths: list[Path]) -> list[np.ndarray]:
+    """Pages on the canvas by OpenCV alone, one after another: (H, W, 3) float32, normalised."""
+    height, width = CANVAS
+    made = []
+    for path in paths:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        scale = min(height / image.shape[0], width / image.shape[1])
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[: size[1], : size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        made.append(cv2.LUT(canvas, NORMALISED))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -126,29 +100,42 @@ def index(tmp_path_factory):
     return open_pages(tmp_path_factory.mktemp("bench_pages"))
 
 
-def rate(benchmark, call, images, rounds=3):
-    benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
-    benchmark.extra_info["images_per_second"] = images / benchmark.stats.stats.median
-
-
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: "cpu" if d is None else "gpu")
 @pytest.mark.parametrize("name", AUGMENT)
-def test_train_loader(benchmark, index, name, device):
-    rate(benchmark, lambda: ours(index, AUGMENT[name], device), BATCH * BATCHES)
+def test_train_loader(measure, index, name):
+    augment, case = AUGMENT[name], f"{PAGES} 1280x640, augmentation {name}"
+    run = functools.partial(ours, index, augment), functools.partial(peer, index, augment)
+    measure(
+        "train_loader", case, *run, peer_name="DataLoader with OpenCV", impl="dali", images=BATCH * BATCHES, rounds=5,
+        clock="wall",
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", AUGMENT)
-def test_opencv_loader(benchmark, index, name):
-    rate(benchmark, lambda: peer(index, AUGMENT[name]), BATCH * BATCHES)
-
-
-@pytest.mark.parametrize("device", DEVICES, ids=lambda d: "cpu" if d is None else "gpu")
-def test_eval_loader(benchmark, index, device):
-    pages, one_pass = evaluation(index, device)
-    rate(benchmark, one_pass, len(pages.rows), rounds=3)
+def test_eval_loader(measure, index):
+    pages = loader.eval_loader(
+        index, image_size=CANVAS, batch_size=BATCH, world_size=max(1, len(index) // 24), threads=THREADS
+    )
+    paths = [index.path(int(row)) for row in pages.rows]
+    measure(
+        "eval_loader", f"{PAGES} 1280x640", lambda: list(pages), lambda: letterboxed(paths), peer_name="OpenCV",
+        impl="dali", images=len(paths), rounds=5,
+    )  # fmt: skip
     pages.close()
 
 
-def test_source(benchmark, index):
-    """In the training process (data.workers=0) this is taken from the step."""
-    rate(benchmark, source_pass(index), min(24, len(index)), rounds=5)
+@pytest.mark.quick
+def test_source(measure, index):
+    """The host's part of training samples at 1280x1280, which with data.workers=0 is taken from the step."""
+    maker, rows = SampleMaker(index, (1280, 1280)), range(min(24, len(index)))
+    maker(0, draw(AugmentConfig(noise_p=1.0), 0, 0, 0))
+
+    def source():
+        for row in rows:
+            maker(row, draw(AUGMENT["full"], 0, 0, row))
+
+    def decoding():
+        for row in rows:
+            cv2.imdecode(np.fromfile(index.path(row), np.uint8), cv2.IMREAD_COLOR)
+
+    measure(
+        "source", f"{len(rows)} {PAGES}", source, decoding, peer_name="cv2.imdecode", impl="python", images=len(rows)
+    )
