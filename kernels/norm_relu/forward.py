@@ -4,12 +4,13 @@
     z    = max(0, (y - mean) weight / sqrt(var + eps) + bias [+ residual])
 
 Moments without cancellation and without a division an element: a program takes as its shift K the mean of its first
-tile of b rows, and adds up S = sum (y - K) and Q = sum (y - K)^2 in float32, LOADS rows of a lane at a time. One program
-for 8 channels then joins all programs in float64, in their order: mean_p = K + S / n_p, M_p = Q - S^2 / n_p, and Chan's
-sum of (M_p + n_p (mean_p - mean)^2). As K is the mean of b of the n_p values, Q <= M_p (1 + n_p / b) whatever they are
-(Cauchy-Schwarz): with t = n_p / b tiles a program, the relative error of var is at most (1 + t) (LOADS + t + 12)
-2^-24, 12 for the sum over lanes and warps and the differences; t is 33 for the example below, so 1e-4 at the very
-worst, for data made to be so; with t values drawn alike Q / M_p is 1 + 1 / b and the bound 3e-6.
+tile of b rows, and adds up S = sum (y - K) and Q = sum (y - K)^2 in float32, LOADS rows of a lane at a time. One
+program for 8 channels then joins all programs in float64, in their order: mean_p = K + S / n_p, M_p = Q - S^2 / n_p,
+and Chan's sum of (M_p + n_p (mean_p - mean)^2). K is the mean of b of the n_p values, so whatever they are Q is at most
+M_p (1 + t) with t = n_p / b tiles a program (Cauchy-Schwarz), and the relative error of var is at most
+3 (1 + t) (LOADS + t + 12) 2^-24: t + LOADS sums in a lane, 12 for lanes, warps and differences; once for Q and twice
+for S^2 / n_p. For the map below t is 33, so 3e-4 at the very worst, for data made to be so; for values drawn alike Q is
+about M_p, S^2 / n_p about nothing, and the bound 3e-6.
 Source: Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance".
 
 Grids. _norm_moments_kernel: 3 programs an SM for all blocks of channels together, striding over row tiles.
@@ -20,8 +21,8 @@ Bytes an element, bfloat16: 2 read for the moments; 2 read and 2 written (2 more
 (16, 48, 320, 320) has 78.6 M elements: 472 or 629 MB, at least 110 or 146 us at 4.3 TB/s. Not measured.
 
 Worked example, one channel with y = (1, 3, 5, 7), weight 2, bias 1, eps 0: mean 4, var (9 + 1 + 1 + 9) / 4 = 5,
-1 / sqrt(5) = 0.4472; z = max(0, 0.8944 (-3, -1, 1, 3) + 1) = (0, 0.1056, 1.8944, 3.6833). With K = 2 from a first tile
-(1, 3) of one program: S = -1 + 1 + 3 + 5 = 8, Q = 1 + 1 + 9 + 25 = 36; mean 2 + 8 / 4 = 4, M = 36 - 64 / 4 = 20 = 4 x 5.
+1 / sqrt(5) = 0.4472; z = max(0, 0.8944 (-3, -1, 1, 3) + 1) = (0, 0.1056, 1.8944, 3.6833). One program whose first tile
+is (1, 3) has K = 2, S = -1 + 1 + 3 + 5 = 8, Q = 1 + 1 + 9 + 25 = 36: mean 2 + 8 / 4 = 4, M = 36 - 64 / 4 = 20 = 4 var.
 """
 
 import torch

@@ -2,12 +2,13 @@
 
     z = max(0, (y - mean) weight / sqrt(var + eps) + bias [+ residual])
 
-mean and var (biased) are those of each channel over the batch, as nn.BatchNorm2d has them in training mode. Everything is
-computed in float32 (float64 for float64 inputs) and rounded once, where PyTorch's own chain rounds after the norm, after
-the sum and after ReLU. Source: Ioffe, Szegedy 2015, arXiv 1502.03167; the gradient is written out in `backward.py`.
+mean and var (biased) are those of each channel over the batch, as nn.BatchNorm2d has them in training mode. All of it
+is computed in float32 (float64 for float64 inputs) and rounded once, where PyTorch's own chain rounds after the norm,
+after the sum and after ReLU. Source: Ioffe, Szegedy 2015, arXiv 1502.03167; the gradient is written out in
+`backward.py`.
 
-ReLU's gradient at 0 is 0. A value that is not finite makes its whole channel of z, and that channel's gradients, NaN (and
-the mean NaN or infinite, the variance NaN), as in PyTorch; other channels do not see it. A variance beyond float32's range
+ReLU's gradient at 0 is 0. A value that is not finite makes its whole channel of z and the channel's gradients NaN (the
+mean NaN or infinite, the variance NaN), as in PyTorch; other channels do not see it. A variance beyond float32's range
 is infinite, and z is then max(0, bias [+ residual]).
 """
 
