@@ -118,7 +118,7 @@ def test_every_relu_behind_a_norm_is_fused():
     fused = [m for m in norms if isinstance(m, (NormReLU, PaddedNormReLU))]
     applied = [m for m in model.modules() if isinstance(m, AppliedReLU)]
     blocks = [m for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))]
-    assert all(type(block) in (FusedBasicBlock, FusedBottleneck) for block in blocks) and len(blocks) == 108
+    assert all(type(block) in (FusedBasicBlock, FusedBottleneck) for block in blocks) and len(blocks) == 112
     left = [name for name, m in model.named_modules() if m in set(norms) - set(fused)]
     assert all("downsample" in name or "fuse_layers" in name for name in left), left
     assert len(norms) == 333 and len(fused) == len(applied) == 266
@@ -191,7 +191,7 @@ def test_one_graph_and_no_waiting():
         graphs.append(graph)
         return graph
 
-    _, fused = _pair("models.encoder.name=resnet10t", dtype=torch.float32)
+    _, fused = _pair(SMALL, dtype=torch.float32)
     twin = copy.deepcopy(fused)
     compiled = torch.compile(fused.train(), fullgraph=True, dynamic=False, backend=backend)
     with no_sync():
