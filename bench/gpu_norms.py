@@ -4,10 +4,11 @@ The map is HRNet-W44's first branch in 48 channels, a quarter of the page's side
 
     bytes an element, forward and backward                  plain     with a residual
     kernels                                                 6 + 10    8 + 14
-    F.batch_norm and relu, torch.compile                    6 + 14    8 + 18
+    F.batch_norm and relu, torch.compile                    7 + 12    9 + 15
 
-The second row: what Inductor reads and writes (`num_bytes_accessed`) in a chain of BasicBlocks, without the sum of the
-two gradients that reach a block's output: autograd adds 6 bytes for it, Inductor 4 where it fuses it with a reading.
+The second row is what Inductor counts itself (`num_bytes_accessed`, its CPU backend) for this call: alone it keeps the
+sign of z as a byte. In a chain of BasicBlocks it keeps z, which the next convolution needs, and moves 6 + 14 and
+8 + 18; there the two gradients that reach a block's output are added up too, 4 to 6 bytes.
 """
 
 from collections.abc import Callable
