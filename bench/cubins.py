@@ -28,6 +28,7 @@ from kernels import runtime
 from kernels.components import find_quads, label
 from kernels.db_loss import binary_map, db_loss
 from kernels.db_targets import DBTargets, db_targets
+from kernels.norm_relu import norm_relu
 from pipelines.errors import UserError
 
 CAPABILITIES = (80, 90, 100)
@@ -103,6 +104,27 @@ def _cases() -> Iterator[tuple[str, Callable]]:
         yield f"{TYPES[dtype]} fast", lambda prob=prob: find_quads(prob)
     yield "fp32 slow", lambda: find_quads(prob, score_mode="slow")
     yield "mask", lambda: label(torch.empty(shape, dtype=torch.bool))
+    yield from _norm_cases()
+
+
+def _norm_cases() -> Iterator[tuple[str, Callable]]:
+    """norm_relu, forward and backward, on the first branch of HRNet-W44: padded to 48 channels, and as it is."""
+
+    def step(dtype: torch.dtype, channels: int, add: bool) -> None:
+        shape = (PAGES, channels, SIDE // 4, SIDE // 4)
+        y, residual, dz = (torch.empty(shape, dtype=dtype, memory_format=torch.channels_last) for _ in range(3))
+        weight = torch.empty(channels)
+        z, _, _ = norm_relu(y.requires_grad_(), weight, weight, residual if add else None, eps=1e-5)
+        z.backward(dz)
+
+    for dtype, channels, add in (
+        (torch.bfloat16, 48, False),
+        (torch.bfloat16, 48, True),
+        (torch.bfloat16, 44, False),
+        (torch.float32, 48, True),
+    ):
+        case = f"{TYPES[dtype]} {channels} channels" + (", residual" if add else "")
+        yield case, lambda dtype=dtype, channels=channels, add=add: step(dtype, channels, add)
 
 
 def source(launch: Launch) -> ASTSource:

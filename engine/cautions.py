@@ -57,8 +57,11 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
-def warnings(config: Config, world_size: int = 0) -> list[str]:
-    """Settings that have no effect or look wrong, one line each; the run goes on with them. 0 ranks: not known yet."""
+def warnings(config: Config, world_size: int = 0, device: str = "") -> list[str]:
+    """Settings that have no effect or look wrong, one line each; the run goes on with them.
+
+    Ranks and device ("cpu", "cuda") of a run that has started; 0 and "" where there is none yet.
+    """
     plain = Config()
     found = [
         f"{key}={_value(config, key)} has no effect: {words}"
@@ -67,6 +70,11 @@ def warnings(config: Config, world_size: int = 0) -> list[str]:
     ]
     if config.trainer.sync_bn and world_size == 1:
         found.append("trainer.sync_bn=True has no effect: there is one rank")
+    by_reference = {"auto": (device or config.trainer.device) == "cpu", "reference": True, "triton": False}
+    if config.speed.fused_norms and by_reference[config.trainer.kernels]:
+        found.append(
+            "speed.fused_norms=True without the Triton kernels: the norms run in plain PyTorch, slower than when off"
+        )
     return found + list(_doubtful(config))
 
 

@@ -268,6 +268,9 @@ class SpeedConfig:
         choices=("ddp_optimizer", "no_optimization"),
     )
     bucket_mib: int = option(25, "gradients summed over the ranks at a time, in MiB", 1, 4096)
+    fused_norms: bool = option(
+        False, "BatchNorm, shortcut and ReLU as one operator that moves fewer bytes in training; not timed yet"
+    )
 
     def __post_init__(self) -> None:
         check_options(self, "speed.")
@@ -347,6 +350,11 @@ class Config:
             raise UserError(
                 f"data.progressive={self.data.progressive}: {parts} canvas sizes need trainer.max_epochs of at least "
                 f"{parts}, not {self.trainer.max_epochs}"
+            )
+        if self.speed.fused_norms and self.trainer.sync_bn:
+            raise UserError(
+                "speed.fused_norms=true with trainer.sync_bn=true: a fused norm knows its own rank's batch only; set "
+                "one of them to false"
             )
         if self.resume == "auto" and not self.name:
             raise UserError("resume=auto needs name=NAME: without it every start makes a new run folder")

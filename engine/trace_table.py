@@ -40,7 +40,7 @@ _NAMES = tuple(
         (r"triton_(tem_fused_\w*)?(mm|bmm|addmm)", MATMUL),
         (r"multi_tensor_apply|fused_adam|Optimizer\.|triton_for_|aten::_foreach|aten::_fused", "optimizer"),
         (r"triton_(poi|red|per)|cpp_fused|CompiledFxGraph", NORM),  # the last: Inductor's C++ on a CPU, all in one
-        (r"batch_?norm|bn_(fw|bw)", NORM),
+        (r"batch_?norm|bn_(fw|bw)|dbnet_engine::norm|^_?norm_\w+_kernel", NORM),
         (r"nchwToNhwc|nhwcToNchw|(?<!conv_)transpos|copy|memcpy|convertTensor|aten::(cat|stack|clone)$", COPY),
         (r"implicit_gemm|fprop|dgrad|wgrad|winograd|cudnn|cutlass|mkldnn|conv(?!ert)", CONV),
         (r"gemm|gemv|cublas|aten::(mm|bmm|addmm|matmul|linear|addmv|mv|dot)$", MATMUL),

@@ -271,7 +271,8 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     millions = sum(p.numel() for p in run.trainee.model.parameters()) / 1e6
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), *warnings(config, ranks.world_size)]:
+    cautions = warnings(config, ranks.world_size, ranks.device.type)
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), *cautions]:
         if line:
             say(line)
     if source is not None:

@@ -36,6 +36,7 @@ def _is_nhwc(tensor):
 
 ENCODER = "models.encoder."
 CASES = [(), (f"{ENCODER}pad_widths=48",), (f"{ENCODER}hrnet_incre_head=false",), ("models.head.smooth=true",)]
+CASES.append(("speed.fused_norms=true",))  # it does not call 112 activations behind a shortcut
 
 
 @pytest.mark.parametrize("items", CASES, ids=lambda i: i[0].split(".")[-1] if i else "default")
@@ -64,7 +65,7 @@ def test_every_map_and_every_gradient_of_w44_is_channels_last(items):
     # as it lies. A copy of 13 MB a page at 1280, of some 17 GB that the step moves.
     assert {(name, kind) for name, kind, _, _ in wrong} == {("decoder.outs.0.0", "gradient")}
     assert all(strides[1] == 1 for _, _, _, strides in wrong)
-    assert all(sum(kind == which for _, kind in seen) > 900 for which in ("map", "gradient"))
+    assert all(sum(kind == which for _, kind in seen) > 800 for which in ("map", "gradient"))
     assert all(_is_nhwc(p) for p in model.parameters())
 
 

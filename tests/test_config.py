@@ -42,7 +42,7 @@ loss: mode prob_weight thresh_weight binary_weight negative_ratio shrink_ratio t
 trainer: max_epochs max_steps max_minutes accumulate clip_norm precision compile channels_last device deterministic ema
   ema_decay precise_bn sync_bn log_every patience checkpoint_every_steps keep_top_k keep_last kernels threads
   profile overlays
-speed: scope max_autotune cuda_graphs force_layout memory_budget optimize_ddp bucket_mib
+speed: scope max_autotune cuda_graphs force_layout memory_budget optimize_ddp bucket_mib fused_norms
 eval: every_epochs batch_size protocol select image_size ema workers
 post: shape bin_thresh box_thresh unclip_ratio min_size_px min_unclipped_px score_mode max_candidates connectivity
   polygon_epsilon
@@ -267,6 +267,8 @@ def test_a_base_replaces_the_preset():
         (["trainer.patience=20"], "ends before"),
         (["eval.every_epochs=21"], "only the last epoch"),
         (["trainer.ema=true", "eval.ema=false"], "neither judged"),
+        (["speed.fused_norms=true", "trainer.kernels=reference"], "slower than when off"),
+        (["speed.fused_norms=true", "trainer.device=cpu"], "slower than when off"),
         (["init_from=x", "models.encoder.weights=timm"], "init_from replaces"),
         (["init_from=x", "models.encoder.weights=", "resume=y"], "brings its own weights"),
     ],
@@ -276,11 +278,19 @@ def test_doubtful_settings_run_with_one_warning(argv, words):
     assert len(found) == 1 and words in found[0], found
 
 
+def test_fused_norms_on_the_device_at_hand():
+    config = load("speed.fused_norms=true")
+    assert warnings(config) == [] and warnings(config, 1, "cuda") == []
+    assert len(warnings(config, 1, "cpu")) == 1
+    assert warnings(load("speed.fused_norms=true", "trainer.kernels=triton"), 1, "cpu") == []
+
+
 def test_settings_that_cannot_work():
     frozen = ("models.encoder.freeze=all", "models.decoder.freeze=true")
     assert load(*frozen).models.decoder.freeze
     assert "nothing is left to train" in message(*frozen, "models.head.freeze=true")
     assert "nothing is left to learn" in message(*(f"loss.{part}_weight=0" for part in ("prob", "thresh", "binary")))
+    assert "one of them" in message("speed.fused_norms=true", "trainer.sync_bn=true")
     assert "at least one" in message("data.train=[a,b]", "data.train_weights=[0,0]")
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from engine.model.decoder import Decoder
 from engine.model.encoder import build_encoder
 from engine.model.head import Head
+from engine.model.norms import fuse_norms
 from engine.model.widths import pad_first_branch, pad_input
 from engine.settings import Config, ModelsConfig
 from pipelines.errors import UserError
@@ -72,7 +73,7 @@ def _start_small(head: Head) -> None:
 
 
 def build_model(config: Config) -> DBNet:
-    """The detector of a configuration, in channels_last where asked, frozen parts without gradients.
+    """The detector of a configuration, in channels_last where asked, frozen parts without gradients, norms fused.
 
     Raises:
         UserError: unknown encoder, weights that do not fit, or nothing left to train.
@@ -82,6 +83,8 @@ def build_model(config: Config) -> DBNet:
         _freeze(getattr(model, name), getattr(config.models, name).freeze)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("models.*.freeze: every part is frozen, nothing is left to train")
+    if config.speed.fused_norms:
+        fuse_norms(model, config.trainer.kernels)
     return model.to(memory_format=torch.channels_last) if config.trainer.channels_last else model
 
 

@@ -1,0 +1,133 @@
+"""BatchNorm + ReLU, and BatchNorm + shortcut + ReLU, as one operator in training mode (`speed.fused_norms`).
+
+Bytes an element of bfloat16, forward and backward, by Inductor's own count in a chain of BasicBlocks, and by design:
+
+                                            plain     with a shortcut    chain, sums of gradients included
+    torch.compile of the layers             6 + 14    8 + 18             24.9
+    this                                    6 + 10    8 + 14             22.4
+
+Which pairs: in every nn.Sequential a BatchNorm2d followed by ReLU (HRNet's transitions and fusions, decoder, head); the
+stem's bn1/act1 and bn2/act2; all norms of timm's BasicBlock and Bottleneck that have nothing else in them. A fused norm
+applies its ReLU in evaluation mode too, by the plain functions, and the activation behind it passes its input on: so a
+norm that is frozen in evaluation mode within a training model keeps its ReLU.
+
+Classes are changed in place: parameters, buffers, names, hooks and state_dict stay what they are.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from engine.model.widths import PaddedBatchNorm2d
+from kernels.norm_relu import norm_relu
+
+
+class _NormReLU(nn.BatchNorm2d):
+    """A BatchNorm2d that adds a shortcut, if one is given, and applies ReLU; `kernels` as `trainer.kernels`."""
+
+    kernels: str
+
+    def forward(self, y: torch.Tensor, shortcut: torch.Tensor | None = None) -> torch.Tensor:
+        if not self.training:
+            z = super().forward(y)
+            return F.relu(z if shortcut is None else z.add_(shortcut), inplace=True)
+        weight, bias = self._terms()
+        if shortcut is not None:
+            shortcut = shortcut.to(y.dtype)  # as timm's `x += shortcut`; under autocast it may be float32
+        z, mean, var = norm_relu(y, weight, bias, shortcut, eps=self.eps, implementation=self.kernels)
+        self._follow(mean[: self.num_features], var[: self.num_features], y.numel() // y.shape[1])
+        return z
+
+    def _terms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.weight, self.bias
+
+    @torch.no_grad()
+    def _follow(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+        """The running statistics, as nn.BatchNorm2d moves them: towards the mean and the unbiased variance."""
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+
+
+class NormReLU(_NormReLU):
+    """BatchNorm2d and ReLU."""
+
+
+class PaddedNormReLU(_NormReLU, PaddedBatchNorm2d):
+    """PaddedBatchNorm2d and ReLU: zero channels beyond its own stay zero."""
+
+    def _terms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.pad(self.weight, (0, self.more)), F.pad(self.bias, (0, self.more))
+
+
+class AppliedReLU(nn.ReLU):
+    """A ReLU that the norm before it has applied."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class FusedBasicBlock(BasicBlock):
+    """timm's BasicBlock without extras, its shortcut added in its last norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv2(self.act1(self.bn1(self.conv1(x))))
+        return self.bn2(y, x if self.downsample is None else self.downsample(x))
+
+
+class FusedBottleneck(Bottleneck):
+    """timm's Bottleneck without extras, its shortcut added in its last norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.conv3(self.act2(self.bn2(self.conv2(y))))
+        return self.bn3(y, x if self.downsample is None else self.downsample(x))
+
+
+FUSED_NORMS = {nn.BatchNorm2d: NormReLU, PaddedBatchNorm2d: PaddedNormReLU}
+FUSED_BLOCKS = {BasicBlock: (FusedBasicBlock, 2), Bottleneck: (FusedBottleneck, 3)}  # class, number of norms
+EXTRAS = ("se", "drop_path", "drop_block", "aa")  # of timm's blocks: None or an Identity where there is none
+
+
+def fuse_norms(model: nn.Module, kernels: str) -> int:
+    """Fuses every pair of the module docstring in a detector, in place; call it once, before compilation.
+
+    Args:
+        model: with `.encoder`.
+        kernels: "auto", "triton" or "reference", as `trainer.kernels`.
+
+    Returns:
+        the number of norms fused.
+    """
+    pairs = [(getattr(model.encoder, f"bn{i}", None), getattr(model.encoder, f"act{i}", None)) for i in (1, 2)]
+    for module in list(model.modules()):
+        if type(module) is nn.Sequential:
+            pairs += zip(module, list(module)[1:])
+        elif type(module) in FUSED_BLOCKS:
+            pairs += _fuse_block(module)
+    found = [(norm, act) for norm, act in pairs if _is_pair(norm, act)]
+    for norm, act in found:
+        norm.__class__, norm.kernels = FUSED_NORMS[type(norm)], kernels
+        act.__class__ = AppliedReLU
+    return len(found)
+
+
+def _fuse_block(block: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """The block's pairs, after its class was changed; none, and the block as it was, where there is more in it."""
+    fused, count = FUSED_BLOCKS[type(block)]
+    pairs = [(getattr(block, f"bn{i}"), getattr(block, f"act{i}")) for i in range(1, count + 1)]
+    extras = [getattr(block, name) for name in EXTRAS]
+    if not all(_is_pair(*pair) for pair in pairs) or any(
+        type(extra) not in (type(None), nn.Identity) for extra in extras
+    ):
+        return []
+    block.__class__ = fused
+    return pairs
+
+
+def _is_pair(norm: nn.Module | None, act: nn.Module | None) -> bool:
+    """Whether these are a BatchNorm2d with weights and a moving average of its statistics, and a ReLU."""
+    if type(norm) not in FUSED_NORMS or type(act) is not nn.ReLU:
+        return False
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
