@@ -40,6 +40,7 @@ PLAN = (
     ("conv", "peak"),
     ("evaluation", "validation"),
     ("conv", "grid"),
+    ("step", "compiled, 48 channels, fused norms"),
     ("step", "compiled, 48 channels, forced layout"),
     ("step", "compiled, 48 channels, blocks"),
     ("step", "profile"),

@@ -4,6 +4,7 @@ Times are microseconds a batch; `floor_us` is what a device-to-device copy needs
 graphs are timed with a warm L2 cache, everything else with a cold one.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import triton
 
 from bench.gpu_cases import Case, check_all, memory_of_loss, time_cases
+from bench.gpu_norms import check_norms, norm_cases
 
 # Microseconds a batch of 16 x 1280 x 1280 on one H200: what must be reached, and what to reach for.
 GOALS = {"db_targets": (200, 60), "db_loss": (400, 180), "find_quads": (500, 100)}
@@ -22,13 +24,16 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
     """`checks` or `times`; see `bench.gpu`. `size`: pages, side, device."""
     device = torch.device(size.device)
     if what == "checks":
-        for name, right, detail in check_all(device, min(size.side, CHECK_SIDE)):
+        side = min(size.side, CHECK_SIDE)
+        for name, right, detail in itertools.chain(check_all(device, side), [check_norms(device, side)]):
             yield name, {"right": right, "detail": detail}
         yield "memory of db_loss", {"bytes_per_pixel": memory_of_loss(device, size.pages, size.side), "end": True}
         return
     assert what == "times", what
     rate = bandwidth(device, size.pages * size.side**2 * 8)
-    for case in time_cases(device, size.pages, size.side):
+    for case in itertools.chain.from_iterable(
+        cases(device, size.pages, size.side) for cases in (time_cases, norm_cases)
+    ):
         yield from run_case(case, device, rate)
     yield "device-to-device copy", {"gb_s": rate / 1e9, "end": True}
 

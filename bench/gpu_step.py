@@ -28,6 +28,7 @@ WARM_UP, STEPS = 4, 20
 SPEED = {
     "forced layout": {"force_layout": True},
     "blocks": {"scope": "blocks"},
+    "fused norms": {"fused_norms": True},
     "half the activations": {"memory_budget": 0.5},
     "max-autotune": {"max_autotune": True},
 }

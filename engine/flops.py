@@ -110,10 +110,12 @@ def kind_of(func: Any, args: tuple) -> str:
 def meta_model(config: Config) -> nn.Module:
     """The detector of a configuration on the meta device, in training mode; no weights are read.
 
-    Without width padding: its FLOPs are the machine's work, not the model's.
+    Without width padding and fused norms: those are the machine's work, not the model's.
     """
     encoder = dataclasses.replace(config.models.encoder, weights="", pad_widths="none")
-    config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
+    models = dataclasses.replace(config.models, encoder=encoder)
+    speed = dataclasses.replace(config.speed, fused_norms=False)
+    config = dataclasses.replace(config, models=models, speed=speed)
     with torch.device("meta"):
         return build_model(config).train()
 

@@ -23,7 +23,7 @@ def no_compiler(monkeypatch):
 
 def test_every_check_holds():
     *checks, memory = gpu_kernels.rows("checks", TINY)
-    assert len(checks) == 6 and memory[1]["end"]
+    assert len(checks) == 7 and memory[1]["end"]
     for name, figures in checks:
         assert figures["right"], f"{name}: {figures['detail']}"
 
