@@ -27,9 +27,7 @@ def graphs(monkeypatch):
         return module.forward
 
     torch._dynamo.reset()
-    # Static sizes: else the second size makes the sizes symbols, and a full batch and a filled one (of which only the
-    # first is a view) are two graphs again.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend, dynamic=False))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     yield made
     torch._dynamo.reset()
 
