@@ -113,7 +113,7 @@ class OpenCVLoader:
         self.steps_per_epoch = source.steps_per_epoch
         self.wait_seconds = 0.0
         # batch_size=None: an item is a batch already. The numbers never end; the order is kept.
-        options = {"num_workers": workers, "worker_init_fn": one_thread}
+        options = {"num_workers": workers, "worker_init_fn": one_thread, "pin_memory": torch.cuda.is_available()}
         if workers:
             options["prefetch_factor"] = prefetch
         loader = DataLoader(Batches(source), batch_size=None, sampler=itertools.count(), **options)

@@ -36,10 +36,15 @@ class Batch:
         moved = {"image": self.image.to(device, non_blocking=True)}
         for name in ("points_xy", "poly_offsets", "page_offsets", "ignore"):
             value = getattr(self, name)
-            if device.type == "cuda" and value.device.type == "cpu":
+            if device.type == "cuda" and value.device.type == "cpu" and not value.is_pinned():
                 value = value.pin_memory()
             moved[name] = value.to(device, non_blocking=True)
         return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory, which `.to` a GPU does not wait for; a torch DataLoader calls this."""
+        names = ("image", "points_xy", "poly_offsets", "page_offsets", "ignore")
+        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
     @property
     def num_polygons(self) -> np.ndarray:
