@@ -4,6 +4,7 @@ The order is fixed: the bare module is compiled, DDP wraps the compiled one. So 
 module, and DDP's hooks stay outside the graph.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,6 +16,10 @@ from engine.settings import Config, SpeedConfig
 
 # A graph per canvas, batch size and mode: four sizes of data.progressive, trained and evaluated, with room to spare.
 GRAPHS = 16
+# DDP's switch for broadcasting buffers in every step; newer torch has another name for it and warns of the old one.
+BUFFERS = "broadcast_buffers"
+if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
+    BUFFERS = "forward_sync_buffers"
 
 
 def arithmetic(config: Config, device: torch.device) -> torch.dtype:
@@ -87,5 +92,5 @@ def distributed(forward: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
         bucket_cap_mb=config.speed.bucket_mib,
         gradient_as_bucket_view=True,
         static_graph=config.trainer.accumulate == 1,  # no_sync and static_graph do not mix
-        broadcast_buffers=False,  # 642 BatchNorm buffers in HRNet; rank 0's are broadcast before an evaluation
+        **{BUFFERS: False},  # 642 BatchNorm buffers in HRNet; rank 0's are broadcast before an evaluation
     )

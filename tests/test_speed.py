@@ -1,6 +1,7 @@
 """speed.*: what is compiled, with which options, how DDP is set up, and that none of it changes the result."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -101,9 +102,10 @@ def group(tmp_path):
 def test_ddp_is_set_up_as_decided(group):
     model, config = _model("speed.bucket_mib=7")
     assert speed.distributed(model, config, Ranks(0, 0, 1, CPU)) is model
-    wrapped = speed.distributed(model, config, Ranks(0, 0, 2, CPU))
+    with warnings.catch_warnings(action="error"):
+        wrapped = speed.distributed(model, config, Ranks(0, 0, 2, CPU))
     assert wrapped.module is model and wrapped.bucket_bytes_cap == 7 * 2**20
-    assert wrapped.gradient_as_bucket_view and wrapped.static_graph and not wrapped.broadcast_buffers
+    assert wrapped.gradient_as_bucket_view and wrapped.static_graph and not getattr(wrapped, speed.BUFFERS)
     trainer = dataclasses.replace(config.trainer, accumulate=2)
     accumulating = speed.distributed(model, dataclasses.replace(config, trainer=trainer), Ranks(0, 0, 2, CPU))
     assert not accumulating.static_graph, "no_sync and static_graph do not mix"
