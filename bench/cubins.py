@@ -9,6 +9,7 @@ divisibilities of its real arguments, and ptxas reports what it uses.
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -110,12 +111,20 @@ def _cases() -> Iterator[tuple[str, Callable]]:
 def _norm_cases() -> Iterator[tuple[str, Callable]]:
     """norm_relu, forward and backward, on the first branch of HRNet-W44: padded to 48 channels, and as it is."""
 
-    def step(dtype: torch.dtype, channels: int, add: bool) -> None:
+    def maps(dtype: torch.dtype, channels: int) -> Iterator[torch.Tensor]:
         shape = (PAGES, channels, SIDE // 4, SIDE // 4)
-        y, residual, dz = (torch.empty(shape, dtype=dtype, memory_format=torch.channels_last) for _ in range(3))
+        while True:
+            yield torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+    def step(dtype: torch.dtype, channels: int, add: bool) -> None:
+        y, dz, residual = itertools.islice(maps(dtype, channels), 3)
         weight = torch.empty(channels)
         z, _, _ = norm_relu(y.requires_grad_(), weight, weight, residual if add else None, eps=1e-5)
         z.backward(dz)
+
+    def two_gradients() -> None:
+        y, z, dz, more = itertools.islice(maps(torch.bfloat16, 48), 4)
+        torch.ops.dbnet_engine.norm_add_relu_gradient(dz, y, z, *[torch.empty(48)] * 4, 1e-5, True, more)
 
     for dtype, channels, add in (
         (torch.bfloat16, 48, False),
@@ -125,6 +134,7 @@ def _norm_cases() -> Iterator[tuple[str, Callable]]:
     ):
         case = f"{TYPES[dtype]} {channels} channels" + (", residual" if add else "")
         yield case, lambda dtype=dtype, channels=channels, add=add: step(dtype, channels, add)
+    yield "bf16 48 channels, two gradients", two_gradients
 
 
 def source(launch: Launch) -> ASTSource:

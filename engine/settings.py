@@ -238,7 +238,7 @@ class TrainerConfig:
     keep_last: int = option(2, "newest checkpoints kept", 1, 1000)
     kernels: str = option(
         "auto",
-        "targets, loss and boxes by Triton kernels or their PyTorch reference; auto = triton on a GPU",
+        "targets, loss, boxes and fused norms by Triton kernels or their PyTorch reference; auto = triton on a GPU",
         choices=("auto", "triton", "reference"),
     )
     threads: int = option(0, "torch CPU threads; 0 = torch's choice", 0, 1024)

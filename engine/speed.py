@@ -6,6 +6,7 @@ module, and DDP's hooks stay outside the graph.
 
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,14 +64,19 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     return model
 
 
-def inductor_options(speed: SpeedConfig) -> dict[str, bool]:
+def inductor_options(speed: SpeedConfig) -> dict[str, Any]:
     """`speed.*` in Inductor's words; only what differs from its defaults."""
     chosen = {
         "max_autotune": speed.max_autotune,
         "triton.cudagraphs": speed.cuda_graphs,
         "force_layout_optimization": speed.force_layout,
     }
-    return {name: True for name, on in chosen.items() if on}
+    options: dict[str, Any] = {name: True for name, on in chosen.items() if on}
+    if speed.fused_norms:
+        from kernels.norm_relu.fold import FoldSums  # here: it imports Inductor, which takes a second
+
+        options["post_grad_custom_pre_pass"] = FoldSums()
+    return options
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:

@@ -34,6 +34,14 @@ def test_kernels_that_read_whole_maps_load_16_bytes_a_lane(found):
     assert {row[arch]["load"] for row in rows for arch in ARCHS} == {16}
 
 
+def test_norms_load_16_bytes_a_lane_where_the_channels_allow(found):
+    """The moments read nothing but the map; 44 channels of 2 bytes are 88 bytes a pixel, a multiple of 8."""
+    rows = {name: row for name, row in found["kernels"].items() if name.startswith("norm_moments_kernel")}
+    assert len(rows) == 3
+    for name, row in rows.items():
+        assert {row[arch]["load"] for arch in ARCHS} == {8 if "44 channels" in name else 16}, name
+
+
 def test_every_kernel_of_the_package_is_compiled(found):
     """A kernel that no public function starts at full size would escape the table."""
     started = {name.split(" ")[0] for name in found["kernels"]}

@@ -7,13 +7,16 @@ import torch
 from no_sync import no_sync
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from engine import flops, precise_bn
 from engine.config import load_config
 from engine.model import build_model, frozen_norms_to_eval
 from engine.model.norms import AppliedReLU, FusedBasicBlock, FusedBottleneck, NormReLU, PaddedNormReLU, fuse_norms
-from engine.speed import run_network
+from engine.speed import inductor_options, run_network
 from engine.trace_table import NORM, classify
+from kernels.norm_relu.fold import FoldSums
 
 FUSED = "speed.fused_norms=true"
 SMALL = "models.encoder.name=hrnet_w18_small"
@@ -199,7 +202,26 @@ def test_one_graph_and_no_waiting():
     logits = compiled(_image(torch.float32, 32))
     assert len(graphs) == 1 and all(torch.equal(a, b) for a, b in zip(logits, wanted[0]))
     assert all(torch.equal(a, b) for a, b in zip(fused.buffers(), wanted[2]))
-    fused.zero_grad()
-    traced = torch.compile(fused, fullgraph=True, dynamic=False, backend="aot_eager")
-    found = _step(traced, _image(torch.float32, 32))
-    assert max(_largest(found[:2], wanted[:2])) < 1e-5
+
+
+def test_sums_of_gradients_are_folded_and_change_nothing_but_rounding():
+    """By the pass that speed.fused_norms gives Inductor, in a backend that stops where Inductor would go on."""
+    assert inductor_options(_config().speed) == {}
+    (fold,) = inductor_options(_config(FUSED).speed).values()
+    assert isinstance(fold, FoldSums) and fold.uuid() == FoldSums().uuid()
+    added = []
+
+    def compiler(graph, inputs):
+        fold(graph.graph)
+        graph.recompile()
+        nodes = graph.graph.find_nodes(op="call_function", target=torch.ops.dbnet_engine.norm_add_relu_gradient.default)
+        added.append(["more" in node.kwargs for node in nodes])
+        return make_boxed_func(graph.forward)
+
+    plain, fused = _pair(SMALL)
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    compiled = torch.compile(fused.train(), fullgraph=True, dynamic=False, backend=backend)
+    found, wanted = _step(compiled, _image()), _step(plain.train(), _image())
+    assert max(_largest(found, wanted)) < 1e-9
+    # The last blocks' outputs, four maps for the decoder, are read once.
+    assert [(sum(row), len(row)) for row in added] == [(0, 0), (19, 23)]

@@ -1,10 +1,12 @@
 """BatchNorm + ReLU, and BatchNorm + shortcut + ReLU, as one operator in training mode (`speed.fused_norms`).
 
-Bytes an element of bfloat16, forward and backward, by Inductor's own count in a chain of BasicBlocks, and by design:
+Bytes an element of bfloat16, forward and backward: by Inductor's own count in a chain of BasicBlocks; of the operator,
+whose readings inside Inductor does not see, by design:
 
-                                            plain     with a shortcut    chain, sums of gradients included
-    torch.compile of the layers             6 + 14    8 + 18             24.9
-    this                                    6 + 10    8 + 14             22.4
+                                              plain     with a shortcut    chain, sums of gradients included
+    torch.compile of the layers               6 + 14    8 + 18             24.9
+    this, eager                               6 + 10    8 + 14 and 6       22.4
+    this, compiled (kernels.norm_relu.fold)   6 + 10    8 + 16             20.9
 
 Which pairs: in every nn.Sequential a BatchNorm2d followed by ReLU (HRNet's transitions and fusions, decoder, head); the
 stem's bn1/act1 and bn2/act2; all norms of timm's BasicBlock and Bottleneck that have nothing else in them. A fused norm

@@ -8,7 +8,8 @@ With x = (y - mean) rstd, rstd = 1 / sqrt(var + eps), over the n values of a cha
 
 Without a residual the value before ReLU is computed again from y, with the very numbers of the forward pass, so z is
 not read. With one, z > 0 says it, and g is written in the first reading: it is the residual's gradient, and the second
-reading takes it instead of dz and z.
+reading takes it instead of dz and z. There dz may also come as two maps, which are added in float32 as they are read:
+the two gradients that reach the output of a block (`fold.py`).
 
 Grids as in the forward pass: _norm_sums_kernel 2 programs an SM, each lane adding LOADS rows at a time in float32,
 programs joined in float64 and in their order by _norm_total_kernel (8 channels a program); _norm_input_kernel 2 an SM,
@@ -17,6 +18,7 @@ from the last tile to the first. No atomics.
 Bytes an element, bfloat16                     first reading     second reading     all
     plain                                      dz, y        4    dz, y -> dy    6    10
     with residual                              dz, z, y -> g 8   g, y -> dy     6    14
+    the same, dz in two maps                                 10                  6    16, and no sum of 6 before it
 (16, 48, 320, 320): 786 MB or 1.10 GB, at least 183 or 256 us at 4.3 TB/s. Not measured.
 
 Worked example, as in the forward pass: z = (0, 0.1056, 1.8944, 3.6833) with dz = (1, 1, 1, 1): g = (0, 1, 1, 1),
@@ -51,21 +53,25 @@ TABLE = 2
 
 
 def backward(
-    dz: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    dz: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float,
+    more: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """(dy, dresidual or None, dweight, dbias); the first two as y, the others float32 (C,).
 
     dz, y, z: as `forward` took and gave them, dense in channels_last; z only where there was a residual, else None.
+    more: as dz, added to it; only with z.
     """
     added = z is not None
+    assert added or more is None
     masked = torch.empty_like(y, memory_format=torch.channels_last) if added else dz
     dy = torch.empty_like(y, memory_format=torch.channels_last)
     dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
 
     rows = lay_out(y, SUMS_PER_SM)
     partials = partials_of(rows, TABLE, y.device)
-    given = (dz, y, z if added else y, weight, bias, mean, var, masked, partials, rows.rows, rows.tiles, eps)
-    constants = rows.constants | {"GROUP": rows.group, "ADDED": added}
+    maps = (dz, dz if more is None else more, y, z if added else y)
+    given = (*maps, weight, bias, mean, var, masked, partials, rows.rows, rows.tiles, eps)
+    constants = rows.constants | {"GROUP": rows.group, "ADDED": added, "TWO": more is not None}
     runtime.launch(_norm_sums_kernel, rows.grid, *given, num_warps=WARPS, **constants)
     totals = {"PROGRAMS": triton.next_power_of_2(rows.programs), "BLOCK": TOTAL_BLOCK}
     given = (partials, var, dweight, dbias, rows.programs, rows.channels, eps)
@@ -81,6 +87,7 @@ def backward(
 @triton.jit
 def _norm_sums_kernel(
     dz,
+    more,
     y,
     z,
     weight,
@@ -97,6 +104,7 @@ def _norm_sums_kernel(
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     ADDED: tl.constexpr,
+    TWO: tl.constexpr,
 ):
     """Sums of g and of g (y - mean); writes g where there is a residual."""
     center, rstd, gain, offset = channel_terms(weight, bias, mean, var, eps, C, BLOCK)
@@ -106,6 +114,8 @@ def _norm_sums_kernel(
     for turn in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first, at, inside = row_tile(turn, rows, C, BLOCK, ROWS)
         through = load_rows(dz, first, at, inside)
+        if TWO:
+            through += load_rows(more, first, at, inside)
         off = load_rows(y, first, at, inside) - center
         if ADDED:
             through = tl.where(load_rows(z, first, at, inside) <= 0, 0.0, through)

@@ -100,13 +100,14 @@ def _(dz, y, weight, bias, mean, var, eps, triton):
 
 @torch.library.custom_op("dbnet_engine::norm_add_relu_gradient", mutates_args=())
 def _add_gradient_op(
-    dz: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, triton: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _gradient(dz, y, z, weight, bias, mean, var, eps, triton)
+    dz: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, triton: bool,
+    more: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _gradient(dz, y, z, weight, bias, mean, var, eps, triton, more)
 
 
 @_add_gradient_op.register_fake
-def _(dz, y, z, weight, bias, mean, var, eps, triton):
+def _(dz, y, z, weight, bias, mean, var, eps, triton, more=None):
     return _like(y), _like(y), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -114,13 +115,12 @@ def _like(y: Tensor) -> Tensor:
     return torch.empty_like(y, memory_format=NHWC)
 
 
-def _gradient(dz, y, z, weight, bias, mean, var, eps, triton):
+def _gradient(dz, y, z, weight, bias, mean, var, eps, triton, more=None):
     """Dense maps, whatever came in: `sum().backward()` delivers a gradient of stride 0."""
-    dz = dz.to(y.dtype).contiguous(memory_format=NHWC)
-    y = y.contiguous(memory_format=NHWC)
-    z = None if z is None else z.contiguous(memory_format=NHWC)
+    maps = (None if t is None else t.to(y.dtype).contiguous(memory_format=NHWC) for t in (dz, y, z))
+    more = None if more is None else more.to(y.dtype).contiguous(memory_format=NHWC)
     vectors = (vector.contiguous() for vector in (weight, bias, mean, var))
-    return (backward if triton else norm_relu_gradient)(dz, y, z, *vectors, eps)
+    return (backward if triton else norm_relu_gradient)(*maps, *vectors, eps, more)
 
 
 def _save(ctx, inputs, output) -> None:

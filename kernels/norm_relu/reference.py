@@ -36,10 +36,15 @@ def norm_relu_reference(
 
 def norm_relu_gradient(
     dz: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float,
-    *, upcast: bool = False,
+    more: Tensor | None = None, *, upcast: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """(dy, dresidual or None, dweight, dbias), from what the forward pass took and gave; z only with a residual."""
+    """(dy, dresidual or None, dweight, dbias), from what the forward pass took and gave; z only with a residual.
+
+    more: a second part of dz, or None.
+    """
     dtype = _dtype(y, upcast)
+    if more is not None:
+        dz = dz.to(dtype) + more.to(dtype)
     normal = _normalised(y.to(dtype), mean, var, eps)
     before = normal * _wide(weight, dtype) + _wide(bias, dtype) if z is None else z
     masked = torch.where(before <= 0, 0, dz).to(dtype)  # a NaN lets the gradient through, as threshold_backward does
