@@ -48,7 +48,7 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     """The module to call: `model` itself, or compiled as `speed.*` says. Weights and names are `model`'s in each case.
 
     `speed.scope=blocks` compiles the repeated blocks in place, one graph for all alike (their weights are inputs of the
-    graph), and leaves what joins them to eager: a fraction of the compile time.
+    graph), and leaves what joins them to eager.
     """
     if not config.trainer.compile:
         return model
