@@ -6,8 +6,8 @@ writes DIR/DEVICE-DATE/results.json and report.md, row by row as they come: corr
 step of HRNet-W44 at 1280 (bf16, 16 pages, data from disk) in eager and compiled forms, the loop users come from, the
 kernels against the byte floor and their peers, evaluation, the convolution grid, a profile. Each entry is a process of
 its own, so that a crash, a lack of memory or a missing package costs that entry only: it then says "not measured:
-reason", and the next run on the same DIR tries it again and goes on with what is left. Needs torch, triton and timm;
-DALI, OpenCV, pyclipper and cupy add rows. Without a CUDA device it says "not measured" and writes nothing.
+reason", and the next run on the same DIR tries it again and goes on with what is left. Needs torch, triton and timm,
+and OpenCV or DALI for pages; pyclipper and cupy add rows. Without a CUDA device it says "not measured".
 """
 
 import argparse
@@ -28,7 +28,10 @@ import torch
 from pipelines.errors import UserError
 
 NOT_MEASURED = "not measured"
-HIDDEN = ("section", "of", "what", "end", "text")  # keys of a row that are no figures
+HIDDEN = ("section", "of", "what", "end", "text", "date", "commit")  # keys of a row that are no figures
+# Least seconds that must be left for an entry, by its first word: W44 compiles long, torch and CUDA take 10 to start.
+SECONDS = {"compiled": 150, "profile": 150, "validation": 90}
+LEAST_S = 20
 # Section and entry, by value. bench.gpu_SECTION.rows(entry, size) gives pairs of a row's name and its figures.
 PLAN = (
     ("kernels", "checks"),
@@ -58,7 +61,7 @@ def rows_of(section: str, what: str, argv: list[str]) -> Iterator[tuple[str, dic
     for name, default in (("pages", 16), ("side", 1280)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--encoder", default="hrnet_w44")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda:0")
     size = parser.parse_args(argv)
     yield from importlib.import_module(f"bench.gpu_{section}").rows(what, size)
 
@@ -83,6 +86,7 @@ def measure(section: str, what: str, seconds: float, argv: list[str], keep: Call
     command = [sys.executable, "-m", "bench.gpu", "--section", section, "--what", what, *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors: list[str] = []
+    whole = False
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
     late = threading.Timer(seconds, process.kill)
@@ -90,13 +94,15 @@ def measure(section: str, what: str, seconds: float, argv: list[str], keep: Call
     try:
         for line in process.stdout:
             if line.startswith("ROW "):
-                keep(json.loads(line[4:]))
+                row = json.loads(line[4:])
+                whole = whole or bool(row.get("end"))
+                keep(row)
     finally:
         code = process.wait()
         expired = not late.is_alive()
         late.cancel()
         reader.join()
-    if code:
+    if code and not whole:  # what a process says on its way out costs no row that is there
         said = next((line.strip() for line in reversed(errors) if line.strip()), f"exit code {code}")
         keep(missing(section, what, f"over the time left, {seconds:.0f} s" if expired else said[:300]))
 
@@ -137,8 +143,13 @@ class Report:
         mine = [row for row in self.rows if (row["section"], row["of"]) == (section, what)]
         return any(row.get("end") for row in mine)
 
+    def forget(self, section: str, what: str) -> None:
+        """Drops the rows that say why an entry was not measured: it is tried again."""
+        self.rows = [r for r in self.rows if (r["section"], r["of"]) != (section, what) or NOT_MEASURED not in r]
+
     def keep(self, row: dict) -> None:
-        """Adds a row, in the place of one of the same name, and writes the files."""
+        """Adds a row, in the place of one of the same name, and writes the files. Rows say when and of which commit."""
+        row = row | {key: self.facts[key] for key in ("date", "commit")}
         names = [(other["section"], other["of"], other["what"]) for other in self.rows]
         name = (row["section"], row["of"], row["what"])
         if name in names:
@@ -183,12 +194,14 @@ def markdown(given: dict, rows: list[dict]) -> str:
 def run(folder: Path, device: torch.device, budget_s: float, argv: list[str], plan: tuple = PLAN) -> Report:
     """Measures what is not there yet, in the order of the plan, while there is time."""
     given = facts(device)
-    name = f"{given['device'].lower().replace(' ', '-')}-{given['date']}"
-    report = Report(folder / name, given)
+    name = given["device"].lower().replace(" ", "-")
+    older = sorted(folder.glob(f"{name}-20*"))  # a rerun fills what is missing, also after midnight
+    report = Report(older[-1] if older else folder / f"{name}-{given['date']}", given)
     end = time.monotonic() + budget_s
     for section, what in plan:
         left = end - time.monotonic()
-        if left > 10 and not report.done(section, what):  # torch and CUDA alone take as long to start
+        if left > SECONDS.get(what.split(",")[0], LEAST_S) and not report.done(section, what):
+            report.forget(section, what)
             measure(section, what, left, argv, report.keep)
     return report
 

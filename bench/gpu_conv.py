@@ -25,6 +25,7 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
         yield "matrix product", {"tflop_s": matrix_peak(device, dtype) / 1e12, "end": True}
         return
     assert what == "grid", what
+    torch.backends.cudnn.benchmark = True  # as in training: the algorithms differ by width
     for stride, widths in BRANCHES:
         for width in widths:
             last = stride == BRANCHES[-1][0] and width == widths[-1]

@@ -3,6 +3,7 @@
 Needs numpy and Pillow; nothing of `pipelines.index`, whose libraries a bare machine may lack.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,11 @@ class Pages:
         self.size_wh = np.tile(np.array(size_wh, np.int32), (len(paths), 1))
         self.orientation = np.ones(len(paths), np.uint8)
         self.lengths = [len(paths)]
+
+    def repeated(self, count: int) -> "Pages":
+        """`count` pages, these over and over."""
+        paths = list(itertools.islice(itertools.cycle(self._paths), count))
+        return Pages(paths, tuple(self.size_wh[0]), self._polygons)
 
     def __len__(self) -> int:
         return len(self._paths)

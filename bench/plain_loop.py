@@ -7,6 +7,7 @@ train the same network on the same pages with the same augmentation. The plain l
 workers, targets by pyclipper and OpenCV in those workers, the loss with topk and int(), `loss.item()` in every step.
 """
 
+import importlib.util
 import itertools
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ from bench.opencv_loader import Batches, one_thread
 from engine.distributed import Ranks
 from engine.model import DBNet, build_model
 from engine.settings import Config
-from kernels.db_targets import DBTargets
+from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
 from pipelines.source import TrainSource
 
@@ -31,10 +32,16 @@ WARM_UP = 3  # steps before the clock: oneDNN and cuDNN choose their algorithms,
 
 
 def plain_targets(batch: Batch) -> DBTargets:
-    """(N, H, W) targets of a batch in host memory by pyclipper and OpenCV, page by page; ignored texts masked out."""
+    """(N, H, W) targets of a batch in host memory by pyclipper and OpenCV, page by page; ignored texts masked out.
+
+    Where pyclipper is not installed, by the reference of `kernels.db_targets`.
+    """
+    n, _, height, width = batch.image.shape
+    if importlib.util.find_spec("pyclipper") is None:
+        labels = batch.points_xy, batch.poly_offsets, batch.page_offsets, batch.ignore
+        return db_targets(*labels, height=height, width=width, implementation="reference")
     from bench.clipper_targets import clipper_targets
 
-    n, _, height, width = batch.image.shape
     points, poly, page = batch.points_xy.numpy(), batch.poly_offsets.numpy(), batch.page_offsets.numpy()
     maps = []
     for i in range(n):

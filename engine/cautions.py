@@ -88,6 +88,9 @@ def _doubtful(config: Config) -> Iterator[str]:
         )
     if trainer.patience and trainer.patience * evaluation.every_epochs >= trainer.max_epochs:
         yield f"trainer.patience={trainer.patience} has no effect: the run ends before, at epoch {trainer.max_epochs}"
+    limits = [f"trainer.{key}" for key in ("max_steps", "max_minutes", "patience") if getattr(trainer, key)]
+    if config.data.progressive and limits:
+        yield f"data.progressive with {' and '.join(limits)}: the run may end before it has seen data.image_size"
     if trainer.ema and not evaluation.ema:
         yield "trainer.ema=true with eval.ema=false: the average is kept but neither judged nor selected by"
     if evaluation.protocol == "contest" and config.post.max_candidates > CONTEST_MAX_REGIONS:

@@ -28,6 +28,10 @@ class Ranks:
     world_size: int
     device: torch.device
 
+    def __post_init__(self) -> None:
+        # Without a number DALI would take "cuda" for no GPU, and decode on the CPU.
+        assert self.device.type != "cuda" or self.device.index is not None, "a GPU has a number: cuda:0"
+
     @property
     def main(self) -> bool:
         """Whether this rank prints and writes the run folder."""

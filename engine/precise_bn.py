@@ -13,6 +13,7 @@ algorithm 2.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -51,7 +52,9 @@ def renew(trainee: Trainee, pages: ConcatIndex, config: Config, ranks: Ranks, ep
     names = trained_norms(trainee.model)
     batches = config.trainer.precise_bn
     models = [model for model in (trainee.model, trainee.averaged) if model is not None]
-    loader = build_train_loader(config, pages, ranks, epoch, 0)
+    # at the size that is evaluated, also where the run ended at a smaller one
+    full = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
+    loader = build_train_loader(full, pages, ranks, epoch, 0)
     with contextlib.closing(loader):
         images = (next(loader).to(ranks.device).image for _ in range(batches))
         estimate(models, names, images, config)

@@ -251,7 +251,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """How the network is compiled and distributed; nothing here changes what is computed."""
+    """How the network is compiled and distributed; nothing here changes what is computed, beyond rounding."""
 
     scope: str = option(
         "model", "what trainer.compile compiles: the whole network, or its repeated blocks", choices=("model", "blocks")
@@ -345,6 +345,11 @@ class Config:
             raise UserError(f"name={self.name}: expected a plain folder name; the folder above it is run_root")
         if not self.resume:
             raise UserError("resume is empty: expected none, auto or a checkpoint folder")
+        if self.speed.cuda_graphs and self.trainer.accumulate > 1:
+            raise UserError(
+                f"speed.cuda_graphs=true with trainer.accumulate={self.trainer.accumulate}: a replayed graph would "
+                "write over gradients that are still being summed; set one of them to its default"
+            )
         parts = len(self.data.progressive) + 1
         if self.trainer.max_epochs < parts:
             raise UserError(

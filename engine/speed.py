@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine.distributed import Ranks
 from engine.settings import Config, SpeedConfig
 
-# A graph per canvas, batch size and mode: four sizes of data.progressive, trained and evaluated, with room to spare.
+# Graphs of a module: one per canvas, batch size and mode. Four sizes of data.progressive, trained and evaluated, twice.
 GRAPHS = 16
 # DDP's switch for broadcasting buffers in every step; newer torch has another name for it and warns of the old one.
 BUFFERS = "broadcast_buffers"
@@ -53,15 +53,26 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     if not config.trainer.compile:
         return model
     speed = config.speed
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    parts = list(blocks(model)) if speed.scope == "blocks" else [model]
+    _allow_graphs(GRAPHS * len(parts))
     torch._dynamo.config.optimize_ddp = speed.optimize_ddp
     torch._functorch.config.activation_memory_budget = speed.memory_budget
     # dynamic=False: with the default a second size compiles a graph of any size, slower for all.
     if speed.scope == "model":
         return torch.compile(model, dynamic=False, options=inductor_options(speed))
-    for block in blocks(model):
+    for block in parts:
         block.compile(dynamic=False, options=inductor_options(speed))
     return model
+
+
+def _allow_graphs(most: int) -> None:
+    """Raises dynamo's limits to `most`: beyond them it goes on in eager, with one line in the log.
+
+    Modules compiled in place share one code object, and so one limit.
+    """
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(most, settings.recompile_limit)
+    settings.accumulated_recompile_limit = max(2 * most, settings.accumulated_recompile_limit)
 
 
 def inductor_options(speed: SpeedConfig) -> dict[str, Any]:

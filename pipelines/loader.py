@@ -134,10 +134,13 @@ class _Stream:
 
 
 def largest_wh(sizes_wh: np.ndarray) -> tuple[int, int]:
-    """Largest width and height of (N, 2) sizes; pages above HINT_MAX_PX are left out, (0, 0) when all are."""
+    """Largest width and height of (N, 2) sizes, for buffers that hold every page; pages above HINT_MAX_PX are left out.
+
+    (0, 0), no hint, when all are, or when the widest and the highest page together would make more than HINT_MAX_PX.
+    """
     usual = sizes_wh[sizes_wh.astype(np.int64).prod(1) <= HINT_MAX_PX]
-    width, height = usual.max(0) if len(usual) else (0, 0)
-    return int(width), int(height)
+    width, height = (int(side) for side in usual.max(0)) if len(usual) else (0, 0)
+    return (width, height) if width * height <= HINT_MAX_PX else (0, 0)
 
 
 def _preallocate(

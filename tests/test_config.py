@@ -269,6 +269,7 @@ def test_a_base_replaces_the_preset():
         (["trainer.ema=true", "eval.ema=false"], "neither judged"),
         (["speed.fused_norms=true", "trainer.kernels=reference"], "slower than when off"),
         (["speed.fused_norms=true", "trainer.device=cpu"], "slower than when off"),
+        (["data.progressive=[640,960]", "trainer.max_steps=5"], "may end before"),
         (["init_from=x", "models.encoder.weights=timm"], "init_from replaces"),
         (["init_from=x", "models.encoder.weights=", "resume=y"], "brings its own weights"),
     ],
@@ -276,6 +277,10 @@ def test_a_base_replaces_the_preset():
 def test_doubtful_settings_run_with_one_warning(argv, words):
     found = warnings(load(*argv))
     assert len(found) == 1 and words in found[0], found
+
+
+def test_cuda_graphs_are_not_replayed_over_gradients_that_are_summed():
+    assert "trainer.accumulate=2" in message("speed.cuda_graphs=true", "trainer.accumulate=2")
 
 
 def test_fused_norms_on_the_device_at_hand():

@@ -22,6 +22,13 @@ def test_alone_without_torchrun():
     assert distributed.on_main_first(ranks, lambda: 5) == 5
 
 
+def test_a_gpu_has_a_number():
+    """DALI takes a device without one for no GPU and decodes on the CPU."""
+    with pytest.raises(AssertionError, match="cuda:0"):
+        distributed.Ranks(0, 0, 1, torch.device("cuda"))
+    assert distributed.Ranks(0, 0, 1, torch.device("cuda:0")).device.index == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_asked_for_where_there_is_none():
     with pytest.raises(UserError, match="torch sees no GPU here"):

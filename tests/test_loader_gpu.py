@@ -103,6 +103,8 @@ def test_pools_are_left_alone_where_memory_is_short_or_there_is_no_gpu(tmp_path,
 def test_the_hint_leaves_outliers_out():
     assert loader.largest_wh(np.array([[1000, 2000], [3000, 1000], [9000, 9000]], np.int32)) == (3000, 2000)
     assert loader.largest_wh(np.array([[9000, 9000]], np.int32)) == (0, 0)
+    tall_and_wide = np.array([[16000, 1000], [1000, 16000]], np.int32)
+    assert loader.largest_wh(tall_and_wide) == (0, 0), "a buffer of 256 Mpx for pages of 16"
 
 
 @pytest.mark.parametrize("augment", [NOT_AUGMENTED, AugmentConfig(shadow_p=0.5)], ids=["off", "full"])

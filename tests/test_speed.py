@@ -92,6 +92,22 @@ def test_alike_blocks_share_a_graph_and_compute_the_same(graphs):
     assert graphs["graphs"] <= blocks - 3
 
 
+def test_no_block_falls_back_to_eager(graphs, monkeypatch):
+    """Blocks compiled in place share one limit of graphs: sizes and modes times blocks must fit into it."""
+    monkeypatch.setattr(speed, "GRAPHS", 4)  # two sizes, two modes: a limit of 4 would be gone after four blocks
+    limits = {"recompile_limit": 1, "accumulated_recompile_limit": 1, "fail_on_recompile_limit_hit": True}
+    model, config = _model("models.encoder.name=hrnet_w18_small", "speed.scope=blocks")
+    with torch._dynamo.config.patch(**limits):
+        forward = speed.compiled(model, config)
+        for size in (64, 96):
+            image = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+            sum(map_.sum() for map_ in forward.train()(image)).backward()
+            with torch.no_grad():
+                forward.eval()(image)
+    kinds = len(list(speed.blocks(model)))
+    assert graphs["graphs"] == 4 * kinds, "every block of hrnet_w18_small is of a kind of its own"
+
+
 @pytest.fixture
 def group(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
