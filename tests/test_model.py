@@ -198,3 +198,29 @@ def test_synchronised_norms_need_gpus_and_ranks():
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in alone.model.modules())
     words = "trainer.sync_bn=True has no effect: there is one rank"
     assert [words in warnings(config, ranks) for ranks in (0, 1, 2)] == [False, True, False]
+
+
+def test_no_activation_copies_its_input():
+    """In place, hard-swish copies its input for the gradient; ReLU does not."""
+    encoder = build_encoder("lcnet_035")
+    kinds = {type(m).__name__.lower(): m.inplace for m in encoder.modules() if hasattr(m, "inplace")}
+    assert kinds["hardswish"] is False
+    assert all(m.inplace for m in build_encoder("resnet18").modules() if hasattr(m, "inplace"))
+    with torch.profiler.profile() as seen:
+        encoder.train()(torch.randn(2, 3, 64, 64))
+    assert not [event.key for event in seen.key_averages() if event.key == "aten::clone"]
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_nearest_upsampling_of_the_decoder_is_torchs(factor):
+    decoder = build_model(_config()).double().decoder
+    x = torch.randn(2, 5, 6, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    size = torch.Size((6 * factor, 4 * factor))
+    results = decoder._resize(x, size), torch.nn.functional.interpolate(x, size=size, mode="nearest")
+    gradient = torch.randn(results[0].shape, dtype=torch.float64).to(memory_format=torch.channels_last)
+    assert torch.equal(*results)
+    got, want = (torch.autograd.grad(y, x, gradient)[0] for y in results)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    odd = decoder._resize(x, torch.Size((13, 9)))
+    assert torch.equal(odd, torch.nn.functional.interpolate(x, size=(13, 9), mode="nearest"))
