@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench.opencv_loader import Batches, one_thread
 from engine.distributed import Ranks
 from engine.model import DBNet, build_model
+from engine.model.encoder import NEED_INPUT
 from engine.settings import Config
 from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
@@ -74,8 +75,11 @@ def plain_loader(source: TrainSource, workers: int = 2) -> Iterator[tuple[torch.
 
 
 def plain_model(config: Config, device: torch.device) -> tuple[DBNet, torch.optim.Optimizer]:
-    """The network in NCHW and its optimizer with torch's defaults."""
+    """The network in NCHW as timm and torch give it, and its optimizer with torch's defaults."""
     model = build_model(config).to(device, memory_format=torch.contiguous_format).train()
+    for module in model.encoder.modules():
+        if type(module).__name__.lower() in NEED_INPUT and hasattr(module, "inplace"):
+            module.inplace = True  # as timm has it; the engine's encoder takes it out of place
     settings = config.models.optimizer
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.name]
     return model, kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

@@ -66,7 +66,8 @@ class Decoder(nn.Module):
     def _resize(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
         factor = size[0] // x.shape[-2]
         whole = (x.shape[-2] * factor, x.shape[-1] * factor) == tuple(size)
-        if self.upsample == "nearest" and whole and x.device.type == "cpu":
+        nhwc = x.is_contiguous(memory_format=torch.channels_last)
+        if self.upsample == "nearest" and whole and nhwc and x.device.type == "cpu":
             return _Repeat.apply(x, factor)
         align = None if self.upsample == "nearest" else False
         return F.interpolate(x, size=size, mode=self.upsample, align_corners=align)
