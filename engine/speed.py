@@ -5,6 +5,8 @@ module, and DDP's hooks stay outside the graph.
 """
 
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.distributed import Ranks
 from engine.settings import Config, SpeedConfig
+from pipelines.errors import UserError
 
 # Graphs of a module: one per canvas, batch size and mode. Four sizes of data.progressive, trained and evaluated, twice.
 GRAPHS = 16
@@ -49,9 +52,17 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
 
     `speed.scope=blocks` compiles the repeated blocks in place, one graph for all alike (their weights are inputs of the
     graph), and leaves what joins them to eager.
+
+    Raises:
+        UserError: there is no C++ compiler, which Inductor needs on a CPU.
     """
     if not config.trainer.compile:
         return model
+    compiler = os.environ.get("CXX", "g++")  # Inductor's choice
+    if next(model.parameters()).device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"trainer.compile=true: there is no {compiler}; install it (or set CXX), or trainer.compile=false"
+        )
     speed = config.speed
     parts = list(blocks(model)) if speed.scope == "blocks" else [model]
     _allow_graphs(GRAPHS * len(parts))

@@ -11,6 +11,7 @@ from engine import speed
 from engine.config import load_config
 from engine.distributed import Ranks
 from engine.model import build_model
+from pipelines.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,13 @@ def test_options_are_inductors_and_only_what_is_asked_for(graphs):
 def test_without_compile_the_model_is_called_as_it_is():
     model, config = _model("trainer.compile=false", "speed.scope=blocks")
     assert speed.compiled(model, config) is model and model._compiled_call_impl is None
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model, config = _model()
+    with pytest.raises(UserError, match="there is no no-such-compiler"):
+        speed.compiled(model, config)
 
 
 def test_memory_budget_and_ddp_choice_reach_torch(graphs):
