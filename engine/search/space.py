@@ -1,0 +1,184 @@
+"""The space of a search: parameters, their scales, and the unit cube that the surrogate works in.
+
+Every parameter has one coordinate in [0, 1]:
+
+    float, scale log      u = log(x / low) / log(high / low)
+    float, scale linear   u = (x - low) / (high - low)
+    int                   as float; rounded on the way back
+    ordinal (T_max)       its values keep their order: u = place of the value on a log scale (linear if one is <= 0)
+    choice                u = index / (n - 1); `features` turns it into n one-hot coordinates of the model
+
+Worked example: lr in [1e-5, 2e-4] log: x = 1e-4 -> u = log(10) / log(20) = 0.769. T_max in {15, 18, 20, 25}:
+0, 0.357, 0.563, 1. Values are plain Python types (JSON), floats with 6 significant digits, never outside their bounds.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import UserError
+
+KINDS = ("float", "int", "ordinal", "choice")
+SCALES = ("linear", "log")
+DIGITS = 6  # of a float value: short commands, and a change of 1e-6 of a learning rate is nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One searched key.
+
+    Args:
+        name: key of the configuration, e.g. `models.optimizer.lr`.
+        kind: float, int, ordinal (numbers with an order, few), choice (texts, booleans).
+        low, high: bounds of float and int, included.
+        scale: of float and int.
+        step: float and int are multiples of it; 0 = free.
+        values: of ordinal (ascending) and choice.
+
+    Raises:
+        UserError: bounds in the wrong order, a log scale that reaches 0, values that repeat or are too few.
+    """
+
+    name: str
+    kind: str
+    low: float = 0.0
+    high: float = 1.0
+    scale: str = "linear"
+    step: float = 0.0
+    values: tuple = ()
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS and self.scale in SCALES
+        if self.kind in ("ordinal", "choice"):
+            if len(self.values) < 2 or len(set(self.values)) != len(self.values):
+                raise UserError(f"{self.name}: values {list(self.values)} must be at least two, all different")
+            if self.kind == "ordinal":
+                object.__setattr__(self, "values", tuple(sorted(self.values)))
+            return
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UserError(f"{self.name}: bounds {self.low:g} to {self.high:g} are not in ascending order")
+        if self.scale == "log" and self.low <= 0:
+            raise UserError(f"{self.name}: a log scale needs a lower bound above 0, not {self.low:g}")
+        if self.step < 0 or (self.step and self._on_step(self.low) > self.high):
+            raise UserError(f"{self.name}: no multiple of {self.step:g} lies between {self.low:g} and {self.high:g}")
+
+    def _on_step(self, value: float) -> float:
+        """The nearest multiple of `step` at or above `low` and, where there is one, at or below `high`."""
+        least, most = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+        return self.step * max(least, min(round(value / self.step), most))
+
+    @property
+    def places(self) -> np.ndarray:
+        """Coordinates of the values of ordinal and choice, float (n,)."""
+        if self.kind == "choice":
+            return np.linspace(0.0, 1.0, len(self.values))
+        numbers = np.asarray(self.values, float)
+        numbers = np.log(numbers) if numbers.min() > 0 else numbers
+        return (numbers - numbers[0]) / (numbers[-1] - numbers[0])
+
+    def unit(self, value: Any) -> float:
+        """Value -> coordinate in [0, 1]; numbers beyond the bounds go to the nearest one.
+
+        Raises:
+            UserError: a text that is no value of this choice, or no number where one is needed.
+        """
+        if self.kind == "choice":
+            if value not in self.values:
+                raise UserError(f"{self.name}={value}: expected one of {', '.join(map(str, self.values))}")
+            return float(self.places[self.values.index(value)])
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{self.name}={value}: expected a number")
+        if self.kind == "ordinal":
+            return float(self.places[int(np.argmin([abs(value - known) for known in self.values]))])
+        value = min(max(float(value), self.low), self.high)
+        if self.scale == "log":
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def value(self, unit: float) -> Any:
+        """Coordinate -> plain Python value within the bounds."""
+        unit = min(max(float(unit), 0.0), 1.0)
+        if self.kind in ("ordinal", "choice"):
+            return self.values[int(np.argmin(np.abs(self.places - unit)))]
+        if self.scale == "log":
+            value = self.low * math.exp(unit * math.log(self.high / self.low))
+        else:
+            value = self.low + unit * (self.high - self.low)
+        if self.step:
+            value = self._on_step(value)
+        if self.kind == "int":
+            return int(min(max(round(value), math.ceil(self.low)), math.floor(self.high)))
+        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the value is one this parameter can take (a step is not looked at)."""
+        if self.kind in ("ordinal", "choice"):
+            return value in self.values
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Parameters in the order of the sweep file; units are float (N, P) in [0, 1], P = number of parameters."""
+
+    parameters: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        names = [p.name for p in self.parameters]
+        if not names:
+            raise UserError("the space of the search is empty: give at least one parameter more than one value")
+        if len(set(names)) != len(names):
+            raise UserError(f"a parameter is given twice: {', '.join(names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of the configuration."""
+        return tuple(p.name for p in self.parameters)
+
+    def unit(self, values: Mapping[str, Any]) -> np.ndarray:
+        """Values -> units, float (P,). Keys that are no parameters are passed over; a missing one is a KeyError."""
+        return np.array([p.unit(values[p.name]) for p in self.parameters])
+
+    def values(self, unit: Sequence[float]) -> dict[str, Any]:
+        """Units (P,) -> {key: plain Python value}."""
+        return {p.name: p.value(u) for p, u in zip(self.parameters, unit, strict=True)}
+
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """Units (N, P) moved to the nearest ones that a value stands behind (ordinal, choice, int, step)."""
+        units = np.clip(np.asarray(units, float), 0.0, 1.0).copy()
+        for column, p in enumerate(self.parameters):
+            if p.kind in ("ordinal", "choice"):
+                nearest = np.abs(units[:, column, None] - p.places).argmin(axis=1)
+                units[:, column] = p.places[nearest]
+            elif p.kind == "int" or p.step:
+                units[:, column] = [p.unit(p.value(u)) for u in units[:, column]]
+        return units
+
+    def features(self, units: np.ndarray) -> np.ndarray:
+        """Units (N, P) -> what the model sees, float (N, E): a choice of n becomes n columns, 0 or sqrt(1/2)."""
+        columns = []
+        for column, p in enumerate(self.parameters):
+            if p.kind != "choice":
+                columns.append(units[:, column : column + 1])
+                continue
+            nearest = np.abs(units[:, column, None] - p.places).argmin(axis=1)
+            columns.append(np.eye(len(p.values))[nearest] * math.sqrt(0.5))  # two values are 1 apart
+        return np.hstack(columns)
+
+    def contains(self, values: Mapping[str, Any]) -> bool:
+        """Whether every parameter has a value here and can take it."""
+        return all(p.name in values and p.contains(values[p.name]) for p in self.parameters)
+
+
+def space_to_json(space: Space) -> list[dict]:
+    """The space as plain JSON; the inverse of `space_from_json`."""
+    return [dataclasses.asdict(p) | {"values": list(p.values)} for p in space.parameters]
+
+
+def space_from_json(items: list[dict]) -> Space:
+    """The space that `space_to_json` wrote."""
+    return Space(tuple(Parameter(**{**item, "values": tuple(item["values"])}) for item in items))

@@ -1,0 +1,77 @@
+"""What a search knows: the study and its trials, as the ledger's events add up to them. Data only.
+
+A trial's value is the best of its curve (what the checkpoint `best` scores); `metric` names a field of metrics.jsonl's
+validation records: `val/hmean` is the key `hmean`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from engine.search.space import Space
+
+# asked: its values are decided; running: an attempt is under way; finished: trained to its end; stopped: ended early on
+# purpose; infeasible: failed, diverged, timed out. Cut attempts go back to asked.
+STATES = ("asked", "running", "finished", "stopped", "infeasible")
+ENDED = ("finished", "stopped", "infeasible")
+# Where a trial's values come from: the preset's own configuration, near it, the surrogate, a uniform draw, a grid,
+# another study or a table, a repeat with another seed.
+KINDS = ("preset", "prior", "model", "random", "grid", "imported", "confirm")
+
+
+@dataclasses.dataclass
+class Trial:
+    """One configuration and what came of it."""
+
+    number: int
+    values: dict[str, Any]  # {key of the configuration: plain value}, the searched keys only
+    kind: str
+    seed: int  # of the training
+    repeats: int | None = None  # confirm: number of the trial whose values these are
+    state: str = "asked"
+    attempts: int = 0  # started so far
+    curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (epochs done, metric), epochs ascending
+    value: float | None = None  # best of the curve; None before the first evaluation and when infeasible
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # of the best epoch: hmean, precision, recall
+    estimate: tuple[float, float] | None = None  # stopped: (mean, sd) of the value it would have reached
+    epochs: int = 0  # trained
+    minutes: float = 0.0  # of all attempts
+    reason: str = ""  # why stopped or infeasible, one line
+    folder: str = ""  # of the run, relative to the study's
+    name: str = ""  # imported: its name where it comes from
+
+
+@dataclasses.dataclass
+class Study:
+    """A search as a whole."""
+
+    folder: Path
+    name: str
+    space: Space
+    metric: str = "val/hmean"
+    goal: str = "maximize"  # or minimize
+    method: str = "bayes"  # or random, grid
+    budget: int = 8  # number of trials, early-stopped ones included, confirming and imported ones not
+    agents: int = 1
+    seed: int = 0
+    max_epochs: int = 20
+    early_stop: dict[str, Any] = dataclasses.field(default_factory=dict)  # {"type": "curve" | "hyperband" | "none", ...}
+    arguments: list[str] = dataclasses.field(default_factory=list)  # preset=... key=value ... of every trial
+    first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the preset's own values of the searched keys
+    objective: str = ""  # module:function instead of engine.train
+    trials: list[Trial] = dataclasses.field(default_factory=list)
+
+    @property
+    def sign(self) -> float:
+        """+1 when higher is better, -1 when lower is."""
+        return 1.0 if self.goal == "maximize" else -1.0
+
+    @property
+    def searched(self) -> list[Trial]:
+        """Trials that count towards the budget."""
+        return [trial for trial in self.trials if trial.kind not in ("imported", "confirm")]
+
+    def incumbent(self) -> Trial | None:
+        """The ended trial with the best measured value; None before the first."""
+        known = [t for t in self.trials if t.value is not None and t.state in ("finished", "stopped")]
+        return max(known, key=lambda t: self.sign * t.value, default=None)
