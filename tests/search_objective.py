@@ -1,8 +1,8 @@
 """An objective for tests of the search: a bowl in (x, y) with a learning curve; it can fail in several ways.
 
-    SEARCH_TEST_EPOCHS   length of the curve (5)      SEARCH_TEST_SLEEP   seconds an epoch (0)
-    SEARCH_TEST_MODE     crash | nan | hang | oom | memory | kill | children, from epoch SEARCH_TEST_AT (2) on
-    SEARCH_TEST_ONCE     a file: the mode is used only while it does not exist, then it is made
+SEARCH_TEST_EPOCHS   length of the curve (5)      SEARCH_TEST_SLEEP   seconds an epoch (0)
+SEARCH_TEST_MODE     crash | nan | hang | oom | memory | kill | children, from epoch SEARCH_TEST_AT (2) on
+SEARCH_TEST_ONCE     a file: the mode is used only while it does not exist, then it is made
 """
 
 import math

@@ -1,6 +1,6 @@
 """One attempt at a trial: the process around one training, which takes the whole of it along wherever it goes.
 
-    python -m engine.search.attempt --folder STUDY/trials/007 --log STUDY/logs/007.1.log --attempt 1 --id ID -- COMMAND...
+    python -m engine.search.attempt --folder STUDY/trials/007 --log STUDY/logs/007.1.log --attempt 1 --id ID -- COMMAND
 
     executor --stdin--> wrapper (this) --> training (torchrun) --> ranks, scoring processes, ...
                           `--> keeper
