@@ -40,14 +40,18 @@ class Tracker:
         project, name: of the W&B run.
         config: nested dict of plain types, shown as the run's configuration.
         folder: the run's folder; W&B's files go to `folder/wandb`.
+        labels: group and job_type of the run; empty ones are left out.
     """
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, project: str, name: str, config: Mapping[str, Any], folder: Path, labels: Mapping[str, str] | None = None
+    ) -> None:
         self.dropped = 0
         self._queue: queue.Queue = queue.Queue(maxsize=QUEUE_SIZE)
         self._dead = threading.Event()
         self._child: subprocess.Popen | None = None
         head = {"project": project, "name": name, "config": config, "folder": str(folder.resolve()), "pid": os.getpid()}
+        head["labels"] = {key: text for key, text in (labels or {}).items() if text}
         self._thread = threading.Thread(target=self._run, args=(head,), name="tracker", daemon=True)
         self._thread.start()
 
@@ -228,6 +232,7 @@ def _init(wandb: Any, head: dict, mode: str) -> Any:
         resume="allow" if mode == "online" else None,
         dir=folder,
         config=head["config"],
+        **head["labels"],
         mode=mode,
         settings=wandb.Settings(
             init_timeout=INIT_TIMEOUT_S, silent=True, console="off", disable_git=True, x_stats_pid=head["pid"]

@@ -34,8 +34,19 @@ BUDGET = 8
 FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
 
 
+def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[dict]]:
+    """The study that a command line asks for, alone or from what another study or a table knows.
+
+    Returns:
+        the study, notices, and the events that bring in the trials that are known.
+    """
+    study, notices = new_study(options, items)
+    check_method(study, known=False)
+    return study, notices, []
+
+
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
-    """The study that a command line asks for.
+    """A study from a sweep file and settings.
 
     Args:
         options: the flags.
@@ -85,12 +96,14 @@ def _early_stop(options: Options, found: dict[str, Any]) -> dict[str, Any]:
     return {"type": options.early_stop}
 
 
-def check_method(study: Study) -> None:
-    """Refuses a search that could only be called Bayesian: all its trials are asked before one has come back."""
-    fits = study.method == "grid" and any(p.kind == "float" and not p.step for p in study.space.parameters)
-    if fits:
+def check_method(study: Study, known: bool) -> None:
+    """Refuses a search that could only be called Bayesian: all its trials are asked before one has come back.
+
+    Args:
+        known: whether there are results already.
+    """
+    if study.method == "grid" and any(p.kind == "float" and not p.step for p in study.space.parameters):
         raise UserError("--method grid: a parameter with a continuous range has no grid; give values or a q_ step")
-    known = any(trial.value is not None for trial in study.trials)
     if study.method == "bayes" and study.agents >= study.budget > 1 and not known:
         raise UserError(
             f"--agents {study.agents} with --budget {study.budget}: no result comes back before the last trial is "
