@@ -226,7 +226,8 @@ def test_the_mode_of_wandb(lonely, tmp_path):
 
 
 def test_wandb_without_a_key_is_offline_and_costs_nothing(lonely, tmp_path, capfd):
-    sent = Tracker("project", "name", to_dict(load()), tmp_path)
+    labels = {"group": "the-study", "job_type": "model"}
+    sent = Tracker("project", "name", to_dict(load()), tmp_path, labels)
     start = time.perf_counter()
     for step in range(500):
         sent.log({"train/loss": 1.0}, step)
@@ -238,7 +239,8 @@ def test_wandb_without_a_key_is_offline_and_costs_nothing(lonely, tmp_path, capf
     assert time.monotonic() < deadline and not sent.alive and sent.dropped == 0
     sent.close()
     (offline,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert any(file.stat().st_size > 1000 for file in offline.glob("*.wandb"))
+    (record,) = (file.read_bytes() for file in offline.glob("*.wandb"))
+    assert len(record) > 1000 and b"the-study" in record and b"model" in record
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and "W&B is offline: no API key" in err
 

@@ -114,17 +114,24 @@ def create(study: Study) -> Ledger:
     temporary = study.folder / f".{FILE}.{os.getpid()}"
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        with contextlib.closing(os.fdopen(descriptor)):
-            _write(descriptor, path, [head])
+        _write_whole(temporary, path, head)
+    except OSError as error:
+        raise UserError(f"{study.folder}: the study's folder cannot be written ({error.strerror})") from None
+    try:
         os.link(temporary, path)  # whole or not at all, and never over another
     except FileExistsError:
         raise exists(study.folder) from None
-    except OSError as error:
-        raise UserError(f"{study.folder}: the study's folder cannot be written ({error.strerror})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink()
     return Ledger(study.folder)
+
+
+def _write_whole(temporary: Path, path: Path, head: dict) -> None:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _write(descriptor, path, [head])
+    finally:
+        os.close(descriptor)
 
 
 def exists(folder: Path) -> UserError:
