@@ -9,9 +9,8 @@ trials/ (run folders), logs/, report.md and report.html. Killed at any moment, -
 """
 
 import contextlib
-import signal
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from engine import cli
 from engine.search import options as flags
@@ -73,7 +72,7 @@ def begin(options: Options, items: Sequence[str]) -> int:
             print(line, flush=True)
     if options.dry_run:
         first = trials.new_trial(study, study.first, "preset", study.seed)
-        print("trial 0:", " ".join(trials.command(study, first, executor.gpus)), flush=True)
+        print("trial 0:", shlex.join(trials.command(study, first, executor.gpus)), flush=True)
         return 0
     with contextlib.closing(ledger.create(study)) as book:
         book.append_all(events)

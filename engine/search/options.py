@@ -16,7 +16,6 @@ from pipelines.options import allowed, option
 
 METHODS = ("bayes", "prior", "random", "grid")
 EARLY_STOPS = ("curve", "hyperband", "none")
-EXECUTORS = ("local", "ray", "slurm")
 NEWEST = "newest"  # what --resume without a study stands for
 SWITCHES = ("dry_run", "help")
 
@@ -38,7 +37,9 @@ class Options:
     report: str | None = option(None, "write the report of a study anew and leave")
     objective: str | None = option(None, "module:function to search instead of a training: f(values, report) -> value")
     epochs: int | None = option(None, "epochs that --objective reports at most; early stopping needs it", 1, 100000)
-    executor: str | None = option(None, "where trials run (default local)", choices=EXECUTORS)
+    executor: str | None = option(
+        None, "where trials run: local, ray[:gpus=K,...], slurm[:partition=P,...] (default local)"
+    )
     seed: int | None = option(None, "seed of the search and of its trainings (default 0)", 0, 10**9)
     timeout: float | None = option(None, "minutes after which a trial is given up, 0 = never (default)", 0.0, 1e6)
     stall: float | None = option(None, "minutes without an evaluation after which it is, 0 = never (default)", 0.0, 1e6)
@@ -80,6 +81,8 @@ def parse(argv: list[str]) -> tuple[Options, list[str]]:
     while items:
         item = items.pop(0)
         if not item.startswith("-"):
+            if "=" not in item:
+                raise UserError(f"unexpected argument {item!r}: settings are written key=value, flags begin with --")
             rest.append(item)
             continue
         flag, equals, text = item.partition("=")

@@ -70,6 +70,7 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     else:
         first, epochs, more = _training(options, found, arguments)
         notices += more
+        arguments = [item for item in arguments if item.partition("=")[0] not in found.space.names]
     first, moved = _into_space(found.space, first)
     name = options.study or default_name(items, options.objective)
     if "/" in name or name in (".", "..", ""):
