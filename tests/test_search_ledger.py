@@ -124,9 +124,7 @@ def test_bytes_that_are_no_event_are_passed_over(book):
 
 
 def test_a_second_driver_is_refused_by_name(book):
-    program = (
-        "import sys; from pathlib import Path; from engine.search import ledger; ledger.Ledger(Path(sys.argv[1]))"
-    )
+    program = "import sys; from pathlib import Path; from engine.search import ledger; ledger.Ledger(Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", program, str(book.folder)], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -49,7 +49,17 @@ def message(*argv: str) -> str:
 
 def test_both_ways_to_write_a_flag():
     found, rest = options.parse(
-        ["--budget", "16", "--agents=2", "preset=demo", "--early-stop=none", "--study-root", "a b", "seed=1", "--dry-run"]
+        [
+            "--budget",
+            "16",
+            "--agents=2",
+            "preset=demo",
+            "--early-stop=none",
+            "--study-root",
+            "a b",
+            "seed=1",
+            "--dry-run",
+        ]
     )
     assert (found.budget, found.agents, found.early_stop, found.study_root) == (16, 2, "none", "a b")
     assert found.dry_run and rest == ["preset=demo", "seed=1"]
@@ -205,7 +215,9 @@ def test_the_objectives_start(here):
 
 def test_what_a_resume_can_change(tmp_path):
     space = Space((Parameter("x", "float"),))
-    study = Study(tmp_path, "s", space, budget=8, runner={"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0})
+    study = Study(
+        tmp_path, "s", space, budget=8, runner={"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0}
+    )
 
     def changes(*argv):
         return plan.resume_changes(study, *options.parse(["--resume", "s", *argv]))
@@ -239,7 +251,9 @@ def test_help_is_quick_and_a_dry_run_creates_nothing(here):
 
     done = run("--help")
     assert done.returncode == 0 and all(flag in done.stdout for flag in options.FIELDS) and "preset=NAME" in done.stdout
-    heavy = [name for name in ("torch", "skopt", "sklearn", "scipy", "matplotlib", "rich") if f" {name}\n" in done.stderr]
+    heavy = [
+        name for name in ("torch", "skopt", "sklearn", "scipy", "matplotlib", "rich") if f" {name}\n" in done.stderr
+    ]
     assert heavy == []
     done = run("--dry-run", "preset=demo", "wandb=true", "--study", "mine")
     assert done.returncode == 0, done.stderr

@@ -102,7 +102,9 @@ def recover(driver: Driver) -> None:
     for trial in study.trials:
         if trial.state == "running":
             minutes = round(driver.book.seen_minutes(trial.number), 3)
-            driver.book.append("cut", trial=trial.number, attempt=trial.attempts, reason="driver ended", minutes=minutes)
+            driver.book.append(
+                "cut", trial=trial.number, attempt=trial.attempts, reason="driver ended", minutes=minutes
+            )
         if trial.state == "asked" and trial.curve:  # it may have ended between its last epoch and the decision
             decision = rungs.decide(trial, study)
             if decision.stop:
@@ -250,7 +252,9 @@ def _end(
         estimate=None if estimate is None else [float(part) for part in estimate],
     )  # fmt: skip
     value = "" if trial.value is None else f"  {driver.book.study.metric} {trial.value:.4f}"
-    driver.show.event(f"trial {trial.number} {state}{value}  in {trial.minutes:.1f} min{f': {reason}' if reason else ''}")
+    driver.show.event(
+        f"trial {trial.number} {state}{value}  in {trial.minutes:.1f} min{f': {reason}' if reason else ''}"
+    )
 
 
 def _cut(driver: Driver, run: Running, reason: str, outside: bool) -> None:

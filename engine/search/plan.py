@@ -274,7 +274,9 @@ def _into_space(space: Space, first: dict[str, Any]) -> tuple[dict[str, Any], li
             nearest = parameter.value(parameter.unit(value))
         inside[parameter.name] = nearest
         if nearest != value:
-            notices.append(f"note: {parameter.name}={shown(value)} lies outside the space; trial 0 has {shown(nearest)}")
+            notices.append(
+                f"note: {parameter.name}={shown(value)} lies outside the space; trial 0 has {shown(nearest)}"
+            )
     return inside, notices
 
 
