@@ -36,9 +36,7 @@ def _wrappers(processes: dict[int, str]) -> list[int]:
 
 
 def _trainings(processes: dict[int, str]) -> list[int]:
-    return sorted(
-        pid for pid, words in processes.items() if "engine.search.objective" in words and "attempt" not in words
-    )
+    return sorted(pid for pid in set(processes) - set(_wrappers(processes)) if "search.objective" in processes[pid])
 
 
 def _gone(attempt) -> None:
