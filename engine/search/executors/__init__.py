@@ -13,12 +13,13 @@ All three have the same few words, and start `engine.search.attempt` around the 
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.search.attempt import STOPPED, side_file
+from engine.search.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, side_file
 from pipelines.errors import UserError
 
 NAMES = ("local", "ray", "slurm")
@@ -79,11 +80,11 @@ def open_executor(text: str, agents: int, gpus: Sequence[str] | None = None):
     raise UserError(f"--executor {text}: expected one of {', '.join(NAMES)}")
 
 
-def wrapper_command(attempt: Attempt, python: str = sys.executable) -> list[str]:
-    """`python -m engine.search.attempt ...` around the attempt's command; `--parent PID` is the starter's to add."""
+def wrapper_command(attempt: Attempt, parent: int) -> list[str]:
+    """`python -m engine.search.attempt ...` around the attempt's command; `parent` starts it and holds its stdin."""
     own = {"--folder": attempt.folder, "--log": attempt.log, "--attempt": attempt.attempt, "--id": attempt.id}
     words = [str(word) for pair in own.items() for word in pair]
-    return [python, "-m", "engine.search.attempt", *words, "--", *attempt.command]
+    return [sys.executable, "-m", "engine.search.attempt", *words, "--parent", str(parent), "--", *attempt.command]
 
 
 def read_exit(attempt: Attempt, asked: bool) -> Exit | None:
@@ -97,6 +98,23 @@ def read_exit(attempt: Attempt, asked: bool) -> Exit | None:
         return None
     foreign = record["reason"] == STOPPED and not asked
     return Exit(record["code"], "killed (SIGTERM)" if foreign else record["reason"], record["outside"] or foreign)
+
+
+def end_without_record(code: int, asked: bool) -> Exit:
+    """The end of a wrapper that left none: it was killed, fenced off, or could not start. None is the trial's doing.
+
+    Args:
+        code: of the wrapper, -number for a signal as Popen has it.
+        asked: whether the executor stopped it.
+    """
+    shell = 128 - code if code < 0 else code or 1
+    if asked:
+        return Exit(shell, STOPPED, False)
+    if code < 0:
+        return Exit(shell, f"killed ({signal.Signals(-code).name})", True)
+    if code == EXIT_FENCED:
+        return Exit(shell, TOOK_OVER, True)
+    return Exit(shell, f"the attempt could not be started (code {code}): see its log", True)
 
 
 def read_record(attempt: Attempt) -> dict[str, Any]:

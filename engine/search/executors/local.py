@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from engine.search.executors import Attempt, Exit, read_exit, side_file, wrapper_command
+from engine.search.executors import Attempt, Exit, end_without_record, read_exit, wrapper_command
 from pipelines.errors import UserError
 
 CLOSE_GRACE_S = 5.0  # of `close`: the wrapper's time to end its training
@@ -68,10 +68,9 @@ class LocalExecutor:
         share = min(free)
         for path in (attempt.log, attempt.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-        side_file(attempt.folder, "exit").unlink(missing_ok=True)
         with open(attempt.log, "ab") as log:
             process = subprocess.Popen(
-                [*wrapper_command(attempt)[:3], "--parent", str(os.getpid()), *wrapper_command(attempt)[3:]],
+                wrapper_command(attempt, os.getpid()),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -106,7 +105,9 @@ class LocalExecutor:
         handle.process.stdin.close()
         handle.process.stdout.close()
         self._running.remove(handle)
-        handle.exit = read_exit(handle.attempt, handle.asked) or _killed(handle)
+        handle.exit = read_exit(handle.attempt, handle.asked) or end_without_record(
+            handle.process.returncode, handle.asked
+        )
         return handle.exit
 
     def stop(self, handle: Handle, grace_s: float) -> None:
@@ -124,13 +125,3 @@ class LocalExecutor:
             for handle in list(self._running):
                 self.poll(handle)
             time.sleep(0.02)
-
-
-def _killed(handle: Handle) -> Exit:
-    """The end of a wrapper that left no record of it."""
-    code = handle.process.returncode
-    if handle.asked:
-        return Exit(128 - code if code < 0 else code, "stopped", False)
-    if code < 0:
-        return Exit(128 - code, f"killed ({signal.Signals(-code).name})", True)
-    return Exit(code or 1, f"the attempt's wrapper ended with code {code}; see {handle.attempt.log}", False)
