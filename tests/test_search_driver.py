@@ -297,7 +297,7 @@ def kill_and_resume(place: Path, kills: int, budget: int, seed: int) -> tuple[St
     for _ in range(kills + 30):
         child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done < kills:
-            deadline = time.monotonic() + draw.uniform(0.3, 3.0)
+            deadline = time.monotonic() + draw.uniform(0.3, 2.0)
             while time.monotonic() < deadline and child.poll() is None:
                 time.sleep(0.01)
             known = ledger.read(folder).trials if (folder / ledger.FILE).exists() else []
@@ -312,6 +312,7 @@ def kill_and_resume(place: Path, kills: int, budget: int, seed: int) -> tuple[St
                 done += 1
         text, _ = child.communicate(timeout=120)
         if child.returncode == 0:
+            assert done >= kills
             return ledger.read(folder), [json.loads(line) for line in (folder / ledger.FILE).read_text().splitlines()]
         assert child.returncode == -signal.SIGKILL, text
         if (folder / ledger.FILE).exists():

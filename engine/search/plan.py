@@ -77,8 +77,9 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
         raise UserError(f"--study {name}: expected a plain folder name; the folder above it is --study-root")
     study = Study(
         folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
-        method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET, agents=options.agents or 1,
-        seed=options.seed or 0, max_epochs=epochs, early_stop=_early_stop(options, found.early_stop), arguments=arguments, first=first,
+        method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
+        agents=options.agents or 1, seed=options.seed or 0, max_epochs=epochs,
+        early_stop=_early_stop(options, found.early_stop), arguments=arguments, first=first,
         objective=options.objective or "", runner=runner(options, {}),
     )  # fmt: skip
     if study.folder.exists() and (study.folder / ledger.FILE).exists():
@@ -223,7 +224,7 @@ def _check_parameter(parameter: Parameter, arguments: list[str], config: Config)
 
 
 def _objective(options: Options, space: Space, arguments: list[str]) -> tuple[dict, int]:
-    """Where the search of a function starts (`key=value` of searched keys, else the middle of the space), and epochs."""
+    """Where the search of a function starts (`key=value` of searched keys, else the space's middle), and epochs."""
     _check_objective(options.objective)
     middle = space.values([0.5] * len(space.parameters))
     for item in arguments:

@@ -62,9 +62,7 @@ class Study:
     arguments: list[str] = dataclasses.field(default_factory=list)  # preset=... key=value ... of every trial
     first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the preset's own values of the searched keys
     objective: str = ""  # module:function instead of engine.train
-    runner: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # executor, timeout, stall, confirm, ... of the driver
+    runner: dict[str, Any] = dataclasses.field(default_factory=dict)  # executor, timeout, stall, confirm
     trials: list[Trial] = dataclasses.field(default_factory=list)
 
     @property

@@ -16,7 +16,7 @@ from engine.search.study import Study, Trial
 
 
 def command(study: Study, trial: Trial, gpus: int) -> list[str]:
-    """The command of a trial's child, the same for each attempt: it goes on from the trial's checkpoint if there is one.
+    """The command of a trial's child, the same for each attempt: it goes on from the trial's checkpoint, if any.
 
     Args:
         gpus: of the agent; 0 = CPU.
