@@ -123,7 +123,7 @@ def test_nested_parameters_are_joined_with_dots(tmp_path):
     text = HEAD + "parameters: {models: {parameters: {optimizer: {parameters: {lr: {min: 1e-5, max: 1e-3}}}}}}"
     assert read(tmp_path, text).space.names == ("models.optimizer.lr",)
     double = text.replace("parameters: {models:", "parameters: {models.optimizer.lr: {value: 1}, models:")
-    with pytest.raises(UserError, match="models.optimizer.lr is given twice"):
+    with pytest.raises(UserError, match="lr is given twice"):
         read(tmp_path, double)
 
 
