@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from engine.search import __main__ as entry
-from engine.search import ledger, options, plan
+from engine.search import ledger, options, plan, rungs
 from engine.search.space import Parameter, Space
 from engine.search.study import Study
 from pipelines.errors import UserError
@@ -202,7 +202,7 @@ def test_the_objectives_start(here):
     assert study.first == {"x": 0.25, "T_max": 15} or study.first == {"x": 0.25, "T_max": 20}
     assert (study.early_stop, study.arguments) == ({"type": "none"}, [])
     study, _ = study_of("--objective", "mine:f", "--sweep", path, "--early-stop", "curve", "--epochs", "9")
-    assert (study.early_stop, study.max_epochs) == ({"type": "curve"}, 9)
+    assert (study.early_stop, study.max_epochs) == (rungs.default_rule(9), 9)
     for argv, words in {
         ("mine:f", "--early-stop", "curve"): "--epochs N",
         ("mine:f", "y=1"): "only searched keys",

@@ -9,6 +9,7 @@ trials/ (run folders), logs/, report.md and report.html. Killed at any moment, -
 """
 
 import contextlib
+import dataclasses
 import shlex
 from collections.abc import Sequence
 
@@ -50,12 +51,16 @@ def resume(options: Options, items: Sequence[str]) -> int:
     from engine.search import ledger, plan
 
     folder = plan.find_study(options.resume, options)
-    changes = plan.resume_changes(ledger.read(folder), options, items)
+    before = ledger.read(folder)
+    changes = plan.resume_changes(before, options, items)
+    study = dataclasses.replace(before, **changes)
+    plan.check_method(study, known=any(trial.value is not None for trial in study.trials))
+    if options.dry_run:
+        print("\n".join(plan.describe(study)), flush=True)
+        return 0
     with contextlib.closing(ledger.Ledger(folder)) as book:
+        executor = open_executor(study)
         print(f"resuming {folder}", flush=True)
-        executor = open_executor(book.study, changes)
-        if options.dry_run:
-            return 0
         if changes:
             book.append("extend", **changes)
         return drive(book, executor)
@@ -66,7 +71,7 @@ def begin(options: Options, items: Sequence[str]) -> int:
     from engine.search import ledger, plan, trials
 
     study, notices, events = plan.prepare(options, items)
-    executor = open_executor(study, {})
+    executor = open_executor(study)
     for line in [*notices, *plan.describe(study), executor.notice]:
         if line:
             print(line, flush=True)
@@ -79,14 +84,12 @@ def begin(options: Options, items: Sequence[str]) -> int:
         return drive(book, executor)
 
 
-def open_executor(study, changes: dict):
+def open_executor(study):
     """The executor of a study; UserError when it cannot be had."""
     from engine.search import trials
     from engine.search.executors import open_executor
 
-    agents = changes.get("agents", study.agents)
-    name = changes.get("runner", study.runner)["executor"]
-    return open_executor(name, agents, [] if trials.on_cpu(study) else None)
+    return open_executor(study.runner["executor"], study.agents, [] if trials.on_cpu(study) else None)
 
 
 def drive(book, executor) -> int:

@@ -31,8 +31,7 @@ def seconds_left(study: Study, running: list) -> float | None:
         return None
     mean = 60 * sum(ended) / len(ended)
     waiting = study.budget - sum(trial.state in ENDED for trial in study.searched) - len(running)
-    now = time.monotonic()
-    under_way = sum(max(0.0, mean - (now - run.began) - 60 * run.trial.minutes) for run in running)
+    under_way = sum(max(0.0, mean - 60 * (run.minutes + run.trial.minutes)) for run in running)
     return (max(0, waiting) * mean + under_way) / max(1, min(study.agents, max(1, waiting + len(running))))
 
 
@@ -53,13 +52,14 @@ def of(epochs: int, study: Study) -> str:
     return f"{epochs}/{study.max_epochs}" if epochs <= study.max_epochs > 1 else str(epochs)
 
 
-def row(study: Study, trial: Trial) -> list[str]:
-    """Cells of a trial: number, state, epochs, metric, its searched values, minutes."""
+def row(study: Study, trial: Trial, running: list) -> list[str]:
+    """Cells of a trial: number, state, epochs, metric (the last one while it runs), searched values, time, kind."""
     last = trial.curve[-1][1] if trial.curve else None
+    minutes = trial.minutes + sum(run.minutes for run in running if run.trial is trial)
     value = trial.value if trial.state in ENDED else last
     return [
         str(trial.number), trial.state, of(trial.epochs, study), "" if value is None else f"{value:.4f}",
-        *(shown(trial.values[name]) for name in study.space.names), f"{trial.minutes:.1f}", trial.kind,
+        *(shown(trial.values[name]) for name in study.space.names), duration(60 * minutes), trial.kind,
     ]  # fmt: skip
 
 
@@ -109,12 +109,12 @@ def table(study: Study, running: list) -> Any:
 
     names = [name.rpartition(".")[2] for name in study.space.names]
     found = Table(title=head(study, running), title_justify="left", expand=False, box=None, pad_edge=False)
-    for name in ("trial", "state", "epochs", study.metric, *names, "min", "from"):
+    for name in ("trial", "state", "epochs", study.metric, *names, "time", "from"):
         found.add_column(name, justify="right" if name not in ("state", "from") else "left", no_wrap=True)
     shown_trials = rank(study)[:ROWS]
     styles = {"running": "cyan", "infeasible": "red", "asked": "dim", "stopped": "yellow"}
     for trial in shown_trials:
-        found.add_row(*row(study, trial), style=styles.get(trial.state, ""))
+        found.add_row(*row(study, trial, running), style=styles.get(trial.state, ""))
     return found
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from engine.search import rungs, surrogate, trials
+from engine.progress import duration
+from engine.search import fence, rungs, surrogate, trials
 from engine.search.dashboard import of
-from engine.search.executors import Exit
+from engine.search.executors import Attempt, Exit
 from engine.search.ledger import Ledger, trial_event
 from engine.search.study import ENDED, Trial
 
@@ -33,13 +34,18 @@ class Running:
     """An attempt under way."""
 
     trial: Trial
-    number: int  # of the attempt
+    attempt: Attempt
     handle: Any  # the executor's
     tail: trials.Tail
-    began: float  # time.monotonic()
-    moved: float  # time.monotonic() of its last new epoch
+    began: float | None = None  # time.monotonic() at which it was seen to run; None while it waits in a queue
+    moved: float = 0.0  # time.monotonic() of its last new epoch
     verdict: dict[str, Any] | None = None  # how it ends once the stop that was asked has happened
     asked: bool = False  # to stop
+
+    @property
+    def minutes(self) -> float:
+        """That it has run."""
+        return 0.0 if self.began is None else (time.monotonic() - self.began) / 60
 
 
 @dataclasses.dataclass
@@ -116,10 +122,10 @@ def fill(driver: Driver) -> None:
     study = driver.book.study
     while len(driver.running) < driver.executor.slots:
         waiting = [trial for trial in study.trials if trial.state == "asked"]
-        if not waiting and not _ask(driver):
+        if waiting:
+            start(driver, waiting[0])
+        elif not _ask(driver):
             return
-        trial = waiting[0] if waiting else study.trials[-1]
-        start(driver, trial)
 
 
 def _ask(driver: Driver) -> bool:
@@ -166,9 +172,7 @@ def start(driver: Driver, trial: Trial) -> None:
     where = driver.book.study.runner["executor"]
     driver.book.append("start", trial=trial.number, attempt=attempt.attempt, id=attempt.id, where=where)
     handle = driver.executor.start(attempt)
-    now = time.monotonic()
-    tail = trials.Tail(attempt.folder / "metrics.jsonl")
-    driver.running.append(Running(trial, attempt.attempt, handle, tail, now, now))
+    driver.running.append(Running(trial, attempt, handle, trials.Tail(attempt.folder / "metrics.jsonl")))
     again = f", attempt {attempt.attempt}" if attempt.attempt > 1 else ""
     words = "  ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial.values.items())
     driver.show.event(f"trial {trial.number} starts{again} ({trial.kind})  {words}")
@@ -177,6 +181,8 @@ def start(driver: Driver, trial: Trial) -> None:
 def watch(driver: Driver, run: Running) -> None:
     """Takes in what an attempt has measured, stops it where it should end, and closes it when it has."""
     exit = driver.executor.poll(run.handle)  # before the records: those of an ended attempt are all there
+    if run.began is None and fence.read(run.attempt.folder).get("id") == run.attempt.id:
+        run.began = run.moved = time.monotonic()
     for record in run.tail.read():
         if run.verdict is None:
             _epoch(driver, run, record)
@@ -204,7 +210,9 @@ def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
         return
     run.moved = time.monotonic()
     scores = trials.scores_of(record, SCORES)
-    driver.book.append("epoch", trial=trial.number, attempt=run.number, epoch=epoch, value=value, scores=scores)
+    driver.book.append(
+        "epoch", trial=trial.number, attempt=run.attempt.attempt, epoch=epoch, value=value, scores=scores
+    )
     driver.show.event(f"trial {trial.number} epoch {of(epoch, study)}  {study.metric} {value:.4f}")
     decision = rungs.decide(trial, study)
     if decision.stop:
@@ -218,30 +226,30 @@ def _no_metric(metric: str, record: dict[str, Any]) -> str:
 
 def _overdue(driver: Driver, run: Running) -> dict[str, Any] | None:
     """The verdict over an attempt that takes too long."""
-    limits, now = driver.book.study.runner, time.monotonic()
-    minutes = run.trial.minutes + (now - run.began) / 60
+    if run.began is None:
+        return None
+    limits, minutes = driver.book.study.runner, run.trial.minutes + run.minutes
     if 0 < limits.get("timeout", 0) < minutes:
         return {"state": "infeasible", "reason": f"timed out after {minutes:.0f} minutes"}
-    if 0 < limits.get("stall", 0) < (now - run.moved) / 60:
+    if 0 < limits.get("stall", 0) < (time.monotonic() - run.moved) / 60:
         return {"state": "infeasible", "reason": f"no evaluation for {limits['stall']:g} minutes"}
     return None
 
 
 def _close(driver: Driver, run: Running, exit: Exit) -> None:
     """The end of an attempt: what it means for its trial."""
-    trial = run.trial
-    minutes = (time.monotonic() - run.began) / 60
+    trial, number, minutes = run.trial, run.attempt.attempt, run.minutes
     if run.verdict is not None and not (exit.code == 0 and run.verdict["state"] == "stopped"):
-        _end(driver, trial, run.number, minutes=minutes, **run.verdict)
+        _end(driver, trial, number, minutes=minutes, **run.verdict)
     elif exit.code == 0 and trial.value is not None:
-        _end(driver, trial, run.number, "finished", "", minutes)
+        _end(driver, trial, number, "finished", "", minutes)
     elif exit.code == 0:
-        _end(driver, trial, run.number, "infeasible", "it ended without an evaluation", minutes)
+        _end(driver, trial, number, "infeasible", "it ended without an evaluation", minutes)
     elif exit.outside and trial.retries < OUTSIDE_RETRIES:
         _cut(driver, run, exit.reason, outside=True)
     else:
         again = f"{trial.retries + 1} times, at last: " if exit.outside else ""
-        _end(driver, trial, run.number, "infeasible", f"{again}{exit.reason or f'exit code {exit.code}'}", minutes)
+        _end(driver, trial, number, "infeasible", f"{again}{exit.reason or f'exit code {exit.code}'}", minutes)
 
 
 def _end(
@@ -258,8 +266,8 @@ def _end(
 
 
 def _cut(driver: Driver, run: Running, reason: str, outside: bool) -> None:
-    minutes = round((time.monotonic() - run.began) / 60, 3)
     driver.book.append(
-        "cut", trial=run.trial.number, attempt=run.number, reason=reason, outside=outside, minutes=minutes
-    )
+        "cut", trial=run.trial.number, attempt=run.attempt.attempt, reason=reason, outside=outside,
+        minutes=round(run.minutes, 3),
+    )  # fmt: skip
     driver.show.event(f"trial {run.trial.number} cut: {reason}; it goes on from its last checkpoint")

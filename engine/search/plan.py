@@ -7,6 +7,7 @@ training would refuse is refused here, in one line, before anything has been cre
 import dataclasses
 import datetime
 import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from engine.cautions import warnings
 from engine.config import DEFAULT_PRESET, Config, load_config
-from engine.search import ledger, sweep
+from engine.search import ledger, rungs, sweep
 from engine.search.options import NEWEST, Options
 from engine.search.space import Parameter, Space
 from engine.search.study import Study
@@ -31,6 +32,7 @@ OWN = {  # settings that the search gives to every trial itself, and what to use
 # Fields of engine.train's validation records that rank a model (engine.evaluate).
 METRICS = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
 BUDGET = 8
+HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
 FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
 
 
@@ -42,7 +44,23 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     """
     study, notices = new_study(options, items)
     check_method(study, known=False)
+    most = size(study.space)
+    if study.budget > most:
+        notices.append(f"note: the space has {most} configurations; the budget is {most}, not {study.budget}")
+        study.budget = int(most)
     return study, notices, []
+
+
+def size(space: Space) -> float:
+    """Number of configurations of a space; infinite with a continuous range."""
+
+    def values(p: Parameter) -> float:
+        if p.values:
+            return len(p.values)
+        step = p.step or (1.0 if p.kind == "int" else 0.0)
+        return math.floor(p.high / step + 1e-9) - math.ceil(p.low / step - 1e-9) + 1 if step else math.inf
+
+    return math.prod(values(p) for p in space.parameters)
 
 
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
@@ -72,6 +90,8 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
         notices += more
         arguments = [item for item in arguments if item.partition("=")[0] not in found.space.names]
     first, moved = _into_space(found.space, first)
+    rule = _early_stop(options, found.early_stop, epochs)
+    rungs.check(rule)
     name = options.study or default_name(items, options.objective)
     if "/" in name or name in (".", "..", ""):
         raise UserError(f"--study {name}: expected a plain folder name; the folder above it is --study-root")
@@ -79,7 +99,7 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
         folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
         method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
         agents=options.agents or 1, seed=options.seed or 0, max_epochs=epochs,
-        early_stop=_early_stop(options, found.early_stop), arguments=arguments, first=first,
+        early_stop=rule, arguments=arguments, first=first,
         objective=options.objective or "", runner=runner(options, {}),
     )  # fmt: skip
     if study.folder.exists() and (study.folder / ledger.FILE).exists():
@@ -87,15 +107,15 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     return study, notices + moved
 
 
-def _early_stop(options: Options, found: dict[str, Any]) -> dict[str, Any]:
+def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
     """The rule of the flag, else the sweep file's, else the learning-curve model's."""
     if options.objective and not options.epochs:
         if options.early_stop not in (None, "none") or found:
             raise UserError("early stopping with --objective needs --epochs N, the length of a whole curve")
         return {"type": "none"}
     if options.early_stop in (None, found.get("type")):
-        return found or {"type": "curve"}
-    return {"type": options.early_stop}
+        return found or rungs.default_rule(epochs)
+    return {"curve": rungs.default_rule(epochs), "hyperband": HYPERBAND, "none": {"type": "none"}}[options.early_stop]
 
 
 def check_method(study: Study, known: bool) -> None:
@@ -151,6 +171,9 @@ def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict
         )
     if options.budget is not None and options.budget < len(study.searched):
         raise UserError(f"--budget {options.budget}: the study has {len(study.searched)} trials already")
+    most = size(study.space)
+    if options.budget is not None and options.budget > most:
+        raise UserError(f"--budget {options.budget}: the space has {most} configurations")
     asked = {"budget": options.budget, "agents": options.agents, "runner": runner(options, study.runner)}
     return {name: value for name, value in asked.items() if value not in (None, getattr(study, name))}
 
