@@ -1,10 +1,62 @@
-"""Functions that tests search instead of trainings: milliseconds each."""
+"""An objective for tests of the search: a bowl in (x, y) with a learning curve; it can fail in several ways.
+
+SEARCH_TEST_EPOCHS   length of the curve (5)      SEARCH_TEST_SLEEP   seconds an epoch (0)
+SEARCH_TEST_MODE     crash | nan | hang | oom | memory | kill | children, from epoch SEARCH_TEST_AT (2) on
+SEARCH_TEST_ONCE     a file: the mode is used only while it does not exist, then it is made
+"""
 
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+
+
+def bowl(values: dict, report) -> float:
+    """1 at x = 0.3, y = 0.6, less around; epoch e of n reaches 1 - exp(-3 e / n) of it."""
+    print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), "raylet", os.environ.get("RAY_RAYLET_PID"), flush=True)
+    best = 1.0 - (values.get("x", 0.3) - 0.3) ** 2 - (values.get("y", 0.6) - 0.6) ** 2
+    epochs = int(os.environ.get("SEARCH_TEST_EPOCHS", "5"))
+    for epoch in range(1, epochs + 1):
+        time.sleep(float(os.environ.get("SEARCH_TEST_SLEEP", "0")))
+        if epoch >= int(os.environ.get("SEARCH_TEST_AT", "2")) and _first_time():
+            _fail(os.environ.get("SEARCH_TEST_MODE", ""), report, epoch)
+        report(epoch, best * (1.0 - math.exp(-3.0 * epoch / epochs)))
+    return best * (1.0 - math.exp(-3.0))
+
+
+def _first_time() -> bool:
+    once = os.environ.get("SEARCH_TEST_ONCE")
+    if not once:
+        return True
+    first = not Path(once).exists()
+    Path(once).touch()
+    return first
+
+
+def _fail(mode: str, report, epoch: int) -> None:
+    if mode == "crash":
+        raise ValueError("this configuration crashes")
+    if mode == "nan":
+        report(epoch, math.nan)
+    if mode == "oom":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    if mode == "memory":
+        raise MemoryError
+    if mode == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "children":  # as torchrun's ranks: in a session of its own, and deaf to SIGTERM
+        subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True)
+    if mode == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(300)
+
+
+# ---- of tests/test_search_driver.py
 
 OPTIMUM = {"lr": 1e-4, "decay": 4e-5, "T_max": 15}
 

@@ -260,9 +260,8 @@ def _end(
         estimate=None if estimate is None else [float(part) for part in estimate],
     )  # fmt: skip
     value = "" if trial.value is None else f"  {driver.book.study.metric} {trial.value:.4f}"
-    driver.show.event(
-        f"trial {trial.number} {state}{value}  in {trial.minutes:.1f} min{f': {reason}' if reason else ''}"
-    )
+    why = f": {reason}" if reason else ""
+    driver.show.event(f"trial {trial.number} {state}{value}  in {duration(60 * trial.minutes)}{why}")
 
 
 def _cut(driver: Driver, run: Running, reason: str, outside: bool) -> None:

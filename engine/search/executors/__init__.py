@@ -80,7 +80,7 @@ def open_executor(text: str, agents: int, gpus: Sequence[str] | None = None):
     raise UserError(f"--executor {text}: expected one of {', '.join(NAMES)}")
 
 
-def wrapper_command(attempt: Attempt, parent: int) -> list[str]:
+def wrapper_command(attempt: Attempt, parent: int | str) -> list[str]:
     """`python -m engine.search.attempt ...` around the attempt's command; `parent` starts it and holds its stdin."""
     own = {"--folder": attempt.folder, "--log": attempt.log, "--attempt": attempt.attempt, "--id": attempt.id}
     words = [str(word) for pair in own.items() for word in pair]
