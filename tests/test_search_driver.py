@@ -41,7 +41,7 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def event(self, text: str) -> None:
+    def event(self, text: str, routine: bool = False) -> None:
         self.lines.append(text)
 
     def update(self, study: Study, running: list) -> None:

@@ -52,6 +52,10 @@ def of(epochs: int, study: Study) -> str:
     return f"{epochs}/{study.max_epochs}" if epochs <= study.max_epochs > 1 else str(epochs)
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
 def row(study: Study, trial: Trial, running: list) -> list[str]:
     """Cells of a trial: number, state, epochs, metric (the last one while it runs), searched values, time, kind."""
     last = trial.curve[-1][1] if trial.curve else None
@@ -59,7 +63,7 @@ def row(study: Study, trial: Trial, running: list) -> list[str]:
     value = trial.value if trial.state in ENDED else last
     return [
         str(trial.number), trial.state, of(trial.epochs, study), "" if value is None else f"{value:.4f}",
-        *(shown(trial.values[name]) for name in study.space.names), duration(60 * minutes), trial.kind,
+        *(_short(trial.values[name]) for name in study.space.names), duration(60 * minutes), trial.kind,
     ]  # fmt: skip
 
 
@@ -77,10 +81,11 @@ class Dashboard:
         self._live: Any = None
         self._drawn = 0.0
 
-    def event(self, text: str) -> None:
-        """One line, above the table on a terminal."""
+    def event(self, text: str, routine: bool = False) -> None:
+        """One line, above the table on a terminal; what the table shows anyway (`routine`) is a line elsewhere only."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
+            if not routine:
+                self._live.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self.console.file, flush=True)
 
@@ -91,13 +96,13 @@ class Dashboard:
         from rich.live import Live
 
         if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False)
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(table(study, running), refresh=True)
         self._drawn = time.monotonic()
 
     def close(self) -> None:
-        """Leaves the last table in view."""
+        """Takes the table away."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -54,7 +54,7 @@ class Driver:
 
     book: Ledger
     executor: Any
-    show: Any  # dashboard: event(text), update(study, running), close()
+    show: Any  # dashboard: event(text, routine), update(study, running), close()
     poll_s: float = POLL_S
     running: list[Running] = dataclasses.field(default_factory=list)
     signalled: int = 0  # SIGINT or SIGTERM that has come
@@ -213,7 +213,7 @@ def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
     driver.book.append(
         "epoch", trial=trial.number, attempt=run.attempt.attempt, epoch=epoch, value=value, scores=scores
     )
-    driver.show.event(f"trial {trial.number} epoch {of(epoch, study)}  {study.metric} {value:.4f}")
+    driver.show.event(f"trial {trial.number} epoch {of(epoch, study)}  {study.metric} {value:.4f}", routine=True)
     decision = rungs.decide(trial, study)
     if decision.stop:
         run.verdict = {"state": "stopped", "reason": decision.reason, "estimate": decision.estimate}
