@@ -290,9 +290,9 @@ def attempts_of(folder: Path) -> list[int]:
     return found
 
 
-def kill_and_resume(place: Path, kills: int, budget: int, seed: int) -> tuple[Study, list[dict]]:
+def kill_and_resume(place: Path, kills: int, budget: int, seed: int, *argv: str) -> tuple[Study, list[dict]]:
     """Kills the driver, or a trial's attempt, at random moments, and resumes until the search ends by itself."""
-    draw, words, done = random.Random(seed), new(place, budget), 0
+    draw, words, done = random.Random(seed), new(place, budget, *argv), 0
     folder = place / "s"
     for _ in range(kills + 30):
         child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -327,9 +327,15 @@ def undisturbed(place: Path, budget: int) -> Study:
 
 
 def check_same(found: Study, events: list[dict], calm: Study) -> None:
-    """No trial lost, none repeated, the same configurations, curves and values as without any kill."""
+    """The same configurations, curves and values as without any kill."""
+    check_complete(found, events)
     assert [trial.values for trial in found.trials] == [trial.values for trial in calm.trials]
     assert [trial.curve for trial in found.trials] == [trial.curve for trial in calm.trials]
+
+
+def check_complete(found: Study, events: list[dict]) -> None:
+    """No trial lost, none repeated, every attempt closed."""
+    assert len({tuple(trial.values.items()) for trial in found.trials}) == found.budget
     assert all(trial.state == "finished" and len(trial.curve) == 5 for trial in found.trials)
     for name in ("trial", "end"):
         numbers = [event["trial"] for event in events if event["event"] == name]
@@ -348,6 +354,22 @@ def test_killed_at_random_moments_no_trial_is_lost_or_repeated(place, kills):
     found, events = kill_and_resume(place, kills, budget, seed=kills)
     check_same(found, events, calm)
     assert not attempts_of(place)
+
+
+@pytest.mark.slow
+def test_killed_with_several_agents(place):
+    """The order of ends differs, so do the configurations; nothing is lost or repeated all the same."""
+    check_complete(*kill_and_resume(place, 20, 24, 5, "--agents", "3"))
+    assert not attempts_of(place)
+
+
+def test_a_search_without_any_measurement_says_why(place):
+    sweep = place / "sweep.yaml"
+    sweep.write_text(SWEEP.replace("[15, 18, 20, 25]", "[20, 20.5]"))
+    words = ("--objective", "search_objective:sick", "--sweep", str(sweep), "--budget", "1", "--study", "s", "T_max=20")
+    done = subprocess.run(command(place, *words), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "no trial could be measured" in done.stderr, done.stdout + done.stderr
+    assert "ZeroDivisionError: as told" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -106,6 +106,9 @@ def drive(book, executor) -> int:
     if not done:
         print(f"interrupted; `python -m engine.search --resume {book.folder}` goes on", flush=True)
         return cli.EXIT_INTERRUPTED
+    if book.study.trials and book.study.incumbent() is None:
+        reason, logs = book.study.trials[-1].reason, book.folder / "logs"
+        raise UserError(f"no trial could be measured, the last one because of: {reason}; logs are in {logs}")
     from engine.search import report as writer
 
     print(f"report: {writer.write(book.study)}", flush=True)
