@@ -1,8 +1,12 @@
 """The command line of the search: flags, the checks before anything starts, what is refused and in which words."""
 
+import contextlib
+import dataclasses
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -239,6 +243,67 @@ def test_the_newest_study_is_found(here):
     assert plan.find_study(options.NEWEST, given).name == "b"
     assert plan.find_study("a", given) == plan.find_study("studies/a", given)
     assert "exists already" in message("--study", "a", "preset=demo")
+
+
+TABLE = """name,order,lr,weight_decay,T_max,eta_min,val/hmean,epochs
+late,2,9.09e-05,3.24e-05,15,1.21e-05,0.97431,15
+early,1,1.09e-04,3.24e-05,20,1.21e-05,0.96431,5
+"""
+
+
+def test_a_table_is_what_the_search_knows_already(here):
+    (here / "t.csv").write_text(TABLE)
+    study, _, events = plan.prepare(*options.parse(["--import", "t.csv", "--study", "a"]))
+    assert study.budget == 0 and not (here / "studies").exists()
+    book = ledger.create(study)
+    book.append_all(events)
+    early, late = book.study.trials
+    assert (early.name, early.state, early.epochs, early.value) == ("early", "stopped", 5, 0.96431)
+    assert (late.name, late.state, late.kind, late.scores) == ("late", "finished", "imported", {"hmean": 0.97431})
+    assert book.study.searched == []
+    book.close()
+    # with results already there, all of the budget can run at once
+    study, _, _ = plan.prepare(*options.parse(["--import", "t.csv", "--budget", "4", "--agents", "4"]))
+    assert (study.budget, study.agents) == (4, 4)
+    assert "no column" in message("--import", "t.csv", "preset=demo")  # its space has pct_start
+
+
+def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatch):
+    from engine.search import confirm, surrogate
+
+    (here / "t.csv").write_text(TABLE)
+    study, _, events = plan.prepare(*options.parse(["--import", "t.csv", "--study", "a", "trainer.max_epochs=15"]))
+    with contextlib.closing(ledger.create(study)) as book:
+        book.append_all(events)
+    narrow = dataclasses.replace(study.space.parameters[0], low=8e-5, high=1.1e-4)
+    space = Space((narrow, *study.space.parameters[1:]))
+    best = {**study.first, "models.optimizer.lr": 9.5e-5}
+    monkeypatch.setattr(confirm, "refined", lambda old: space, raising=False)
+    fitted = types.SimpleNamespace(best=lambda: best)
+    monkeypatch.setattr(surrogate, "fit", lambda old: fitted, raising=False)
+    new, notices, events = plan.prepare(*options.parse(["--refine", "a", "--budget", "6"]))
+    assert (new.name, new.folder, new.budget, new.space) == ("a-refined", Path("studies/a-refined"), 6, space)
+    assert (new.arguments, new.max_epochs, new.first) == (["trainer.max_epochs=15"], 15, best)
+    assert "2 trials of studies/a are known" in notices[0]
+    with contextlib.closing(ledger.create(new)) as book:
+        book.append_all(events)
+        assert [(trial.kind, trial.value) for trial in book.study.trials] == [
+            ("imported", 0.96431),
+            ("imported", 0.97431),
+        ]
+    assert "exists already" in message("--refine", "a")
+    assert "preset=demo: --refine keeps" in message("--refine", "a", "preset=demo")
+    assert "--sweep: --refine keeps" in message("--refine", "a", "--sweep", "x.yaml")
+
+
+def test_a_small_space_bounds_the_budget(here):
+    path = sweep_file(
+        here, "  models.scheduler.T_max: {values: [15, 18, 20]}\n  trainer.ema: {values: [true, false]}\n"
+    )
+    study, notices = study_of("--sweep", path)
+    assert study.budget == 6 and any("6 configurations" in line for line in notices)
+    assert plan.size(Space((Parameter("a", "int", 2, 5), Parameter("b", "float", 0.05, 0.3, step=0.1)))) == 4 * 3
+    assert plan.size(Space((Parameter("a", "int", 2, 5), Parameter("b", "float")))) == float("inf")
 
 
 def test_help_is_quick_and_a_dry_run_creates_nothing(here):

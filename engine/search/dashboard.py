@@ -39,7 +39,8 @@ def head(study: Study, running: list) -> str:
     """One line: trials done, the best so far, time left."""
     done = sum(trial.state in ENDED for trial in study.searched)
     best, left = study.incumbent(), seconds_left(study, running)
-    words = [f"{study.name}  {done}/{study.budget} trials"]
+    counted = f"{done}/{study.budget}" if study.budget else f"{len(study.trials)} imported"
+    words = [f"{study.name}  {counted} trials"]
     if best is not None:
         words.append(f"best {study.metric} {best.value:.4f} (trial {best.number})")
     if left is not None and done < study.budget:

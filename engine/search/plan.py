@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import importlib.util
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 
 from engine.cautions import warnings
 from engine.config import DEFAULT_PRESET, Config, load_config
-from engine.search import ledger, rungs, sweep
+from engine.search import ledger, rungs, sweep, table
 from engine.search.options import NEWEST, Options
 from engine.search.space import Parameter, Space
-from engine.search.study import Study
+from engine.search.study import ENDED, Study, Trial
 from pipelines.errors import UserError
 
 OWN = {  # settings that the search gives to every trial itself, and what to use instead
@@ -42,13 +43,56 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     Returns:
         the study, notices, and the events that bring in the trials that are known.
     """
-    study, notices = new_study(options, items)
-    check_method(study, known=False)
+    known: list[Trial] = []
+    if options.refine:
+        study, notices, known = _refined(options, items)
+    else:
+        study, notices = new_study(options, items)
+        if options.import_:
+            known = table.read(options.import_, study.space, study.metric)
+            study.budget = options.budget or 0  # a table alone is reported, nothing is trained
+    check_method(study, known=bool(known))
     most = size(study.space)
     if study.budget > most:
         notices.append(f"note: the space has {most} configurations; the budget is {most}, not {study.budget}")
         study.budget = int(most)
-    return study, notices, []
+    return study, notices, [event for trial in known for event in ledger.imported_events(trial)]
+
+
+def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[Trial]]:
+    """A study in the narrowed space around another's best, which knows that one's trials.
+
+    Raises:
+        UserError: there is too little to narrow it by, or settings are given that the older study has decided.
+    """
+    from engine.search import confirm, surrogate
+
+    mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
+    mine += ("--timeout", "--stall", "--method", "--early-stop", "--dry-run")
+    late = [flag for flag in options.given() if flag not in mine] + list(items)
+    if late:
+        raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
+    old = ledger.read(find_study(options.refine, options))
+    space = confirm.refined(old)
+    first, _ = _into_space(space, surrogate.fit(old).best())
+    name = _folder_name(options.study or f"{old.name}-refined")
+    folder = options.root / name if options.study_root or options.study else old.folder.parent / name
+    if (folder / ledger.FILE).exists():
+        raise ledger.exists(folder)
+    study = dataclasses.replace(
+        old, folder=folder, name=name, space=space, first=first, trials=[], budget=options.budget or BUDGET,
+        agents=options.agents or old.agents, method=options.method or old.method, seed=options.seed or old.seed,
+        runner=runner(options, {**old.runner, "confirm": 0}),
+    )  # fmt: skip
+    if options.early_stop:
+        study.early_stop = _rules(old.max_epochs)[options.early_stop]
+    known = []
+    for trial in old.trials:
+        if trial.state in ENDED:
+            place = os.path.relpath(old.folder / trial.folder, folder) if trial.folder else ""
+            title = trial.name or f"{old.name} {trial.number}"
+            known.append(dataclasses.replace(trial, number=len(known), repeats=None, folder=place, name=title))
+    return study, [f"note: {len(known)} trials of {old.folder} are known here"], known
 
 
 def size(space: Space) -> float:
@@ -92,9 +136,7 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     first, moved = _into_space(found.space, first)
     rule = _early_stop(options, found.early_stop, epochs)
     rungs.check(rule)
-    name = options.study or default_name(items, options.objective)
-    if "/" in name or name in (".", "..", ""):
-        raise UserError(f"--study {name}: expected a plain folder name; the folder above it is --study-root")
+    name = _folder_name(options.study or default_name(items, options.objective))
     study = Study(
         folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
         method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
@@ -115,7 +157,11 @@ def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[st
         return {"type": "none"}
     if options.early_stop in (None, found.get("type")):
         return found or rungs.default_rule(epochs)
-    return {"curve": rungs.default_rule(epochs), "hyperband": HYPERBAND, "none": {"type": "none"}}[options.early_stop]
+    return _rules(epochs)[options.early_stop]
+
+
+def _rules(epochs: int) -> dict[str, dict[str, Any]]:
+    return {"curve": rungs.default_rule(epochs), "hyperband": HYPERBAND, "none": {"type": "none"}}
 
 
 def check_method(study: Study, known: bool) -> None:
@@ -182,6 +228,12 @@ def _preset(items: Sequence[str]) -> str:
     """Name of the preset among `items`, without folder and ending."""
     names = [Path(item.partition("=")[2]).stem for item in items if item.startswith("preset=")]
     return names[-1] if names else DEFAULT_PRESET
+
+
+def _folder_name(name: str) -> str:
+    if "/" in name or name in (".", ".."):
+        raise UserError(f"--study {name}: expected a plain folder name; the folder above it is --study-root")
+    return name
 
 
 def default_name(items: Sequence[str], objective: str | None) -> str:
@@ -306,20 +358,11 @@ def _into_space(space: Space, first: dict[str, Any]) -> tuple[dict[str, Any], li
 
 def describe(study: Study) -> list[str]:
     """The plan in a few lines, for --dry-run and the start of a search."""
-    lines = [f"study {study.folder}: {study.budget} trials, {study.method}, {study.goal} {study.metric}"]
+    trials = f"{study.budget} trials, {study.method}" if study.budget else "a table alone"
+    lines = [f"study {study.folder}: {trials}, {study.goal} {study.metric}"]
     for p in study.space.parameters:
         span = ", ".join(map(shown, p.values)) if p.values else f"{p.low:g} to {p.high:g} {p.scale}"
         lines.append(f"  {p.name}: {span}; trial 0 has {shown(study.first[p.name])}")
     stop = ", ".join(f"{key} {value}" for key, value in study.early_stop.items() if key != "type")
     lines.append(f"  early stop: {study.early_stop.get('type', 'none')}{f' ({stop})' if stop else ''}")
     return lines
-
-
-def with_knowledge(study: Study, trials: Sequence, space: Space | None = None) -> tuple[Study, list[dict]]:
-    """A new study that starts with trials of another: the study, and the events that bring them in."""
-    study = dataclasses.replace(study, space=space or study.space)
-    events = []
-    for number, trial in enumerate(trials):
-        own = dataclasses.replace(trial, number=number, kind="imported", name=trial.name or f"trial {trial.number}")
-        events += ledger.imported_events(own)
-    return study, events
