@@ -27,6 +27,7 @@ PROBE_TIMEOUT_S = 2.0
 INIT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
 LINGER_S = 120.0  # the child's time for the last uploads once the run has ended
+TRIAL = "DBNET_ATTEMPT"  # set in a search's trial (engine.search.attempt), whose processes all end with the training
 DEFAULT_SERVER = "https://api.wandb.ai"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,8 +78,11 @@ class Tracker:
             self.dropped += 1
 
     def close(self) -> None:
-        """Waits at most CLOSE_TIMEOUT_S; the W&B process may go on sending for LINGER_S more, then it ends itself."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        """Waits at most CLOSE_TIMEOUT_S; the W&B process may go on sending for LINGER_S more, then it ends itself.
+
+        In a trial of a search it would be killed, so there LINGER_S is waited for.
+        """
+        deadline = time.monotonic() + (LINGER_S if TRIAL in os.environ else CLOSE_TIMEOUT_S)
         while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._queue.put({"end": True}, timeout=0.05)

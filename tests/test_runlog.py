@@ -245,9 +245,13 @@ def test_wandb_without_a_key_is_offline_and_costs_nothing(lonely, tmp_path, capf
     assert out == "" and err.count("\n") == 1 and "W&B is offline: no API key" in err
 
 
-def test_a_server_that_never_answers_holds_up_nothing(lonely, tmp_path, capfd):
+@pytest.mark.parametrize("trial", [False, True])
+def test_a_server_that_never_answers_holds_up_nothing(lonely, tmp_path, capfd, trial):
     lonely.setenv("WANDB_API_KEY", "a" * 40)
     lonely.setattr(tracker, "CLOSE_TIMEOUT_S", 1.0)
+    lonely.setattr(tracker, "LINGER_S", 3.0)
+    if trial:  # all its processes are ended with it: it waits for the whole time of the W&B process
+        lonely.setenv(tracker.TRIAL, "token")
     with socket.create_server(("127.0.0.1", 0)) as server:
         lonely.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         sent = Tracker("project", "name", {}, tmp_path)
@@ -255,7 +259,7 @@ def test_a_server_that_never_answers_holds_up_nothing(lonely, tmp_path, capfd):
             sent.log({"a": 1.0}, step)
         start = time.perf_counter()
         sent.close()
-        assert time.perf_counter() - start < 2.0
+        assert (2.5 if trial else 0.5) < time.perf_counter() - start < (4.0 if trial else 2.0)
     assert "still sending" in capfd.readouterr().err
     sent._child.kill()
     sent._thread.join(10)
