@@ -173,6 +173,7 @@ class Wrapper:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's warning to all of a job; inherited by the training
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes `wait`
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
 

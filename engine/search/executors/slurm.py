@@ -14,12 +14,13 @@ States come from squeue, so no accounting (sacct) is needed.
 import dataclasses
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from engine.search.attempt import side_file, write_json
+from engine.search.attempt import side_file
 from engine.search.executors import Attempt, Exit, read_exit, remote
 from pipelines.errors import UserError
 
@@ -47,10 +48,10 @@ class Job:
     """What submitit ships (by value) and calls on the node; `checkpoint` makes it requeue a job whose time is over."""
 
     def __init__(self, order: dict[str, Any]) -> None:
-        self.order = order
+        self.order, self.run = order, remote.run  # functions travel by value, the modules they are in do not
 
     def __call__(self) -> dict[str, Any]:
-        return remote.run(self.order, forward=True)
+        return self.run(self.order, forward=True)
 
     def checkpoint(self):
         """The same again; leaving `run` ends the training, whose checkpoints are on the disk."""
@@ -101,17 +102,20 @@ class SlurmExecutor:
         Raises:
             UserError: sbatch refuses it.
         """
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         order = remote.prepare(attempt)
         note = side_file(attempt.folder, "job")
         if note.exists():  # of a driver that was killed
-            _cancel(note.read_text().strip().strip('"'))
+            _cancel(note.read_text().strip())
         executor = self._submitit.AutoExecutor(attempt.folder.parent.parent / "slurm", cluster="slurm")
         executor.update_parameters(name=f"trial-{attempt.trial}.{attempt.attempt}", **self._settings)
         try:
             job = executor.submit(Job(order))
-        except self._submitit.core.utils.FailedJobError as error:
-            raise UserError(f"--executor slurm: sbatch says {str(error).strip().splitlines()[-1]}") from None
-        write_json(note, job.job_id)
+        except (FailedJobError, FailedSubmissionError) as error:
+            line = str(error).strip().splitlines()[-1].removeprefix("sbatch: error: ")
+            raise UserError(f"--executor slurm: {line}") from None
+        note.write_text(f"{job.job_id}\n")
         handle = Handle(attempt, job)
         self._running.append(handle)
         self._states[job.job_id] = "PENDING"
@@ -197,9 +201,7 @@ def _import_submitit() -> ModuleType:
         raise UserError(
             "--executor slurm: the package submitit is not installed; pip install dbnet-engine[slurm]"
         ) from None
-    import engine.search.executors.slurm as this
-
-    for module in (remote, this):
+    for module in (remote, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     return submitit
 
