@@ -214,12 +214,12 @@ def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15}, {"lr": 5e-5, "T_max": 15}, {"lr": 2e-5, "T_max": 15})
     from engine.search import confirm
 
-    monkeypatch.setattr(confirm, "chosen", lambda study: [1, 2, 0])
+    monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[k] for k in (1, 2, 0)])
     study, _, _ = run(place, "quadratic", budget=3, runner={"confirm": 2})
     extra = [(trial.repeats, trial.seed, trial.kind, trial.state) for trial in study.trials[3:]]
     assert extra == [(n, seed, "confirm", "finished") for seed in (1, 2) for n in (1, 2, 0)]
     assert all(trial.values == study.trials[trial.repeats].values for trial in study.trials[3:])
-    monkeypatch.setattr(confirm, "chosen", lambda study: [2])  # the choice stands
+    monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[2]])  # the choice stands
     again = ledger.Ledger(study.folder)
     again.append("extend", runner={**study.runner, "confirm": 3})
     assert [(event["repeats"], event["seed"]) for event in loop.confirming(again)] == [(1, 3), (2, 3), (0, 3)]

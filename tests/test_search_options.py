@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from engine.search import __main__ as entry
-from engine.search import ledger, options, plan, rungs
+from engine.search import ledger, options, plan, rungs, trials
 from engine.search.space import Parameter, Space
 from engine.search.study import Study
 from pipelines.errors import UserError
@@ -185,9 +186,12 @@ def test_a_choice_outside_the_space(here):
 
 def test_fixed_values_of_the_sweep_file_and_the_command_line_over_them(here):
     fixed = "  trainer.max_epochs: {value: 5}\n  trainer.ema: {value: false}\n  preset: {value: demo}\n"
+    fixed += "  seed: {value: 7}\n"
     study, _ = study_of("--sweep", sweep_file(here, LR + fixed), "trainer.max_epochs=6")
     assert study.max_epochs == 6
     assert {"preset=demo", "trainer.ema=false"} <= set(study.arguments)
+    assert study.seed == 7 and study.name.startswith("demo-") and not [a for a in study.arguments if "seed=" in a]
+    assert study_of("--sweep", str(here / "sweep.yaml"), "--seed", "0")[0].seed == 0
 
 
 def test_a_searched_key_without_effect_is_a_caution(here):
@@ -200,11 +204,13 @@ def test_a_searched_key_without_effect_is_a_caution(here):
 
 
 def test_the_objectives_start(here):
-    path = sweep_file(here, "  x: {min: 0.0, max: 1.0}\n  T_max: {values: [15, 20]}\n")
+    path = sweep_file(here, "  x: {min: 0.0, max: 1.0}\n  T_max: {values: [15, 20]}\n  c: {value: 3}\n")
     (here / "mine.py").write_text("raise SystemExit('it is imported in the trials only')\n")
     study, _ = study_of("--objective", "mine:f", "--sweep", path, "x=0.25")
     assert study.first == {"x": 0.25, "T_max": 15} or study.first == {"x": 0.25, "T_max": 20}
     assert (study.early_stop, study.arguments) == ({"type": "none"}, [])
+    first = trials.new_trial(study, study.first, "preset", 0)
+    assert json.loads(trials.command(study, first, 0)[4]) == {**study.first, "c": 3}
     study, _ = study_of("--objective", "mine:f", "--sweep", path, "--early-stop", "curve", "--epochs", "9")
     assert (study.early_stop, study.max_epochs) == (rungs.default_rule(9), 9)
     for argv, words in {

@@ -154,7 +154,7 @@ def confirming(book: Ledger) -> list[dict[str, Any]]:
     study = book.study
     last = max((trial.number for trial in study.searched), default=-1)
     settled = [t.repeats for t in study.trials if t.kind == "confirm" and t.number > last]
-    chosen = list(dict.fromkeys(settled)) or confirm.chosen(study)
+    chosen = list(dict.fromkeys(settled)) or [trial.number for trial in confirm.chosen(study)]
     there = {(t.repeats, t.seed) for t in study.trials if t.kind == "confirm"}
     events = []
     for seed in range(study.seed + 1, study.seed + 1 + study.runner["confirm"]):

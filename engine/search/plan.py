@@ -127,7 +127,7 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     arguments = _arguments(items, found.fixed)
     notices = list(found.notices)
     if options.objective:
-        first, epochs = _objective(options, found.space, arguments)
+        first, epochs = _objective(options, found.space, items)
         arguments = []
     else:
         first, epochs, more = _training(options, found, arguments)
@@ -136,17 +136,23 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     first, moved = _into_space(found.space, first)
     rule = _early_stop(options, found.early_stop, epochs)
     rungs.check(rule)
-    name = _folder_name(options.study or default_name(items, options.objective))
+    name = _folder_name(options.study or default_name(arguments, options.objective))
+    how = runner(options, {"fixed": found.fixed} if options.objective and found.fixed else {})
     study = Study(
         folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
         method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
-        agents=options.agents or 1, seed=options.seed or 0, max_epochs=epochs,
+        agents=options.agents or 1, seed=_seed(options, found.fixed), max_epochs=epochs,
         early_stop=rule, arguments=arguments, first=first,
-        objective=options.objective or "", runner=runner(options, {}),
+        objective=options.objective or "", runner=how,
     )  # fmt: skip
     if study.folder.exists() and (study.folder / ledger.FILE).exists():
         raise ledger.exists(study.folder)
     return study, notices + moved
+
+
+def _seed(options: Options, fixed: dict[str, Any]) -> int:
+    """The flag's, else the sweep file's single value, else 0."""
+    return int(fixed.get("seed", 0)) if options.seed is None else options.seed
 
 
 def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
@@ -183,7 +189,8 @@ def check_method(study: Study, known: bool) -> None:
 def runner(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """How the driver runs a study: what is given, else what it was, else the default."""
     default = {"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0} | before
-    return {k: v if getattr(options, k) is None else getattr(options, k) for k, v in default.items()}
+    given = {name: getattr(options, name, None) for name in default}
+    return {name: value if given[name] is None else given[name] for name, value in default.items()}
 
 
 def find_study(text: str, options: Options) -> Path:
@@ -298,11 +305,11 @@ def _check_parameter(parameter: Parameter, arguments: list[str], config: Config)
     return []
 
 
-def _objective(options: Options, space: Space, arguments: list[str]) -> tuple[dict, int]:
+def _objective(options: Options, space: Space, items: Sequence[str]) -> tuple[dict, int]:
     """Where the search of a function starts (`key=value` of searched keys, else the space's middle), and epochs."""
     _check_objective(options.objective)
     middle = space.values([0.5] * len(space.parameters))
-    for item in arguments:
+    for item in items:
         key, equals, text = item.partition("=")
         if not equals or key not in space.names:
             raise UserError(f"{item}: with --objective only searched keys can be given, as the start: {space.names}")

@@ -23,7 +23,8 @@ def command(study: Study, trial: Trial, gpus: int) -> list[str]:
     """
     folder = run_folder(study, trial)
     if study.objective:
-        return objective.command(study.objective, trial.values, folder, study.metric)
+        values = study.runner.get("fixed", {}) | trial.values  # the sweep file's single values are the function's too
+        return objective.command(study.objective, values, folder, study.metric)
     launch = [sys.executable, "-m"]
     if gpus > 1:
         launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
