@@ -210,6 +210,49 @@ def test_a_trial_whose_stop_the_driver_did_not_live_to_note(place, monkeypatch):
     assert (found.trials[0].state, found.trials[0].reason, found.trials[0].attempts) == ("stopped", "late", 1)
 
 
+class Again(Script):
+    """An executor whose trial k always measures the same; trial 1 is killed the first time it gets to epoch 2."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.started: list[tuple[int, int]] = []
+
+    def start(self, attempt):
+        self.started.append((attempt.trial, attempt.attempt))
+        records = [(epoch, {"hmean": 0.9 - 0.1 / epoch - 0.01 * attempt.trial}) for epoch in range(1, 4)]
+        act = (records, Exit(0, "", False))
+        if attempt.trial == 1 and attempt.attempt == 1:
+            act = (records[:2], Exit(137, "killed (SIGKILL)", True))
+        self.acts[attempt.trial] = [act]
+        return super().start(attempt)
+
+
+def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
+    """The ledger cut after each of its lines, and resumed: the same trials, curves and values in the end."""
+    from engine.search import confirm
+
+    asks(monkeypatch, *({"lr": 1e-4 / (k + 1), "T_max": 15} for k in range(3)))
+    going, late = rungs.Decision(False, "", None), rungs.Decision(True, "late", (0.8, 0.01))
+    monkeypatch.setattr(rungs, "decide", lambda trial, study: late if (trial.number, trial.epochs) == (2, 2) else going)
+    monkeypatch.setattr(confirm, "chosen", lambda study: study.trials[:2])
+    calm, _, _ = run(place, "quadratic", Again(), budget=3, runner={"confirm": 1})
+    states = [(trial.kind, trial.state, trial.value, trial.curve) for trial in calm.trials]
+    assert [state for _, state, *_ in states] == ["finished", "finished", "stopped", "finished", "finished"]
+    lines = (calm.folder / ledger.FILE).read_bytes().splitlines(keepends=True)
+    for count in range(1, len(lines) + 1):
+        folder = place / f"cut{count}"
+        folder.mkdir()
+        (folder / ledger.FILE).write_bytes(b"".join(lines[:count]))
+        executor = Again()
+        found, _, done = run(place, "", executor, ledger.Ledger(folder))
+        assert done and [(t.kind, t.state, t.value, t.curve) for t in found.trials] == states, count
+        assert [trial.values for trial in found.trials] == [trial.values for trial in calm.trials], count
+        assert [(t.repeats, t.seed) for t in found.trials] == [(t.repeats, t.seed) for t in calm.trials], count
+        assert len(set(executor.started)) == len(executor.started)
+        ended = [trial.number for trial in ledger.read(folder).trials if trial.state in ENDED]
+        assert ended == list(range(5)), count
+
+
 def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15}, {"lr": 5e-5, "T_max": 15}, {"lr": 2e-5, "T_max": 15})
     from engine.search import confirm

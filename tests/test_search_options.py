@@ -261,8 +261,7 @@ def test_a_table_is_what_the_search_knows_already(here):
     (here / "t.csv").write_text(TABLE)
     study, _, events = plan.prepare(*options.parse(["--import", "t.csv", "--study", "a"]))
     assert study.budget == 0 and not (here / "studies").exists()
-    book = ledger.create(study)
-    book.append_all(events)
+    book = ledger.create(study, events)
     early, late = book.study.trials
     assert (early.name, early.state, early.epochs, early.value) == ("early", "stopped", 5, 0.96431)
     assert (late.name, late.state, late.kind, late.scores) == ("late", "finished", "imported", {"hmean": 0.97431})
@@ -279,8 +278,7 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
 
     (here / "t.csv").write_text(TABLE)
     study, _, events = plan.prepare(*options.parse(["--import", "t.csv", "--study", "a", "trainer.max_epochs=15"]))
-    with contextlib.closing(ledger.create(study)) as book:
-        book.append_all(events)
+    ledger.create(study, events).close()
     narrow = dataclasses.replace(study.space.parameters[0], low=8e-5, high=1.1e-4)
     space = Space((narrow, *study.space.parameters[1:]))
     best = {**study.first, "models.optimizer.lr": 9.5e-5}
@@ -291,8 +289,7 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
     assert (new.name, new.folder, new.budget, new.space) == ("a-refined", Path("studies/a-refined"), 6, space)
     assert (new.arguments, new.max_epochs, new.first) == (["trainer.max_epochs=15"], 15, best)
     assert "2 trials of studies/a are known" in notices[0]
-    with contextlib.closing(ledger.create(new)) as book:
-        book.append_all(events)
+    with contextlib.closing(ledger.create(new, events)) as book:
         assert [(trial.kind, trial.value) for trial in book.study.trials] == [
             ("imported", 0.96431),
             ("imported", 0.97431),

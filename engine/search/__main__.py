@@ -79,8 +79,7 @@ def begin(options: Options, items: Sequence[str]) -> int:
         first = trials.new_trial(study, study.first, "preset", study.seed)
         print("trial 0:", shlex.join(trials.command(study, first, executor.gpus)), flush=True)
         return 0
-    with contextlib.closing(ledger.create(study)) as book:
-        book.append_all(events)
+    with contextlib.closing(ledger.create(study, events)) as book:
         return drive(book, executor)
 
 

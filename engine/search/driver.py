@@ -147,18 +147,19 @@ def _ask(driver: Driver) -> bool:
 def confirming(book: Ledger) -> list[dict[str, Any]]:
     """The trial events of `--confirm N` that are not there yet: each chosen configuration with the same N new seeds.
 
-    The choice is made once the budget is spent; trials that confirm it do not change it.
+    The choice is made once the budget is spent and kept in the ledger; trials that confirm it do not change it.
     """
     from engine.search import confirm
 
     study = book.study
     last = max((trial.number for trial in study.searched), default=-1)
-    settled = [t.repeats for t in study.trials if t.kind == "confirm" and t.number > last]
-    chosen = list(dict.fromkeys(settled)) or [trial.number for trial in confirm.chosen(study)]
+    if study.runner.get("chosen_after") != last:
+        chosen = [trial.number for trial in confirm.chosen(study)]
+        book.append("extend", runner={**study.runner, "chosen": chosen, "chosen_after": last})
     there = {(t.repeats, t.seed) for t in study.trials if t.kind == "confirm"}
     events = []
     for seed in range(study.seed + 1, study.seed + 1 + study.runner["confirm"]):
-        for number in chosen:
+        for number in study.runner["chosen"]:
             if (number, seed) not in there:
                 new = trials.new_trial(study, study.trials[number].values, "confirm", seed, number)
                 place = len(study.trials) + len(events)
@@ -239,7 +240,7 @@ def _overdue(driver: Driver, run: Running) -> dict[str, Any] | None:
 def _close(driver: Driver, run: Running, exit: Exit) -> None:
     """The end of an attempt: what it means for its trial."""
     trial, number, minutes = run.trial, run.attempt.attempt, run.minutes
-    if run.verdict is not None and not (exit.code == 0 and run.verdict["state"] == "stopped"):
+    if run.verdict is not None:  # even where it got to its end meanwhile: how often we look decides nothing
         _end(driver, trial, number, minutes=minutes, **run.verdict)
     elif exit.code == 0 and trial.value is not None:
         _end(driver, trial, number, "finished", "", minutes)

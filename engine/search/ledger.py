@@ -66,7 +66,7 @@ class Ledger:
 
     def append_all(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Writes several events in one write, e.g. trials that are decided together."""
-        lines = [{"event": item["event"], "time": round(time.time(), 3), **item} for item in events]
+        lines = [_stamped(item) for item in events]
         _write(self._file, self.folder / FILE, lines)
         for line in lines:
             self._fold.add(json.loads(json.dumps(line)))
@@ -102,19 +102,23 @@ def take_lock(folder: Path) -> int:
     return descriptor
 
 
-def create(study: Study) -> Ledger:
-    """Makes the folder and the first line of a new study and opens it.
+def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
+    """Makes the folder and the ledger of a new study and opens it.
+
+    Args:
+        study: without trials.
+        events: of trials that are known from elsewhere.
 
     Raises:
         UserError: the folder holds a study already, or cannot be written.
     """
     path = study.folder / FILE
-    head = {"event": "study", "time": round(time.time(), 3), "version": VERSION}
-    head |= {name: getattr(study, name) for name in PLAIN} | {"space": space_to_json(study.space)}
+    fields = {name: getattr(study, name) for name in PLAIN} | {"space": space_to_json(study.space)}
+    lines = [_stamped({"event": "study", "version": VERSION, **fields}), *map(_stamped, events)]
     temporary = study.folder / f".{FILE}.{os.getpid()}"
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(temporary, path, head)
+        _write_whole(temporary, path, lines)
     except OSError as error:
         raise UserError(f"{study.folder}: the study's folder cannot be written ({error.strerror})") from None
     try:
@@ -126,10 +130,14 @@ def create(study: Study) -> Ledger:
     return Ledger(study.folder)
 
 
-def _write_whole(temporary: Path, path: Path, head: dict) -> None:
+def _stamped(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {"event": event["event"], "time": round(time.time(), 3), **event}
+
+
+def _write_whole(temporary: Path, path: Path, lines: list[dict]) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        _write(descriptor, path, [head])
+        _write(descriptor, path, lines)
     finally:
         os.close(descriptor)
 
