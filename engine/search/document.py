@@ -14,7 +14,8 @@ from urllib.parse import quote
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 1080px; margin: 2em auto;
   padding: 0 1em; }
-h1 { font-size: 1.7em; margin-bottom: .2em; } h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid #d0d7de; }
+h1 { font-size: 1.7em; margin-bottom: .2em; }
+h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid #d0d7de; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .6em 0; }
 th, td { padding: 3px 9px; border-bottom: 1px solid #e4e8ec; text-align: right; white-space: nowrap; }
 th { background: #f3f5f7; } td.text, th.text { text-align: left; white-space: normal; }

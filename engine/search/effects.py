@@ -2,9 +2,9 @@
 
 All from joint draws of the posterior, so that every figure has its uncertainty:
 
-    partial dependence   mean over 32 settings of the other parameters, uniform over the space; band = 5 to 95 % of draws
+    partial dependence   mean over 32 settings of the others, uniform over the space; band = 5 to 95 % of the draws
     share                variance of that curve / variance over the whole sample, draw by draw: the main effect
-                         (first-order Sobol index; Sobol 1993), median and 90 % interval; interactions are what is missing to 1
+                         (first-order index, Sobol 1993), median and 90 % interval; interactions are missing to 1
     safe range           around the optimum, the others at theirs: values where a loss below 1 noise sd against the
                          optimum is at least as likely as not; connected with the optimum
     wider range          the same with 2 noise sd
@@ -20,6 +20,7 @@ import numpy as np
 
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
+from engine.search.words import short, show
 
 OTHERS = 32  # settings of the other parameters; 21 x 32 points are one Cholesky factor of 20 ms
 DRAWS = 200
@@ -167,7 +168,7 @@ def _run(good: np.ndarray, here: int) -> tuple[int, int]:
 
 def boundary(parameter: Parameter, unit: float) -> str:
     """A line of advice when the optimum is at the edge of what was searched, "" otherwise (and for choices)."""
-    name = parameter.name.rsplit(".", 1)[-1]
+    name = short(parameter.name)
     at_low = unit <= 1e-9 if parameter.kind == "ordinal" else unit < EDGE
     at_high = unit >= 1 - 1e-9 if parameter.kind == "ordinal" else unit > 1 - EDGE
     if parameter.kind == "choice" or not (at_low or at_high):
@@ -184,10 +185,9 @@ def boundary(parameter: Parameter, unit: float) -> str:
     else:
         beyond = (parameter.high if at_high else parameter.low) + quarter * (parameter.high - parameter.low)
     side, bound = ("upper", parameter.high) if at_high else ("lower", parameter.low)
-    return (
-        f"{name}: the optimum {digits2(parameter, parameter.value(unit)):g} is within 5 % of the {side} bound {bound:g}; "
-        f"what lies beyond is unknown: widen it to {beyond:.2g}."
-    )
+    best = show(digits2(parameter, parameter.value(unit)))
+    advice = f"what lies beyond is unknown: widen it to {show(float(f'{beyond:.1e}'))}."
+    return f"{name}: the optimum {best} is within 5 % of the {side} bound {show(bound)}; {advice}"
 
 
 def likely_reason(
@@ -206,7 +206,7 @@ def likely_reason(
     if gains[column] < noise:
         return ""
     parameter = space.parameters[column]
-    name, value = parameter.name.rsplit(".", 1)[-1], parameter.value(unit[column])
+    name, value = short(parameter.name), parameter.value(unit[column])
     better = digits2(parameter, parameter.value(optimum[column]))
     expects = f"the model expects {sign * gains[column]:+.2g} from {show(better)}"
     if parameter.kind == "choice":
@@ -215,11 +215,3 @@ def likely_reason(
     end = u < 0.2 if side == "low" else u > 0.8
     where = f"at the {side} end of its range" if end else f"too {side}"
     return f"{name} {show(value)} is {where}: {expects}"
-
-
-def show(value: Any) -> str:
-    """A value for reading: numbers with 3 significant digits, 1.13e-05 as 1.13e-5."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    text = f"{value:.3g}" if isinstance(value, float) or abs(value) < 1e6 else str(value)
-    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")

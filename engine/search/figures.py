@@ -3,16 +3,16 @@
 Colours are Okabe and Ito's, told apart by all common kinds of colour blindness; states differ in their marks as well.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.search.effects import Effect, Range, measured, show
+from engine.search.effects import Effect, Range, measured
 from engine.search.findings import Findings
 from engine.search.space import Parameter
-from engine.search.study import Study, Trial
+from engine.search.study import Study
+from engine.search.words import number, short, show
 
 BLUE, ORANGE, GREEN, RED, SKY, GREY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#8A8F94", "#1B1F24",
@@ -59,10 +59,6 @@ def _plain(axes: Any) -> None:
     axes.grid(alpha=0.2)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _short(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
@@ -166,7 +162,7 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
     share = (
         f"{100 * effect.share[0]:.0f} % of the variance ({100 * effect.share[1]:.0f} to {100 * effect.share[2]:.0f})"
     )
-    axes.set_title(f"{_short(effect.name)}: {share}", fontsize=9)
+    axes.set_title(f"{short(effect.name)}: {share}", fontsize=9)
     discrete = parameter.kind in ("ordinal", "choice")
     if discrete:
         error = np.abs(np.array([effect.mean - effect.low, effect.high - effect.mean]))
@@ -183,7 +179,7 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
         axes.plot(effect.units, effect.slice, color=GREEN, lw=1.3, ls="--", label="others at the optimum")
         low, high = (parameter.unit(value) for value in spread.safe)
         axes.axvspan(low, high, color=GREEN, alpha=0.14, lw=0, label="safe range")
-    for state, (mark, colour) in MARKS.items():
+    for state, (mark, _) in MARKS.items():
         same = [(parameter.unit(t.values[parameter.name]), t.value) for t in trials if t.state == state]
         if same:
             face = "white" if state == "stopped" else BLACK
@@ -221,24 +217,31 @@ def _parallel(study: Study, found: Findings) -> Any | None:
         return None
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
     figure = _figure(8.5, 3.6)
     axes = figure.subplots()
     worst = trials[min(len(trials) - 1, max(3, int(0.75 * len(trials))))].value  # colours for the better ones
     norm = Normalize(*sorted([worst, trials[0].value]), clip=True)
-    colours = colormaps["viridis" if study.sign > 0 else "viridis_r"]
+    # Light = poor, dark = good, so that the best stands out on white; the palest fifth would not be seen.
+    shades = colormaps["YlGnBu"](np.linspace(0.22, 1.0, 256))
+    colours = ListedColormap(shades if study.sign > 0 else shades[::-1])
     places = np.arange(len(space.parameters))
     for rank, trial in reversed(list(enumerate(trials))):
         style = {"lw": 3.2 if rank == 0 else 1.3, "alpha": 1.0 if rank == 0 else 0.8, "marker": "o", "ms": 4}
         axes.plot(places, space.unit(trial.values), color=colours(norm(trial.value)), **style)
+    paper, style = (
+        {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
+        {"fontsize": 7.5, "color": "#333"},
+    )
     for place, parameter in zip(places, space.parameters, strict=True):
         axes.axvline(place, color=GREY, lw=0.8, zorder=0)
         for value in ticks_of(parameter):
             height = parameter.unit(value)
-            axes.text(place + 0.03, height + 0.015, show(value), fontsize=7.5, color="#444", ha="left")
-    axes.set_xticks(places, [_short(name) for name in space.names])
-    axes.set(yticks=[], xlim=(-0.15, places[-1] + 0.35), ylim=(-0.06, 1.1))
+            axes.text(place - 0.03, height, show(value), ha="right", va="center", bbox=paper, zorder=5, **style)
+            axes.plot([place - 0.02, place], [height, height], color=GREY, lw=0.8, zorder=5)
+    axes.set_xticks(places, [short(name) for name in space.names])
+    axes.set(yticks=[], xlim=(-0.3, places[-1] + 0.15), ylim=(-0.06, 1.06))
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=study.metric, pad=0.02)
@@ -261,23 +264,15 @@ def _epochs(study: Study) -> Any | None:
             hatch = {"stopped": "//", "infeasible": "xx"}.get(state, "")
             style = {"color": colour, "height": 0.66, "edgecolor": "white", "lw": 0}
             axes.barh(places[rows], [trials[i].epochs for i in rows], label=label, hatch=hatch, **style)
+    most = max(study.max_epochs, max(t.epochs for t in trials))
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     for place, trial in zip(places, trials, strict=True):
         if trial.value is not None:
-            axes.text(trial.epochs, place, f" {trial.value:#.5g}", va="center", fontsize=8)
-    most = max(study.max_epochs, max(t.epochs for t in trials))
-    axes.axvline(study.max_epochs, color=GREY, ls="--", lw=1)
-    axes.set_yticks(places, [_label(t) for t in trials], fontsize=8)
+            axes.text(trial.epochs + 0.008 * most, place, number(trial.value), va="center", fontsize=8, bbox=paper)
+    axes.axvline(study.max_epochs, color=GREY, ls="--", lw=1, zorder=0)
+    axes.set_yticks(places, [f"trial {t.number}" for t in trials], fontsize=8)
     axes.set(xlabel=f"epochs trained (a whole training has {study.max_epochs})", xlim=(0, most * 1.12))
     axes.invert_yaxis()
     _plain(axes)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
-
-
-def _label(trial: Trial) -> str:
-    return f"trial {trial.number}"
-
-
-def labels(trials: Sequence[Trial]) -> list[str]:
-    """Names of trials for axes and tables: their own where they have one."""
-    return [trial.name or _label(trial) for trial in trials]

@@ -194,7 +194,7 @@ def _model_gain(study: Study, posterior: Any, best: Trial, base: Trial | None, v
 def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
     """What the best `top` trials share in each parameter; [] with fewer than 2 more trials than that.
 
-    `chance` is the share of all sets of `top` measured trials whose span is no wider: small = not how trials were spread.
+    `chance` is the share of all sets of `top` measured trials whose span is no wider; small = not by chance.
     """
     trials = sorted(measured(study), key=lambda t: -study.sign * t.value)
     if len(trials) < top + 2:
@@ -240,14 +240,15 @@ def reached(trial: Trial) -> float | None:
 
 
 def poor_trials(study: Study, posterior: Any | None, optimum: np.ndarray | None, noise: Noise) -> list[Poor]:
-    """Infeasible trials with their error, and those so far below the best that two trainings' noise cannot explain it."""
+    """Infeasible trials with their error, and the poor ones: of the worse half, the 8 worst at most, those so far below
+    the best that the noise of two trainings cannot explain it."""
     found = [Poor(t, None, t.reason or "no reason was recorded") for t in study.trials if t.state == "infeasible"]
     trials = measured(study)
     if posterior is None or not trials:
         return found
     top = max(study.sign * t.value for t in trials)
     limit = Z90 * math.sqrt(2) * noise.sd
-    for trial in sorted(trials, key=lambda t: study.sign * reached(t)):
+    for trial in sorted(trials, key=lambda t: study.sign * reached(t))[: min(8, len(trials) // 2)]:
         gap = top - study.sign * reached(trial)
         if gap <= limit:
             break

@@ -7,10 +7,11 @@ from typing import Any
 
 from engine.search import confirm, figures
 from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
-from engine.search.effects import digits2, show
+from engine.search.effects import digits2
 from engine.search.findings import Findings, find, fitted, reached
 from engine.search.space import Parameter
 from engine.search.study import Study, Trial
+from engine.search.words import called, difference, duration, number, short, show
 
 UNFITTED = object()  # None is a posterior too: that of too few trials
 
@@ -34,7 +35,7 @@ def write(study: Study, baseline: float | None = None, posterior: Any = UNFITTED
 
 def _replace(path: Path, text: str) -> Path:
     """Whole or not at all: a reader may have the old one open."""
-    draft = path.with_name(path.name + ".new")
+    draft = path.withcalled(path.name + ".new")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
     return path
@@ -63,8 +64,8 @@ def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[B
         "Best configuration": ("curves", "Learning curves of all trials; the best one in black."),
         "Influence of each parameter": (
             "influence",
-            "Expected value against each parameter: mean over the others with a 90 % band, the slice at the optimum, the "
-            "trials themselves, and the safe range in green. Its share of the variance in the title.",
+            "Expected value against each parameter: mean over the others with a 90 % band, the slice at the optimum, "
+            "the trials themselves, and the safe range in green. Its share of the variance in the title.",
         ),
         "Ranking": ("parallel", "Every trial as a line through its values; the best one thick."),
         "Early stopping": ("epochs", "Epochs trained by each trial, with its value."),
@@ -88,30 +89,6 @@ def _with_pictures(blocks: list[Block], captions: dict[str, tuple[str, str]], pi
     return result
 
 
-def number(value: float | None) -> str:
-    """A metric's value: 5 significant digits, zeros kept."""
-    return "" if value is None else f"{value:#.5g}".removesuffix(".")
-
-
-def _difference(value: float) -> str:
-    return f"{value:+.2g}"
-
-
-def short(name: str) -> str:
-    """Last part of a key."""
-    return name.rsplit(".", 1)[-1]
-
-
-def _name(trial: Trial) -> str:
-    return f"trial {trial.number}" + (f" ({trial.name})" if trial.name else "")
-
-
-def _time(minutes: float) -> str:
-    if minutes >= 90:
-        return f"{minutes / 60:.1f} h"
-    return f"{minutes:.1f} min" if minutes else ""
-
-
 def _overview(study: Study, found: Findings) -> list[Block]:
     counts = {state: sum(t.state == state for t in study.trials) for state in ("finished", "stopped", "infeasible")}
     ended = ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none ended"
@@ -127,7 +104,7 @@ def _overview(study: Study, found: Findings) -> list[Block]:
         ["at the same time", str(study.agents)],
         ["early stopping", _rule(study.early_stop)],
         ["epochs of a training", str(study.max_epochs)],
-        ["time of all trials", _time(sum(t.minutes for t in study.trials)) or "not known"],
+        ["time of all trials", duration(sum(t.minutes for t in study.trials)) or "not known"],
     ]
     if study.objective:
         rows.insert(0, ["objective", study.objective])
@@ -151,7 +128,7 @@ def _lead(found: Findings) -> str:
     if not found.ranked:
         return ""
     best = found.ranked[0]
-    text = f"Best: {_name(best)} with {number(best.value)}."
+    text = f"Best: {called(best)} with {number(best.value)}."
     return text + (f" {_verdict(found)}" if found.gain else "")
 
 
@@ -176,7 +153,7 @@ def _ranks(study: Study, found: Findings) -> list[Block]:
     scores = [name for name in ("precision", "recall") if any(name in t.scores for t in trials)]
     optional = {
         "expected": lambda t: f"{t.estimate[0]:#.5g} ± {1.645 * t.estimate[1]:.1g}" if t.estimate else "",
-        "time": lambda t: _time(t.minutes),
+        "time": lambda t: duration(t.minutes),
         "name": lambda t: t.name,
     }
     optional = {name: cell for name, cell in optional.items() if any(cell(t) for t in trials)}
@@ -206,11 +183,11 @@ def _verdict(found: Findings) -> str:
     against = f"the baseline's {number(gain.baseline)} ({gain.source})"
     if gain.verdict == "the baseline is the best":
         return f"The baseline configuration itself ({gain.source}) is the best one measured: no gain."
-    measured = f"Measured gain over {against}: {_difference(gain.measured)}."
+    measured = f"Measured gain over {against}: {difference(gain.measured)}."
     if gain.low is None:
         return measured + " The noise of a training is not known yet, so no gain is claimed."
     by = {"repeats": "the paired repeats with other seeds", "model": "the model, which allows for luck"}[gain.by]
-    spread = f"{_difference(gain.expected)} ({_difference(gain.low)} to {_difference(gain.high)}, 90 %)"
+    spread = f"{difference(gain.expected)} ({difference(gain.low)} to {difference(gain.high)}, 90 %)"
     ending = "the gain is shown" if gain.verdict == "shown" else "no difference shown"
     return f"{measured} By {by}: {spread}: {ending}."
 
@@ -239,7 +216,7 @@ def _best(study: Study, found: Findings) -> list[Block]:
     rows = [[name, show(best.values[name])] for name in study.space.names]
     rows += [[name, number(value)] for name, value in best.scores.items()]
     rows += [["epochs trained", str(best.epochs or "not known")], ["state", best.state]]
-    return [Heading("Best configuration"), Text(f"Measured best: {_name(best)}."), Table(["", ""], rows)]
+    return [Heading("Best configuration"), Text(f"Measured best: {called(best)}."), Table(["", ""], rows)]
 
 
 def _top(study: Study, found: Findings) -> list[Block]:
@@ -273,8 +250,8 @@ def _influence(study: Study, found: Findings) -> list[Block]:
         rows.append([effect.name, share, f"{effect.mean.max() - effect.mean.min():.2g}", show(effect.values[at])])
     header = ["parameter", "share of the variance, 90 %", "effect", "best at"]
     text = (
-        "By the fitted model. Share: of the variance over the whole space, by this parameter alone. Effect: highest less "
-        "lowest expected value, mean over the other parameters; where trials are few it is drawn towards nothing."
+        "By the fitted model. Share: of the variance over the whole space, by this parameter alone. Effect: highest "
+        "less lowest expected value, mean over the other parameters; where trials are few it is drawn towards nothing."
     )
     blocks: list[Block] = [Heading("Influence of each parameter"), Text(text), Table(header, rows)]
     for effect in found.effects:
@@ -313,7 +290,7 @@ def _economy(study: Study, found: Findings) -> list[Block]:
         if t.state == "stopped" and study.sign * (reached(t) - best.value) >= 0 and t is not best
     ]
     if hopeful:
-        text += f" Expected to end above the best, yet stopped: {', '.join(_name(t) for t in hopeful)}."
+        text += f" Expected to end above the best, yet stopped: {', '.join(called(t) for t in hopeful)}."
     return [Heading("Early stopping"), Text(text)]
 
 
@@ -322,7 +299,7 @@ def _poor(study: Study, found: Findings) -> list[Block]:
     if not found.poor:
         return []
     share = f"{failed} of {ended} ended trials are infeasible ({100 * failed / ended:.0f} %). " if ended else ""
-    rows = [[_name(p.trial), "" if p.gap is None else f"{p.gap:.2g}", p.trial.state, p.reason] for p in found.poor]
+    rows = [[called(p.trial), "" if p.gap is None else f"{p.gap:.2g}", p.trial.state, p.reason] for p in found.poor]
     text = (
         share
         + "Poor: below the best by more than the noise of two trainings (90 %). Reasons by the model are likely ones."
@@ -352,10 +329,11 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
         cells = [show(item.optimum), _spread(parameter, item.safe), _spread(parameter, item.wider), note]
         rows.append([item.name, *cells])
     mean, sd = found.optimum_value
+    expected = f"{number(mean)} ± {1.645 * sd:.1g} (90 %)"
     text = (
-        f"The model's optimum, expected value {number(mean)} ± {1.645 * sd:.1g} (90 %), rounded to 2 digits. Safe: a loss below "
-        "one noise sd is at least as likely as not, the other parameters at the optimum; wider: below two. "
-        "Not told apart: the wider range is all that was searched."
+        f"The model's optimum, expected value {expected}, rounded to 2 digits. Safe: a loss below one noise sd is at "
+        "least as likely as not, the other parameters at the optimum; wider: below two. Not told apart: the wider "
+        "range is all that was searched."
     )
     blocks: list[Block] = [Heading("Recommended values"), Text(text)]
     blocks.append(Table(["parameter", "recommended", "safe range", "wider range", ""], rows))
@@ -372,14 +350,12 @@ def _confirmed(study: Study, found: Findings) -> list[Block]:
         values = ", ".join(number(v) for v in item.values)
         gain = "baseline" if base and item.number == base.number else ""
         if item.gain is not None:
-            gain = _difference(item.gain)
-            gain += (
-                f" ({_difference(item.low)} to {_difference(item.high)})" if item.low is not None else ", no interval"
-            )
+            gain = difference(item.gain)
+            gain += f" ({difference(item.low)} to {difference(item.high)})" if item.low is not None else ", no interval"
         sd = "" if item.sd is None else f"{item.sd:.2g}"
         rows.append([str(item.number), values, str(item.failed or ""), number(item.mean), sd, gain])
     header = ["trial", "values by seed", "failed", "mean", "sd", "gain over the baseline, 90 %"]
-    text = f"After the repeats: trial {confirm.recommended(study)}. The trials' first values are left out, as they were chosen."
+    text = f"After the repeats: trial {confirm.recommended(study)}. The first values are left out: they were chosen."
     return [Heading("Repeats with other seeds"), Text(text), Table(header, rows)]
 
 

@@ -55,9 +55,7 @@ class Study:
     agents: int = 1
     seed: int = 0
     max_epochs: int = 20
-    early_stop: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # {"type": "curve" | "hyperband" | "none", ...}
+    early_stop: dict[str, Any] = dataclasses.field(default_factory=dict)  # {"type": "curve" | "hyperband" | "none", ...}
     arguments: list[str] = dataclasses.field(default_factory=list)  # preset=... key=value ... of every trial
     first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the preset's own values of the searched keys
     objective: str = ""  # module:function instead of engine.train
