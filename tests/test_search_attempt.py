@@ -1,6 +1,7 @@
 """An attempt's processes: whoever is killed, whenever, nothing of it is left; of two attempts the newer one writes."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -104,6 +105,7 @@ def test_a_training_that_is_deaf_to_sigterm_is_killed_after_the_grace(tmp_path, 
     begin = time.monotonic()
     end = wait_for(lambda: local.poll(handle))
     assert (end.code, end.reason, end.outside) == (137, "stopped", False)
+    assert executors.read_record(attempt)["signal"] == signal.SIGKILL  # the wrapper saw to it and wrote so
     assert 0.2 < time.monotonic() - begin < SURVIVE_S
     assert not tree(attempt)
 
@@ -118,7 +120,7 @@ def test_a_sigterm_from_elsewhere_is_an_outside_cause(tmp_path, local):
 
 def test_a_stop_file_ends_an_attempt_and_no_other(tmp_path, local):
     attempt = attempt_at(tmp_path, SEARCH_TEST_SLEEP="30")
-    stop = wrapper.side_file(attempt.folder, "stop")
+    stop = fence.side_file(attempt.folder, "stop")
     stop.parent.mkdir()
     stop.write_text(json.dumps({"id": "of an earlier attempt", "grace": 0}))
     handle = local.start(attempt)
@@ -166,7 +168,7 @@ def test_the_log_is_appended_to_and_only_this_attempts_lines_count(tmp_path, loc
     attempt.log.write_text("CUDA out of memory\n")
     handle = local.start(attempt)
     assert wait_for(lambda: local.poll(handle)).reason == "ValueError: this configuration crashes"
-    assert attempt.log.read_text().startswith("CUDA out of memory\nTraceback")
+    assert attempt.log.read_text().startswith("CUDA out of memory\nGPUs")
 
 
 TORCHRUN_KILLED = "exitcode  : -9 (pid: 5)\n traceback : Signal 9 (SIGKILL) received by PID 5\n"
@@ -243,23 +245,40 @@ def test_a_takeover_from_another_host_waits_for_it_to_notice(tmp_path, monkeypat
     monkeypatch.setattr(fence, "OTHER_HOST_S", 0.3)
     monkeypatch.setattr(fence, "WAIT_S", 0.3)
     folder = tmp_path / "007"
-    for before, least, most in [({"ended": True}, 0.0, 0.2), ({}, 0.3, 2.0)]:
-        record = {"attempt": 1, "id": "a", "token": "old", "host": "elsewhere", "pid": os.getpid(), **before}
-        fence.lock_path(folder).write_text(json.dumps(record))
+
+    def enter(token):
+        return fence.enter(folder, 2, "b", token, lambda: "")
+
+    record = {"attempt": 1, "id": "a", "token": "old", "host": "elsewhere", "pid": os.getpid()}
+    for end, least, most in [({"token": "old"}, 0.0, 0.2), ({"token": "older"}, 0.3, 2.0), ({}, 0.3, 2.0)]:
+        fence.side_file(folder, "lock").write_text(json.dumps(record))
+        fence.side_file(folder, "exit").write_text(json.dumps(end))
         begin = time.monotonic()
-        lock = fence.enter(folder, 2, "b", "new", lambda: "")
+        lock = enter("new")
         assert least <= time.monotonic() - begin < most
         assert fence.current(folder, "new") and not fence.current(folder, "old")
-        fence.leave(lock, folder, "new")
         os.close(lock)
-    with open(fence.lock_path(folder)) as held, pytest.raises(fence.Fenced, match="still held by a process on vm-7"):
-        fence.lock_path(folder).write_text(json.dumps({**record, "host": "vm-7"}))
+    with open(fence.side_file(folder, "lock")) as held, pytest.raises(fence.Fenced, match=r"still held by .* on vm-7"):
+        fence.side_file(folder, "lock").write_text(json.dumps({**record, "host": "vm-7"}))
         fcntl.flock(held, fcntl.LOCK_EX)
-        fence.enter(folder, 2, "b", "third", lambda: "")
+        enter("third")
+
+
+def test_without_flock_the_token_decides(tmp_path, monkeypatch):
+    def no_flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    monkeypatch.setattr(fence, "OTHER_HOST_S", 0.3)
+    folder, begin = tmp_path / "007", time.monotonic()
+    os.close(fence.enter(folder, 1, "a", "first", lambda: ""))
+    assert time.monotonic() - begin < 0.2
+    os.close(fence.enter(folder, 1, "a", "second", lambda: ""))  # on the same host, but nothing tells of the first
+    assert time.monotonic() - begin >= 0.3 and not fence.current(folder, "first")
 
 
 def test_a_torn_fence_changes_nothing(tmp_path):
-    fence.lock_path(tmp_path / "007").write_text('{"attempt": 1, "tok')
+    fence.side_file(tmp_path / "007", "lock").write_text('{"attempt": 1, "tok')
     assert fence.current(tmp_path / "007", "mine")
 
 

@@ -20,7 +20,7 @@ from search_attempts import attempt_at, tree, wait_for
 
 from engine.runlog import read_metrics
 from engine.search import executors
-from engine.search.attempt import side_file
+from engine.search.fence import side_file
 from pipelines.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from engine.search.attempt import side_file
-from engine.search.executors import Attempt, Exit, read_exit, remote
+from engine.search.executors import Attempt, Exit, ask_to_stop, read_exit, remote
+from engine.search.fence import side_file
 from pipelines.errors import UserError
 
 DAY = "1440"  # minutes; a partition with a lower limit refuses a job of more
@@ -174,7 +174,7 @@ class SlurmExecutor:
         if handle.exit is not None or handle.asked:
             return
         handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
-        remote.ask_to_stop(handle.attempt, grace_s)
+        ask_to_stop(handle.attempt, grace_s)
         if self._states.get(handle.job.job_id) == "PENDING":
             _cancel(handle.job.job_id)
 
