@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -44,12 +45,17 @@ def _gone(attempt) -> None:
     wait_for(lambda: not tree(attempt), SURVIVE_S)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.05, 0.15, 0.4, 1.0])
+def _start_driver(study, attempt) -> subprocess.Popen:
+    """A process of its own that runs one attempt in the TREE of this one."""
+    words = [str(study), "local", "children", "0.1", attempt.environment[TREE]]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen([sys.executable, ROOT / "tests" / "search_attempts.py", *words], env=environment)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.2, 1.0])
 def test_a_killed_driver_takes_everything_along(tmp_path, moment):
     attempt = attempt_at(tmp_path)
-    words = [str(tmp_path), "local", "children", "0.1", attempt.environment[TREE]]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    driver = subprocess.Popen([sys.executable, ROOT / "tests" / "search_attempts.py", *words], env=environment)
+    driver = _start_driver(tmp_path, attempt)
     wait_for(lambda: tree(attempt))
     if moment == 1.0:  # with a grandchild in a session of its own that does not hear SIGTERM
         wait_for(lambda: any("time.sleep(300)" in line for line in tree(attempt).values()))
@@ -59,7 +65,7 @@ def test_a_killed_driver_takes_everything_along(tmp_path, moment):
     _gone(attempt)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.02, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("moment", [0.0, 0.1, 1.0])
 def test_a_killed_wrapper_takes_everything_along(tmp_path, local, moment):
     attempt = attempt_at(tmp_path, mode="children", SEARCH_TEST_SLEEP="0.1", SEARCH_TEST_EPOCHS="50")
     handle = local.start(attempt)
@@ -70,6 +76,27 @@ def test_a_killed_wrapper_takes_everything_along(tmp_path, local, moment):
     _gone(attempt)
     end = wait_for(lambda: local.poll(handle))
     assert (end.code, end.outside) == (137, True) and end.reason == "killed (SIGKILL)"
+
+
+@pytest.mark.slow
+def test_at_twenty_random_moments_nothing_is_left(tmp_path):
+    """SIGKILL to the driver, or to any one process of the attempt, in the 1.5 s in which its tree grows."""
+    generator, victims = random.Random(5), []
+    for trial in range(20):
+        attempt = attempt_at(tmp_path / str(trial))
+        driver = _start_driver(tmp_path / str(trial), attempt)
+        wait_for(lambda: tree(attempt))  # noqa: B023
+        time.sleep(generator.uniform(0.0, 1.5))
+        processes = tree(attempt)
+        victim = generator.choice([driver.pid, *sorted(processes)])
+        victims.append("driver" if victim == driver.pid else processes[victim].split()[2])
+        os.kill(victim, signal.SIGKILL)
+        if victim != driver.pid:
+            time.sleep(generator.uniform(0.0, 0.3))
+            driver.kill()  # a killed keeper or grandchild ends no attempt
+        driver.wait()
+        _gone(attempt)
+    assert {"driver", "engine.search.attempt", "engine.search.objective"} <= set(victims), victims
 
 
 def test_a_killed_keeper_is_replaced(tmp_path, local):

@@ -12,6 +12,7 @@ States come from squeue, so no accounting (sacct) is needed.
 """
 
 import dataclasses
+import pickle
 import shutil
 import subprocess
 import sys
@@ -163,9 +164,9 @@ class SlurmExecutor:
             return Exit(137, "stopped", False)
         if time.monotonic() < handle.over_since + LOST_AFTER_S:
             return None
-        if handle.job.paths.result_pickle.exists() and handle.job.exception() is None:
-            result = handle.job.result()
-            if result["fault"]:
+        if handle.job.paths.result_pickle.exists():  # Job.result() would ask sacct first
+            outcome, result = pickle.loads(handle.job.paths.result_pickle.read_bytes())
+            if outcome == "success" and result["fault"]:
                 raise UserError(f"--executor slurm: {result['fault']}")
         return Exit(1, f"job {handle.job.job_id} ended as {state or 'unknown'}: see {handle.job.paths.stderr}", True)
 
