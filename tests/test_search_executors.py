@@ -14,9 +14,9 @@ from search_attempts import TREE, attempt_at, run_all, tree, wait_for
 
 from engine.runlog import read_metrics
 from engine.search import executors
-from engine.search.attempt import side_file
 from engine.search.executors import remote
 from engine.search.executors.local import LocalExecutor, visible_gpus
+from engine.search.fence import side_file
 from pipelines.errors import UserError
 
 

@@ -20,7 +20,8 @@ from search_attempts import attempt_at, tree, wait_for
 
 from engine.runlog import read_metrics
 from engine.search import executors
-from engine.search.attempt import side_file
+from engine.search.executors import remote
+from engine.search.fence import side_file
 from pipelines.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -99,6 +100,15 @@ def test_the_jobs_of_a_driver_that_was_killed_are_cancelled_when_it_starts_them_
     assert wait_for(lambda: after.poll(new), 60) == executors.Exit(0, "", False)
     assert not tree(first) and wait_for(lambda: on_slurm.poll(old), 60).outside
     assert not side_file(first.folder, "job").exists()
+
+
+def test_a_node_that_does_not_see_the_code_says_so(tmp_path, on_slurm, monkeypatch):
+    whole = remote.prepare
+    monkeypatch.setattr(remote, "prepare", lambda attempt: {**whole(attempt), "cwd": str(tmp_path / "elsewhere")})
+    handle = on_slurm.start(attempt_at(tmp_path))
+    with pytest.raises(UserError, match=r"--executor slurm: .* cannot see .*elsewhere"):
+        wait_for(lambda: on_slurm.poll(handle), 60)
+    on_slurm._running.remove(handle)
 
 
 def test_a_job_that_slurm_refuses_is_one_line(tmp_path, cluster):

@@ -37,7 +37,7 @@ from engine.search import fence
 MARK = "DBNET_ATTEMPT"  # environment variable that every process of an attempt carries
 EXIT_FENCED = 75  # EX_TEMPFAIL
 EXIT_NO_COMMAND = 127
-GRACE_S = 20.0  # between SIGTERM and SIGKILL, unless the executor says otherwise
+GRACE_S = 20.0  # between SIGTERM and SIGKILL, unless `.stop` says otherwise
 GONE_GRACE_S = 2.0  # the same when the driver is gone: a checkpoint's last bytes are not worth a GPU held for nobody
 TAIL_BYTES = 65536  # of the log, read for the reason
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -54,6 +54,7 @@ class End:
 
     attempt: int
     id: str
+    token: str  # of the wrapper process
     code: int  # of the process; 128 + number for a signal
     signal: int  # that ended the training, 0 for none
     reason: str  # one line; "" for a success
@@ -61,11 +62,6 @@ class End:
     peak_mib: int  # largest resident set of one of its processes
     seconds: float
     host: str
-
-
-def side_file(folder: Path, kind: str) -> Path:
-    """`007.exit` and `007.stop` beside the run folder `007`."""
-    return folder.parent / f"{folder.name}.{kind}"
 
 
 def verdict(status: int, cause: str, tail: str) -> tuple[int, int, str, bool]:
@@ -247,14 +243,12 @@ class Wrapper:
             self.gone = os.getppid() != self.parent or _at_end_of_file()
         if self.gone:
             return DRIVER_ENDED, GONE_GRACE_S
-        if self.signalled:
-            return STOPPED, GRACE_S
         if not fence.current(self.folder, self.token):
             return TOOK_OVER, 0.0
-        asked = _read_json(side_file(self.folder, "stop"))
+        asked = fence.read_json(fence.side_file(self.folder, "stop"))
         if asked.get("id") == attempt_id:
-            return STOPPED, float(asked.get("grace", GRACE_S))
-        return "", 0.0
+            return STOPPED, float(asked["grace"])
+        return (STOPPED, GRACE_S) if self.signalled else ("", 0.0)
 
     def watch(self, attempt_id: str) -> str:
         """Waits for the training's end, or brings it about; returns why (""= it ended by itself)."""
@@ -288,14 +282,6 @@ def _at_end_of_file() -> bool:
     return False
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def write_json(path: Path, record: dict) -> None:
     """Replaces a small JSON file in one move; a disk that is full is reported on stderr, no more."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -321,13 +307,13 @@ def attempt(folder: Path, log: Path, number: int, attempt_id: str, command: list
 
     def ended(code: int, number_of_signal: int, reason: str, outside: bool) -> int:
         peak, seconds = wrapper.peak_kib // 1024, round(time.monotonic() - begin, 3)
-        end = End(number, attempt_id, code, number_of_signal, reason, outside, peak, seconds, platform.node())
+        end = End(number, attempt_id, token, code, number_of_signal, reason, outside, peak, seconds, platform.node())
         if fence.current(folder, token):
-            write_json(side_file(folder, "exit"), dataclasses.asdict(end))
+            write_json(fence.side_file(folder, "exit"), dataclasses.asdict(end))
         return code
 
     try:
-        lock = fence.enter(folder, number, attempt_id, token, lambda: wrapper.cause(attempt_id)[0])
+        fence.enter(folder, number, attempt_id, token, lambda: wrapper.cause(attempt_id)[0])
     except fence.Fenced as error:
         print(f"error: {folder}: {error}", file=sys.stderr, flush=True)
         return ended(EXIT_FENCED, 0, str(error), True)
@@ -336,18 +322,15 @@ def attempt(folder: Path, log: Path, number: int, attempt_id: str, command: list
     wrapper.keep()
     try:
         wrapper.start(command, output)
-        cause = wrapper.watch(attempt_id)
     except OSError as error:  # no such program, or not to be executed
         os.write(output, f"error: {command[0]}: {error.strerror}\n".encode())
-        code = ended(EXIT_NO_COMMAND, 0, f"{command[0]}: {error.strerror}", False)
-    else:
-        sweep(token, spare=wrapper.keeper)
-        wrapper.reap()
-        size = os.fstat(output).st_size
-        tail = os.pread(output, TAIL_BYTES, max(offset, size - TAIL_BYTES)).decode(errors="replace")
-        code = ended(*verdict(wrapper.status, cause, tail))
-    fence.leave(lock, folder, token)
-    return code
+        return ended(EXIT_NO_COMMAND, 0, f"{command[0]}: {error.strerror}", False)
+    cause = wrapper.watch(attempt_id)
+    sweep(token, spare=wrapper.keeper)
+    wrapper.reap()
+    size = os.fstat(output).st_size
+    tail = os.pread(output, TAIL_BYTES, max(offset, size - TAIL_BYTES)).decode(errors="replace")
+    return ended(*verdict(wrapper.status, cause, tail))
 
 
 def main(argv: list[str]) -> int:

@@ -12,14 +12,14 @@ All three have the same few words, and start `engine.search.attempt` around the 
 """
 
 import dataclasses
-import json
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.search.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, side_file
+from engine.search.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, write_json
+from engine.search.fence import read_json, side_file
 from pipelines.errors import UserError
 
 NAMES = ("local", "ray", "slurm")
@@ -119,8 +119,10 @@ def end_without_record(code: int, asked: bool) -> Exit:
 
 def read_record(attempt: Attempt) -> dict[str, Any]:
     """The fields of `engine.search.attempt.End` of this attempt, {} where there are none (yet)."""
-    try:
-        record = json.loads(side_file(attempt.folder, "exit").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) and record.get("id") == attempt.id else {}
+    record = read_json(side_file(attempt.folder, "exit"))
+    return record if record.get("id") == attempt.id else {}
+
+
+def ask_to_stop(attempt: Attempt, grace_s: float) -> None:
+    """Writes `007.stop`, which the wrapper looks for every second, and when it gets SIGTERM."""
+    write_json(side_file(attempt.folder, "stop"), {"id": attempt.id, "grace": grace_s})

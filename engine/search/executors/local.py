@@ -13,10 +13,11 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from engine.search.executors import Attempt, Exit, end_without_record, read_exit, wrapper_command
+from engine.search.executors import Attempt, Exit, ask_to_stop, end_without_record, read_exit, wrapper_command
 from pipelines.errors import UserError
 
-CLOSE_GRACE_S = 5.0  # of `close`: the wrapper's time to end its training
+CLOSE_GRACE_S = 3.0  # of `close`: time of a training to end by itself
+FORCE_AFTER_S = 2.0  # past the grace
 NVIDIA_SMI_S = 30.0  # a node with 8 sleeping GPUs takes 10 s to answer
 
 
@@ -111,16 +112,17 @@ class LocalExecutor:
         return handle.exit
 
     def stop(self, handle: Handle, grace_s: float) -> None:
-        """Asks the attempt to end; `poll` kills it once `grace_s` have passed."""
+        """Asks the attempt to end, by itself within `grace_s`; `poll` kills a wrapper that does not see to that."""
         if handle.exit is None and not handle.asked:
-            handle.asked, handle.deadline = True, time.monotonic() + grace_s
+            handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
+            ask_to_stop(handle.attempt, grace_s)
             handle.process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
         """Ends all attempts and returns when nothing of them is left."""
         for handle in self._running:
             self.stop(handle, CLOSE_GRACE_S)
-            handle.deadline = min(handle.deadline, time.monotonic() + CLOSE_GRACE_S)
+            handle.deadline = min(handle.deadline, time.monotonic() + CLOSE_GRACE_S + FORCE_AFTER_S)
         while self._running:
             for handle in list(self._running):
                 self.poll(handle)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from engine.search import fence
-from engine.search.executors import Attempt, Exit, end_without_record, read_exit, remote
+from engine.search.executors import Attempt, Exit, ask_to_stop, end_without_record, read_exit, remote
 from pipelines.errors import UserError
 
 OPTIONS = ("gpus", "cpus", "address")
@@ -101,7 +101,7 @@ class RayExecutor:
         if handle.exit is not None or handle.asked:
             return
         handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
-        remote.ask_to_stop(handle.attempt, grace_s)
+        ask_to_stop(handle.attempt, grace_s)
         if fence.read(handle.attempt.folder).get("id") != handle.attempt.id:  # its wrapper has not begun
             self._ray.cancel(handle.task)
 

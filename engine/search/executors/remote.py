@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.search.attempt import side_file, write_json
 from engine.search.executors import Attempt, wrapper_command
 
 PARENT = "the process that starts it"
@@ -22,7 +21,6 @@ def prepare(attempt: Attempt) -> dict[str, Any]:
     """Plain data for `run`; makes the attempt's folders and its log, which `run` looks for."""
     for path in (attempt.log, attempt.folder):
         path.parent.mkdir(parents=True, exist_ok=True)
-    side_file(attempt.folder, "stop").unlink(missing_ok=True)
     attempt.log.touch()
     root = str(Path(__file__).resolve().parents[3])  # where `engine` is imported from
     path = os.pathsep.join([root, *filter(None, [attempt.environment.get("PYTHONPATH", "")])])
@@ -33,11 +31,6 @@ def prepare(attempt: Attempt) -> dict[str, Any]:
         "cwd": os.getcwd(),
         "log": str(attempt.log.absolute()),
     }
-
-
-def ask_to_stop(attempt: Attempt, grace_s: float) -> None:
-    """Writes the stop file that the wrapper looks for every second."""
-    write_json(side_file(attempt.folder, "stop"), {"id": attempt.id, "grace": grace_s})
 
 
 def run(order: dict[str, Any], forward: bool = False) -> dict[str, Any]:

@@ -12,6 +12,7 @@ States come from squeue, so no accounting (sacct) is needed.
 """
 
 import dataclasses
+import pickle
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from engine.search.attempt import side_file
-from engine.search.executors import Attempt, Exit, read_exit, remote
+from engine.search.executors import Attempt, Exit, ask_to_stop, read_exit, remote
+from engine.search.fence import side_file
 from pipelines.errors import UserError
 
 DAY = "1440"  # minutes; a partition with a lower limit refuses a job of more
@@ -163,9 +164,9 @@ class SlurmExecutor:
             return Exit(137, "stopped", False)
         if time.monotonic() < handle.over_since + LOST_AFTER_S:
             return None
-        if handle.job.paths.result_pickle.exists() and handle.job.exception() is None:
-            result = handle.job.result()
-            if result["fault"]:
+        if handle.job.paths.result_pickle.exists():  # Job.result() would ask sacct first
+            outcome, result = pickle.loads(handle.job.paths.result_pickle.read_bytes())
+            if outcome == "success" and result["fault"]:
                 raise UserError(f"--executor slurm: {result['fault']}")
         return Exit(1, f"job {handle.job.job_id} ended as {state or 'unknown'}: see {handle.job.paths.stderr}", True)
 
@@ -174,7 +175,7 @@ class SlurmExecutor:
         if handle.exit is not None or handle.asked:
             return
         handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
-        remote.ask_to_stop(handle.attempt, grace_s)
+        ask_to_stop(handle.attempt, grace_s)
         if self._states.get(handle.job.job_id) == "PENDING":
             _cancel(handle.job.job_id)
 
