@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -274,7 +273,7 @@ def test_a_table_is_what_the_search_knows_already(here):
 
 
 def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatch):
-    from engine.search import confirm, surrogate
+    from engine.search import findings, refine
 
     (here / "t.csv").write_text(TABLE)
     study, _, events = plan.prepare(*options.parse(["--import", "t.csv", "--study", "a", "trainer.max_epochs=15"]))
@@ -282,13 +281,12 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
     narrow = dataclasses.replace(study.space.parameters[0], low=8e-5, high=1.1e-4)
     space = Space((narrow, *study.space.parameters[1:]))
     best = {**study.first, "models.optimizer.lr": 9.5e-5}
-    monkeypatch.setattr(confirm, "refined", lambda old: space, raising=False)
-    fitted = types.SimpleNamespace(best=lambda: best)
-    monkeypatch.setattr(surrogate, "fit", lambda old: fitted, raising=False)
+    monkeypatch.setattr(findings, "fitted", lambda old: None)  # two trials are too few for a model
+    monkeypatch.setattr(refine, "refined", lambda old, model: (space, best, refine.kept_trials(old, space)))
     new, notices, events = plan.prepare(*options.parse(["--refine", "a", "--budget", "6"]))
     assert (new.name, new.folder, new.budget, new.space) == ("a-refined", Path("studies/a-refined"), 6, space)
     assert (new.arguments, new.max_epochs, new.first) == (["trainer.max_epochs=15"], 15, best)
-    assert "2 trials of studies/a are known" in notices[0]
+    assert "2 trials of studies/a lie in" in notices[0]
     with contextlib.closing(ledger.create(new, events)) as book:
         assert [(trial.kind, trial.value) for trial in book.study.trials] == [
             ("imported", 0.96431),

@@ -39,10 +39,11 @@ def report(options: Options, items: Sequence[str]) -> int:
     from engine.search import ledger, plan
     from engine.search import report as writer
 
-    others = [flag for flag in options.given() if flag not in ("--report", "--study-root")] + list(items)
+    others = [flag for flag in options.given() if flag not in ("--report", "--study-root", "--baseline")] + list(items)
     if others:
-        raise UserError(f"{others[0]}: --report takes a study and nothing else")
-    print(writer.write(ledger.read(plan.find_study(options.report, options))), flush=True)
+        raise UserError(f"{others[0]}: --report takes a study, and --baseline if any")
+    study = ledger.read(plan.find_study(options.report, options))
+    print(writer.write(study, plan.runner(options, study.runner)["baseline"]), flush=True)
     return 0
 
 
@@ -110,7 +111,7 @@ def drive(book, executor) -> int:
         raise UserError(f"no trial could be measured, the last one because of: {reason}; logs are in {logs}")
     from engine.search import report as writer
 
-    print(f"report: {writer.write(book.study)}", flush=True)
+    print(f"report: {writer.write(book.study, book.study.runner.get('baseline'))}", flush=True)
     return 0
 
 

@@ -34,6 +34,7 @@ class Options:
         None, "after the budget: new seeds to run the two best and the preset's own with (default 0)", 0, 100
     )
     import_: str | None = option(None, "table of finished trials to start from; without --budget it is only reported")
+    baseline: float | None = option(None, "value to beat, for the report of trials without the preset's", -1e9, 1e9)
     report: str | None = option(None, "write the report of a study anew and leave")
     objective: str | None = option(None, "module:function to search instead of a training: f(values, report) -> value")
     epochs: int | None = option(None, "epochs that --objective reports at most; early stopping needs it", 1, 100000)

@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import importlib.util
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from engine.config import DEFAULT_PRESET, Config, load_config
 from engine.search import ledger, rungs, sweep, table
 from engine.search.options import NEWEST, Options
 from engine.search.space import Parameter, Space
-from engine.search.study import ENDED, Study, Trial
+from engine.search.study import Study, Trial
 from pipelines.errors import UserError
 
 OWN = {  # settings that the search gives to every trial itself, and what to use instead
@@ -66,16 +65,15 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     Raises:
         UserError: there is too little to narrow it by, or settings are given that the older study has decided.
     """
-    from engine.search import confirm, surrogate
+    from engine.search import findings, refine
 
     mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
-    mine += ("--timeout", "--stall", "--method", "--early-stop", "--dry-run")
+    mine += ("--timeout", "--stall", "--method", "--early-stop", "--baseline", "--dry-run")
     late = [flag for flag in options.given() if flag not in mine] + list(items)
     if late:
         raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
     old = ledger.read(find_study(options.refine, options))
-    space = confirm.refined(old)
-    first, _ = _into_space(space, surrogate.fit(old).best())
+    space, first, known = refine.refined(old, findings.fitted(old))
     name = _folder_name(options.study or f"{old.name}-refined")
     folder = options.root / name if options.study_root or options.study else old.folder.parent / name
     if (folder / ledger.FILE).exists():
@@ -87,13 +85,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     )  # fmt: skip
     if options.early_stop:
         study.early_stop = _rules(old.max_epochs)[options.early_stop]
-    known = []
-    for trial in old.trials:
-        if trial.state in ENDED:
-            place = os.path.relpath(old.folder / trial.folder, folder) if trial.folder else ""
-            title = trial.name or f"{old.name} {trial.number}"
-            known.append(dataclasses.replace(trial, number=len(known), repeats=None, folder=place, name=title))
-    return study, [f"note: {len(known)} trials of {old.folder} are known here"], known
+    return study, [f"note: {len(known)} trials of {old.folder} lie in the narrowed space and are known here"], known
 
 
 def size(space: Space) -> float:
@@ -189,7 +181,7 @@ def check_method(study: Study, known: bool) -> None:
 
 def runner(options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """How the driver runs a study: what is given, else what it was, else the default."""
-    default = {"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0} | before
+    default = {"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0, "baseline": None} | before
     given = {name: getattr(options, name, None) for name in default}
     return {name: value if given[name] is None else given[name] for name, value in default.items()}
 
@@ -221,7 +213,7 @@ def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict
     if late or items:
         raise UserError(
             f"{(late + list(items))[0]}: a resumed study keeps its own; --resume takes --budget, --agents, --confirm, "
-            "--executor, --timeout and --stall"
+            "--executor, --timeout, --stall and --baseline"
         )
     if options.budget is not None and options.budget < len(study.searched):
         raise UserError(f"--budget {options.budget}: the study has {len(study.searched)} trials already")
