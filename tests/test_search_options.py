@@ -225,7 +225,11 @@ def test_the_objectives_start(here):
 def test_what_a_resume_can_change(tmp_path):
     space = Space((Parameter("x", "float"),))
     study = Study(
-        tmp_path, "s", space, budget=8, runner={"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0}
+        tmp_path,
+        "s",
+        space,
+        budget=8,
+        runner={"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0, "baseline": None},
     )
 
     def changes(*argv):
