@@ -48,7 +48,7 @@ def ranked(study: Study, posterior: Any | None) -> list[Trial]:
         return []
     heights = [t.value for t in trials]
     if posterior is not None:
-        heights = posterior.predict(np.array([study.space.unit(t.values) for t in trials]))[0]
+        heights = posterior.predict(np.array([study.space.coordinates(t.values) for t in trials]))[0]
     order = sorted(range(len(trials)), key=lambda i: -study.sign * heights[i])
     unique: dict[tuple, Trial] = {}
     for i in order:

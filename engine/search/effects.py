@@ -117,7 +117,7 @@ def _along(optimum: np.ndarray, column: int, grid: np.ndarray) -> np.ndarray:
 def _levels(study: Study, parameter: Parameter, expected: np.ndarray) -> tuple[Level, ...]:
     levels = []
     for value, height in zip(parameter.values, expected, strict=True):
-        same = [t.value for t in measured(study) if t.values[parameter.name] == value]
+        same = [reached(t) for t in measured(study) if t.values[parameter.name] == value]
         best = max(same, key=lambda v: study.sign * v, default=None)
         levels.append(Level(value, len(same), float(np.mean(same)) if same else None, best, float(height)))
     return tuple(levels)
@@ -128,6 +128,11 @@ def measured(study: Study) -> list[Trial]:
     return [
         t for t in study.trials if t.value is not None and t.state in ("finished", "stopped") and t.kind != "confirm"
     ]
+
+
+def reached(trial: Trial) -> float | None:
+    """What a trial would have reached: a stopped one's extrapolated value, else its own."""
+    return trial.estimate[0] if trial.estimate is not None else trial.value
 
 
 def ranges(study: Study, posterior: Any, optimum: np.ndarray, noise: float) -> list[Range]:
@@ -196,7 +201,8 @@ def likely_reason(
     """Which one parameter, moved to the optimum's value, gains most by the model; "" when none gains a noise sd.
 
     Args:
-        unit, optimum: units (P,) of the poor trial and of the model's best.
+        unit: coordinates (P,) of the poor trial.
+        optimum: units (P,) of the model's best.
     """
     moved = np.repeat(unit[None], len(unit), axis=0)
     np.fill_diagonal(moved, optimum)
@@ -208,7 +214,7 @@ def likely_reason(
     parameter = space.parameters[column]
     name, value = short(parameter.name), parameter.value(unit[column])
     better = digits2(parameter, parameter.value(optimum[column]))
-    expects = f"the model expects {sign * gains[column]:+.2g} from {show(better)}"
+    expects = f"the model expects {sign * gains[column]:+.2g} with {show(better)}"
     if parameter.kind == "choice":
         return f"{name} {value}: {expects}"
     u, side = unit[column], "low" if unit[column] < optimum[column] else "high"

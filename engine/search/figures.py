@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.search.effects import Effect, Range, measured
+from engine.search.effects import Effect, Range, measured, reached
 from engine.search.findings import Findings
 from engine.search.space import Parameter
 from engine.search.study import Study
@@ -180,10 +180,10 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
         low, high = (parameter.unit(value) for value in spread.safe)
         axes.axvspan(low, high, color=GREEN, alpha=0.14, lw=0, label="safe range")
     for state, (mark, _) in MARKS.items():
-        same = [(parameter.unit(t.values[parameter.name]), t.value) for t in trials if t.state == state]
+        same = [(parameter.coordinate(t.values[parameter.name]), reached(t)) for t in trials if t.state == state]
         if same:
             face = "white" if state == "stopped" else BLACK
-            label = "trials, stopped early" if state == "stopped" else "trials"
+            label = "trials stopped early, as extrapolated" if state == "stopped" else "trials"
             axes.scatter(*zip(*same), marker=mark, s=22, color=BLACK, facecolor=face, lw=0.9, zorder=4, label=label)
     ticks = ticks_of(parameter)
     axes.set_xticks([parameter.unit(value) for value in ticks], [show(value) for value in ticks], fontsize=8)
@@ -229,7 +229,7 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     places = np.arange(len(space.parameters))
     for rank, trial in reversed(list(enumerate(trials))):
         style = {"lw": 3.2 if rank == 0 else 1.3, "alpha": 1.0 if rank == 0 else 0.8, "marker": "o", "ms": 4}
-        axes.plot(places, space.unit(trial.values), color=colours(norm(trial.value)), **style)
+        axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.value)), **style)
     paper, style = (
         {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
         {"fontsize": 7.5, "color": "#333"},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.search import confirm, effects
-from engine.search.effects import Effect, Range, measured
+from engine.search.effects import Effect, Range, measured, reached
 from engine.search.study import ENDED, Study, Trial
 
 Z90 = 1.645  # two-sided 90 % of a normal
@@ -39,6 +39,7 @@ class Gain:
     low: float | None  # 90 % interval of `expected`
     high: float | None
     by: str  # "repeats", "model" or "values"
+    trial: int  # whose `expected` is: the best measured one, or the best of the repeated ones
     verdict: str  # "shown", "no difference shown", "unknown", "the baseline is the best"
 
 
@@ -100,7 +101,7 @@ def enough(study: Study) -> int:
 
 def fitted(study: Study) -> Any | None:
     """The posterior of `surrogate.fit`, or None where the measured configurations are too few to say anything."""
-    distinct = {tuple(study.space.unit(t.values)) for t in measured(study)}
+    distinct = {tuple(study.space.coordinates(t.values)) for t in measured(study)}
     if len(distinct) < enough(study):
         return None
     from engine.search import surrogate  # scikit-optimize: a second to import
@@ -170,20 +171,22 @@ def gain_of(study: Study, posterior: Any | None, noise: Noise, baseline: float |
         winner = repeated[0]
         shown = winner.low is not None and winner.low > 0
         verdict = "shown" if shown else "unknown" if winner.low is None else "no difference shown"
-        return Gain(value, source, best.value, raw, winner.gain, winner.low, winner.high, "repeats", verdict)
+        return Gain(
+            value, source, best.value, raw, winner.gain, winner.low, winner.high, "repeats", winner.number, verdict
+        )
     if baseline is None and best.number == base.number:
-        return Gain(value, source, best.value, 0.0, None, None, None, "values", "the baseline is the best")
+        return Gain(value, source, best.value, 0.0, None, None, None, "values", best.number, "the baseline is the best")
     if posterior is None:
-        return Gain(value, source, best.value, raw, None, None, None, "values", "unknown")
+        return Gain(value, source, best.value, raw, None, None, None, "values", best.number, "unknown")
     mean, sd = _model_gain(study, posterior, best, base if baseline is None else None, value, noise.sd)
     low, high = mean - Z90 * sd, mean + Z90 * sd
     verdict = "shown" if low > 0 else "no difference shown"
-    return Gain(value, source, best.value, raw, mean, low, high, "model", verdict)
+    return Gain(value, source, best.value, raw, mean, low, high, "model", best.number, verdict)
 
 
 def _model_gain(study: Study, posterior: Any, best: Trial, base: Trial | None, value: float, noise: float) -> tuple:
     """Mean and sd of the gain by the model. A given baseline value is one training's, with its noise."""
-    units = np.array([study.space.unit(t.values) for t in (best, base) if t is not None])
+    units = np.array([study.space.coordinates(t.values) for t in (best, base) if t is not None])
     mean = posterior.predict(units)[0]
     draws = np.asarray(posterior.sample(units, 2000, study.seed))
     if base is not None:
@@ -199,7 +202,7 @@ def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
     trials = sorted(measured(study), key=lambda t: -study.sign * t.value)
     if len(trials) < top + 2:
         return []
-    units = np.array([study.space.unit(t.values) for t in trials])
+    units = np.array([study.space.coordinates(t.values) for t in trials])
     found = []
     for column, parameter in enumerate(study.space.parameters):
         spans = [np.ptp(units[list(group), column]) for group in itertools.combinations(range(len(trials)), top)]
@@ -234,11 +237,6 @@ def economy_of(study: Study) -> Economy | None:
     return Economy(len(trials), stopped, sum(t.epochs for t in trials), whole, sum(t.minutes for t in trials))
 
 
-def reached(trial: Trial) -> float | None:
-    """What a trial would have reached: a stopped one's extrapolated value, else its own."""
-    return trial.estimate[0] if trial.estimate is not None else trial.value
-
-
 def poor_trials(study: Study, posterior: Any | None, optimum: np.ndarray | None, noise: Noise) -> list[Poor]:
     """Infeasible trials with their error, and the poor ones: of the worse half, the 8 worst at most, those so far below
     the best that the noise of two trainings cannot explain it."""
@@ -252,7 +250,7 @@ def poor_trials(study: Study, posterior: Any | None, optimum: np.ndarray | None,
         gap = top - study.sign * reached(trial)
         if gap <= limit:
             break
-        unit = study.space.unit(trial.values)
+        unit = study.space.coordinates(trial.values)
         why = effects.likely_reason(study.space, posterior, study.sign, unit, optimum, noise.sd)
         why = why or "no single parameter explains it by the model"
         if trial.state == "stopped" and trial.estimate is None:

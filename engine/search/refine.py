@@ -4,8 +4,9 @@ The rule, parameter by parameter: the findings' wider range (expected loss below
 but at least 1/8 of the old width around the optimum, never beyond the old bounds. Of ordinal and choice parameters the
 values in the wider range stay, at least the two best: a parameter with one value is no parameter.
 
-Old trials inside the new space go along as knowledge (kind imported). Those outside do not: their coordinates would be
-those of the nearest bound, where they were not. What they told is in the choice of the space.
+All measured trials go along as knowledge (kind imported), those outside the new space too: the model sees them at their
+own coordinates, below 0 or above 1 (`Space.coordinates`), not moved to the nearest bound, where they were not. Only a
+trial whose choice is no longer offered has no coordinate and stays behind.
 
 Worked example: lr 1e-5 to 2e-4, wider range 9.7e-5 to 1.1e-4 around 1e-4. An eighth of the log width is a factor of
 20^(1/8) = 1.45, so the new range is 8.3e-5 to 1.2e-4.
@@ -93,11 +94,11 @@ def _at(parameter: Parameter, unit: float) -> float:
 
 
 def kept_trials(study: Study, space: Space) -> list[Trial]:
-    """Ended trials with a value inside the new space, renumbered from 0, kind imported; repeats are left out."""
-    kept = [trial for trial in effects.measured(study) if space.contains(trial.values)]
+    """Measured trials that have a coordinate in the new space, renumbered from 0, kind imported; without repeats."""
+    choices = [p for p in space.parameters if p.kind == "choice"]
+    kept = [t for t in effects.measured(study) if all(t.values[p.name] in p.values for p in choices)]
+    renamed = {"kind": "imported", "folder": ""}
     return [
-        dataclasses.replace(
-            trial, number=number, kind="imported", folder="", name=trial.name or f"{study.name} {trial.number}"
-        )
-        for number, trial in enumerate(kept)
+        dataclasses.replace(t, number=number, name=t.name or f"{study.name} {t.number}", **renamed)
+        for number, t in enumerate(kept)
     ]

@@ -7,8 +7,8 @@ from typing import Any
 
 from engine.search import confirm, figures
 from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
-from engine.search.effects import digits2
-from engine.search.findings import Findings, find, fitted, reached
+from engine.search.effects import digits2, reached
+from engine.search.findings import Findings, find, fitted
 from engine.search.space import Parameter
 from engine.search.study import Study, Trial
 from engine.search.words import called, difference, duration, number, short, show
@@ -35,7 +35,7 @@ def write(study: Study, baseline: float | None = None, posterior: Any = UNFITTED
 
 def _replace(path: Path, text: str) -> Path:
     """Whole or not at all: a reader may have the old one open."""
-    draft = path.withcalled(path.name + ".new")
+    draft = path.with_name(path.name + ".new")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
     return path
@@ -124,12 +124,15 @@ def _rule(rule: dict) -> str:
 
 
 def _lead(found: Findings) -> str:
-    """The result in two sentences."""
+    """The result in three sentences."""
     if not found.ranked:
         return ""
     best = found.ranked[0]
     text = f"Best: {called(best)} with {number(best.value)}."
-    return text + (f" {_verdict(found)}" if found.gain else "")
+    text += f" {_verdict(found)}" if found.gain else ""
+    if found.ranges:
+        text += " Recommended: " + ", ".join(f"{short(r.name)} {show(r.optimum)}" for r in found.ranges) + "."
+    return text
 
 
 def _space(study: Study) -> list[Block]:
@@ -145,7 +148,8 @@ def _space(study: Study) -> list[Block]:
 
 
 def _ranks(study: Study, found: Findings) -> list[Block]:
-    rest = [t for t in study.trials if t.kind != "confirm" and t.value is None]
+    measured = {t.number for t in found.ranked}
+    rest = [t for t in study.trials if t.kind != "confirm" and t.number not in measured]
     trials = found.ranked + sorted(rest, key=lambda t: t.number)
     if not trials:
         return [Heading("Ranking"), Text("No trial was started yet.")]
@@ -162,7 +166,7 @@ def _ranks(study: Study, found: Findings) -> list[Block]:
     for rank, trial in enumerate(trials, 1):
         link = Link(str(trial.number), trial.folder) if _has_run(study, trial) else str(trial.number)
         values = [show(trial.values[name]) for name in study.space.names]
-        cells = [str(rank) if trial.value is not None else "", link, number(trial.value)]
+        cells = [str(rank) if rank <= len(measured) else "", link, number(trial.value)]
         cells += [number(trial.scores.get(name)) for name in scores] + values
         cells += [str(trial.epochs or ""), trial.state, trial.kind, *[cell(trial) for cell in optional.values()]]
         rows.append(cells)
@@ -186,7 +190,10 @@ def _verdict(found: Findings) -> str:
     measured = f"Measured gain over {against}: {difference(gain.measured)}."
     if gain.low is None:
         return measured + " The noise of a training is not known yet, so no gain is claimed."
-    by = {"repeats": "the paired repeats with other seeds", "model": "the model, which allows for luck"}[gain.by]
+    by = {
+        "repeats": f"the paired repeats of trial {gain.trial} with other seeds",
+        "model": "the model, which allows for luck",
+    }[gain.by]
     spread = f"{difference(gain.expected)} ({difference(gain.low)} to {difference(gain.high)}, 90 %)"
     ending = "the gain is shown" if gain.verdict == "shown" else "no difference shown"
     return f"{measured} By {by}: {spread}: {ending}."
@@ -197,13 +204,10 @@ def _gain(study: Study, found: Findings) -> list[Block]:
         return []
     if found.gain is None:
         return [Heading("Gain over the baseline"), Text("No value of the baseline configuration is known.")]
-    relative = (
-        f" That is {100 * found.gain.measured / abs(found.gain.baseline):+.2f} % of the baseline's value, as measured."
-    )
-    blocks: list[Block] = [
-        Heading("Gain over the baseline"),
-        Text(_verdict(found) + (relative if found.gain.baseline else "")),
-    ]
+    relative = ""
+    if found.gain.measured and found.gain.baseline:
+        relative = f" As measured that is {100 * found.gain.measured / abs(found.gain.baseline):+.2f} %."
+    blocks: list[Block] = [Heading("Gain over the baseline"), Text(_verdict(found) + relative)]
     if found.gain.by != "repeats" and found.gain.verdict != "the baseline is the best":
         blocks.append(Text("The best of several noisy values is partly luck; --confirm 3 repeats it with other seeds."))
     return blocks
@@ -278,6 +282,8 @@ def _economy(study: Study, found: Findings) -> list[Block]:
     economy = found.economy
     if economy is None:
         return []
+    if not economy.stopped:
+        return [Heading("Early stopping"), Text(f"No trial was stopped early; {economy.epochs} epochs were trained.")]
     saved = economy.whole - economy.epochs
     text = (
         f"{economy.stopped} of {economy.trials} trials were stopped early: {economy.epochs} epochs trained instead of "
@@ -368,9 +374,13 @@ def _reproduction(study: Study, found: Findings) -> list[Block]:
         Text("The best measured configuration:"),
         Code(command(study, best)),
     ]
+    after = confirm.recommended(study)
+    if after is not None:
+        values = next(t.values for t in study.trials if t.number == after)
+        blocks += [Text(f"After the repeats, trial {after}:"), Code(command(study, values))]
     if found.optimum:
         values = {p.name: digits2(p, found.optimum[p.name]) for p in study.space.parameters}
-        blocks += [Text("The recommended values:"), Code(command(study, values))]
+        blocks += [Text("The model's recommended values:"), Code(command(study, values))]
     if not study.objective:
         blocks.append(Text("On several GPUs: torchrun --standalone --nproc_per_node N in place of python."))
     return blocks
