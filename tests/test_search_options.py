@@ -290,7 +290,7 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
     new, notices, events = plan.prepare(*options.parse(["--refine", "a", "--budget", "6"]))
     assert (new.name, new.folder, new.budget, new.space) == ("a-refined", Path("studies/a-refined"), 6, space)
     assert (new.arguments, new.max_epochs, new.first) == (["trainer.max_epochs=15"], 15, best)
-    assert "2 trials of studies/a lie in" in notices[0]
+    assert "2 trials of studies/a are known" in notices[0]
     with contextlib.closing(ledger.create(new, events)) as book:
         assert [(trial.kind, trial.value) for trial in book.study.trials] == [
             ("imported", 0.96431),

@@ -85,7 +85,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     )  # fmt: skip
     if options.early_stop:
         study.early_stop = _rules(old.max_epochs)[options.early_stop]
-    return study, [f"note: {len(known)} trials of {old.folder} lie in the narrowed space and are known here"], known
+    return study, [f"note: {len(known)} trials of {old.folder} are known here"], known
 
 
 def size(space: Space) -> float:
