@@ -15,6 +15,7 @@ with no other curve the priors speak, with many the study's own habits do.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ import numpy as np
 Curve = Sequence[tuple[int, float]]
 SHAPES = (("power", 0.5), ("power", 1.0), ("power", 2.0), ("exp", 2.0), ("exp", 5.0), ("exp", 12.0))
 SPREADS = (0.03, 0.1, 0.3)  # sd of the final levels of trials, in rises
+FANS = (0.0, 0.5)  # share of a final level's difference that appears late: curves fan out
 NOISES = (0.003, 0.01, 0.03)  # sd of one evaluation, in rises: 1.5e-4 to 1.5e-3 of H when H rises by 0.05
 LEVEL_SD, RISE_SD, COMMON_SD = 0.5, 0.5, 0.1  # of A, B and h
 OWN_RISE_SD, OWN_SPEED_SD = 0.2, 0.3  # of b_j (beside the spread) and c_j
@@ -41,7 +43,9 @@ class Forecast:
 
     @property
     def estimate(self) -> tuple[float, float]:
-        """Mean and sd."""
+        """Mean and sd; (best value, 0) when no evaluation is to come."""
+        if self.draws[0] == self.draws[-1]:
+            return float(self.draws[0]), 0.0
         return float(self.draws.mean()), float(self.draws.std())
 
     def chance(self, value: float) -> float:
@@ -136,19 +140,21 @@ def _draw(own: tuple, known: list[tuple], ahead: list[float], last: int, base: f
     times = np.array(sorted({e for curve in (own, *known) for e, _ in curve} | set(ahead)))
     place = {e: i for i, e in enumerate(times)}
     g, slope = _basis(times, times[0], float(last))
-    g, slope = (np.repeat(x, len(SPREADS) * len(NOISES), axis=0) for x in (g, slope))  # (cells, times)
-    spread = np.tile(np.repeat(SPREADS, len(NOISES)), len(SHAPES))[:, None, None]
-    noise = np.tile(NOISES, len(SHAPES) * len(SPREADS))[:, None, None]
+    cells = np.array(list(itertools.product(range(len(SHAPES)), SPREADS, FANS, NOISES)))
+    g, slope = g[cells[:, 0].astype(int)], slope[cells[:, 0].astype(int)]  # (cells, times)
+    spread, fan, noise = cells[:, 1:].T[:, :, None, None]
     wander = _ornstein(times, float(last))
     late = 1 - (times / last) ** 2
+    level = 1 - fan[:, 0] * late
     own_terms = (
-        spread**2 * (1 + LATE_SHARE**2 * np.outer(late, late) + WANDER_SHARE**2 * wander)
+        spread**2
+        * (level[:, :, None] * level[:, None] + LATE_SHARE**2 * np.outer(late, late) + WANDER_SHARE**2 * wander)
         + (spread**2 + OWN_RISE_SD**2) * g[:, :, None] * g[:, None, :]
         + OWN_SPEED_SD**2 * slope[:, :, None] * slope[:, None, :]
     )
     mean = -g  # A = 0, B = -1, h = 0
     shared = LEVEL_SD**2 + RISE_SD**2 * g[:, :, None] * g[:, None, :] + COMMON_SD**2 * wander
-    weight = np.zeros(len(g))
+    weight = np.zeros(len(cells))
     for curve in known:  # what all curves share, known better after each
         at, values = _placed(curve, place, base, rise)
         mean, shared, evidence = _update(mean, shared, own_terms, noise, at, values)
@@ -157,7 +163,7 @@ def _draw(own: tuple, known: list[tuple], ahead: list[float], last: int, base: f
     mean, total, evidence = _update(mean, shared + own_terms, np.zeros_like(own_terms), noise, at, values)
     weight = np.exp(weight + evidence - (weight + evidence).max())
     to_come = [place[e] for e in ahead]
-    spot = np.ix_(range(len(g)), to_come, to_come)
+    spot = np.ix_(range(len(cells)), to_come, to_come)
     return _best_of(weight / weight.sum(), mean[:, to_come], total[spot] + noise**2 * np.eye(len(to_come)))
 
 

@@ -24,6 +24,7 @@ from pipelines.errors import UserError
 CHANCE = 0.1
 MIN_SHARE = 0.2  # of the epochs that no trial is stopped in: a fifth, 4 of 20
 BANDS = 100  # as W&B has it
+LONGEST = 10**9  # evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _forecast(trial: Trial, study: Study) -> curves.Forecast:
 
 
 def _curve(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
-    first = min((t.number for t in study.trials), default=trial.number)
+    first = min(trial.number, *(t.number for t in study.trials))
     done = max(epoch for epoch, _ in _finite(trial))
     least = rule.get("min_epochs", default_rule(study.max_epochs)["min_epochs"])
     incumbent = study.incumbent()
@@ -130,11 +131,14 @@ def bands(rule: dict[str, Any]) -> list[int]:
 
     With max_iter and s: max_iter / eta, / eta^2, ... s times, down to 1; else min_iter eta^k, k = 0 to 99.
     """
-    eta = rule.get("eta", 3)
+    eta, found = rule.get("eta", 3), []
+    band, factor, count = rule.get("min_iter", 0), eta, BANDS
     if "max_iter" in rule:
-        below = [rule["max_iter"] / eta**k for k in range(1, int(rule["s"]) + 1)]
-        return sorted(int(band) for band in below if band >= 1)
-    return [int(rule["min_iter"] * eta**k) for k in range(BANDS)] if "min_iter" in rule else []
+        band, factor, count = rule["max_iter"] / eta, 1 / eta, int(rule["s"])
+    while len(found) < count and 1 <= band < LONGEST:
+        found.append(int(band))
+        band *= factor
+    return sorted(found)
 
 
 def threshold(band: int, histories: Sequence[Sequence[float]], eta: float) -> float:
