@@ -5,7 +5,6 @@ Pure: Study + posterior -> Findings. A model needs at least one measured configu
 """
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -205,7 +204,6 @@ def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
     units = np.array([study.space.coordinates(t.values) for t in trials])
     found = []
     for column, parameter in enumerate(study.space.parameters):
-        spans = [np.ptp(units[list(group), column]) for group in itertools.combinations(range(len(trials)), top)]
         values = tuple(t.values[parameter.name] for t in trials[:top])
         if parameter.values:
             centre = values[0] if len(set(values)) == 1 else None
@@ -213,8 +211,16 @@ def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
             centre = float(np.exp(np.mean(np.log(values))))
         else:
             centre = float(np.mean(values))
-        found.append(Shared(parameter.name, values, centre, float(np.mean(np.array(spans) <= spans[0] + 1e-12))))
+        found.append(Shared(parameter.name, values, centre, _as_close(units[:, column], top)))
     return found
+
+
+def _as_close(units: np.ndarray, top: int) -> float:
+    """Share of all sets of `top` coordinates whose span is no wider than that of the first `top`; units (N,)."""
+    span, ordered = np.ptp(units[:top]) + 1e-12, np.sort(units)
+    # With the lowest of a set at place i, the others are any of those within the span above it.
+    within = np.searchsorted(ordered, ordered + span, side="right") - np.arange(len(ordered)) - 1
+    return sum(math.comb(int(k), top - 1) for k in within) / math.comb(len(units), top)
 
 
 def incumbents(study: Study) -> list[tuple[int, float]]:
