@@ -181,14 +181,14 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
         style = {"fmt": "s", "color": BLUE, "ms": 5, "capsize": 4, "lw": 1.4}
         axes.errorbar(effect.units, effect.mean, error, label="partial dependence, 90 %", **style)
         axes.plot(
-            effect.units, effect.slice, ls="none", marker="_", ms=16, mew=2, color=GREEN, label="others at the optimum"
+            effect.units, effect.slice, ls="none", marker="_", ms=16, mew=2, color=GREEN, label="others as recommended"
         )
         for value in spread.safe:
             axes.axvspan(parameter.unit(value) - 0.035, parameter.unit(value) + 0.035, color=GREEN, alpha=0.14, lw=0)
     else:
         axes.fill_between(effect.units, effect.low, effect.high, color=SKY, alpha=0.3, lw=0)
         axes.plot(effect.units, effect.mean, color=BLUE, lw=1.6, label="partial dependence, 90 %")
-        axes.plot(effect.units, effect.slice, color=GREEN, lw=1.3, ls="--", label="others at the optimum")
+        axes.plot(effect.units, effect.slice, color=GREEN, lw=1.3, ls="--", label="others as recommended")
         low, high = (parameter.unit(value) for value in spread.safe)
         axes.axvspan(low, high, color=GREEN, alpha=0.14, lw=0, label="safe range")
     for state, (mark, _) in MARKS.items():

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from engine.search import confirm, effects
-from engine.search.effects import Effect, Range, measured, reached
+from engine.search.effects import Z90, Effect, Range, measured, reached
 from engine.search.study import ENDED, Study, Trial
 
-Z90 = 1.645  # two-sided 90 % of a normal
 RELIABLE = 3  # degrees of freedom from which the sd of repeats replaces the model's noise
 
 
@@ -82,7 +81,7 @@ class Findings:
     shared: list[Shared]
     effects: list[Effect]
     ranges: list[Range]
-    optimum: dict[str, Any] | None  # the model's recommendation
+    optimum: dict[str, Any] | None  # the recommended values
     optimum_value: tuple[float, float] | None  # its expected value and sd
     incumbents: list[tuple[int, float]]  # (trial, best value so far) at every improvement, in order
     economy: Economy | None
@@ -116,8 +115,8 @@ def find(study: Study, posterior: Any | None, baseline: float | None = None) -> 
         baseline: value of the configuration to beat; None = that of the study's baseline trial.
     """
     trials = measured(study)
-    optimum = posterior.best() if posterior is not None else None
-    unit = study.space.unit(optimum) if optimum else None
+    unit = effects.recommended(study, posterior) if posterior is not None else None
+    optimum = study.space.values(unit) if unit is not None else None
     noise = noise_of(study, posterior)
     mean_sd = None
     if optimum:

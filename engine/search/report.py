@@ -249,22 +249,21 @@ def _influence(study: Study, found: Findings) -> list[Block]:
         return []
     rows = []
     for effect in sorted(found.effects, key=lambda e: -e.share[0]):
-        at = int((study.sign * effect.mean).argmax())
+        at = int((study.sign * effect.slice).argmax())
         share = f"{100 * effect.share[0]:.0f} % ({100 * effect.share[1]:.0f} to {100 * effect.share[2]:.0f})"
         rows.append([effect.name, share, f"{effect.mean.max() - effect.mean.min():.2g}", show(effect.values[at])])
-    header = ["parameter", "share of the variance, 90 %", "effect", "best at"]
+    header = ["parameter", "share of the variance, 90 %", "effect", "best, others as recommended"]
     text = (
         "By the fitted model. Share: of the variance over the whole space, by this parameter alone. Effect: highest "
         "less lowest expected value, mean over the other parameters; where trials are few it is drawn towards nothing."
     )
     blocks: list[Block] = [Heading("Influence of each parameter"), Text(text), Table(header, rows)]
+    header = ["trials", "mean", "best", "expected, mean of the others", "expected, others as recommended"]
     for effect in found.effects:
         if effect.levels:
-            rows = [
-                [show(v.value), str(v.number), number(v.mean), number(v.best), number(v.expected)]
-                for v in effect.levels
-            ]
-            blocks.append(Table([short(effect.name), "trials", "mean", "best", "expected by the model"], rows))
+            cells = [(v.mean, v.best, v.expected, v.others_best) for v in effect.levels]
+            rows = [[show(v.value), str(v.number), *map(number, c)] for v, c in zip(effect.levels, cells, strict=True)]
+            blocks.append(Table([short(effect.name), *header], rows))
     return blocks
 
 
@@ -337,9 +336,9 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
     mean, sd = found.optimum_value
     expected = f"{number(mean)} ± {1.645 * sd:.1g} (90 %)"
     text = (
-        f"The model's optimum, expected value {expected}, rounded to 2 digits. Safe: a loss below one noise sd is at "
-        "least as likely as not, the other parameters at the optimum; wider: below two. Not told apart: the wider "
-        "range is all that was searched."
+        "The surest of the good configurations: the highest lower end of the model's 90 % interval, here "
+        f"{expected}, rounded to 2 digits. Safe: 90 % sure to lose less than one noise sd against it, the other "
+        "parameters as recommended; wider: two to one. Not told apart: the wider range is all that was searched."
     )
     blocks: list[Block] = [Heading("Recommended values"), Text(text)]
     blocks.append(Table(["parameter", "recommended", "safe range", "wider range", ""], rows))
