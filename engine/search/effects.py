@@ -158,6 +158,13 @@ def reached(trial: Trial) -> float | None:
     return trial.estimate[0] if trial.estimate is not None else trial.value
 
 
+def whole_epochs(study: Study, trial: Trial) -> int:
+    """Epochs of a whole training of this trial: the study's; of imported ones the longest imported one's."""
+    if trial.kind != "imported":
+        return study.max_epochs
+    return max(t.epochs for t in study.trials if t.kind == "imported")
+
+
 def ranges(study: Study, posterior: Any, optimum: np.ndarray, noise: float) -> list[Range]:
     """The safe and the wider range of every parameter, in the space's order."""
     return [_range(study, posterior, optimum, noise, column) for column in range(len(optimum))]

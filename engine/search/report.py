@@ -64,8 +64,8 @@ def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[B
         "Best configuration": ("curves", "Learning curves of all trials; the best one in black."),
         "Influence of each parameter": (
             "influence",
-            "Expected value against each parameter: mean over the others with a 90 % band, the slice at the optimum, "
-            "the trials themselves, and the safe range in green. Its share of the variance in the title.",
+            "Expected value against each parameter: mean over the others with its 90 % band, with the others as "
+            "recommended, the trials, and the safe range in green. In the title its share of the variance.",
         ),
         "Ranking": ("parallel", "Every trial as a line through its values; the best one thick."),
         "Early stopping": ("epochs", "Epochs trained by each trial, with its value."),
@@ -96,16 +96,14 @@ def _overview(study: Study, found: Findings) -> list[Block]:
     repeats = sum(t.kind == "confirm" for t in study.trials)
     size = f"{len(study.searched)} of {study.budget} trials" if study.searched or not imported else ""
     extra = [size, f"{imported} imported" if imported else "", f"{repeats} repeats with other seeds" if repeats else ""]
-    method = study.method if study.searched or not imported else "imported, the method is not known"
     rows = [
         ["metric", f"{study.metric}, {study.goal}"],
-        ["method", method],
         ["trials", ", ".join(part for part in extra if part) + f"; {ended}"],
-        ["at the same time", str(study.agents)],
-        ["early stopping", _rule(study.early_stop)],
-        ["epochs of a training", str(study.max_epochs)],
         ["time of all trials", duration(sum(t.minutes for t in study.trials)) or "not known"],
     ]
+    if study.searched or not imported:  # of an imported study all this is unknown
+        rows[1:1] = [["method", study.method], ["at the same time", str(study.agents)]]
+        rows += [["early stopping", _rule(study.early_stop)], ["epochs of a training", str(study.max_epochs)]]
     if study.objective:
         rows.insert(0, ["objective", study.objective])
     if study.arguments:
@@ -136,15 +134,16 @@ def _lead(found: Findings) -> str:
 
 
 def _space(study: Study) -> list[Block]:
-    rows = []
+    rows, own = [], bool(study.searched)  # an imported study has no start of ours
     for p in study.space.parameters:
         if p.values:
             what = ", ".join(show(value) for value in p.values)
         else:
             what = f"{show(p.low)} to {show(p.high)}" + (f", multiples of {show(p.step)}" if p.step else "")
-        first = show(study.first[p.name]) if p.name in study.first else ""
-        rows.append([p.name, f"{p.kind}, {p.scale}" if not p.values else p.kind, what, first])
-    return [Heading("Search space"), Table(["parameter", "kind", "values", "baseline"], rows)]
+        first = [show(study.first[p.name]) if p.name in study.first else ""] if own else []
+        rows.append([p.name, p.kind if p.values else f"{p.kind}, {p.scale}", what, *first])
+    header = ["parameter", "kind", "values", *(["start"] if own else [])]
+    return [Heading("Search space"), Table(header, rows)]
 
 
 def _ranks(study: Study, found: Findings) -> list[Block]:
@@ -155,20 +154,22 @@ def _ranks(study: Study, found: Findings) -> list[Block]:
         return [Heading("Ranking"), Text("No trial was started yet.")]
     key = study.metric.rsplit("/", 1)[-1]
     scores = [name for name in ("precision", "recall") if any(name in t.scores for t in trials)]
+    several = len({t.kind for t in trials}) > 1
     optional = {
+        "from": lambda t: t.kind if several else "",
         "expected": lambda t: f"{t.estimate[0]:#.5g} ± {1.645 * t.estimate[1]:.1g}" if t.estimate else "",
         "time": lambda t: duration(t.minutes),
         "name": lambda t: t.name,
     }
     optional = {name: cell for name, cell in optional.items() if any(cell(t) for t in trials)}
-    header = ["rank", "trial", key, *scores, *map(short, study.space.names), "epochs", "state", "from", *optional]
+    header = ["rank", "trial", key, *scores, *map(short, study.space.names), "epochs", "state", *optional]
     rows = []
     for rank, trial in enumerate(trials, 1):
         link = Link(str(trial.number), trial.folder) if _has_run(study, trial) else str(trial.number)
         values = [show(trial.values[name]) for name in study.space.names]
         cells = [str(rank) if rank <= len(measured) else "", link, number(trial.value)]
         cells += [number(trial.scores.get(name)) for name in scores] + values
-        cells += [str(trial.epochs or ""), trial.state, trial.kind, *[cell(trial) for cell in optional.values()]]
+        cells += [str(trial.epochs or ""), trial.state, *[cell(trial) for cell in optional.values()]]
         rows.append(cells)
     note = " Trial numbers lead to the run folders." if any(_has_run(study, t) for t in trials) else ""
     return [
