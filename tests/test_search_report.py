@@ -158,7 +158,10 @@ def test_an_imported_study(tmp_path):
     text = report.write(study, 0.9714, Posterior(study)).with_suffix(".md").read_text()
     assert "Measured gain over the baseline's 0.97140 (given): +0.0042" in text
     assert "As measured that is +0.43 %." in text
-    assert "imported, the method is not known" in text
+    assert "| method |" not in text  # nor the agents, nor a start: none is known
+    assert "| trials | 8 imported; 4 finished, 4 stopped |" in text
+    assert "--baseline" not in text  # it is given
+    assert not (tmp_path / "figures/curves.png").exists()
     assert "number 2 of 8 in order" in text
     assert "| 15 | 4 | 0.97287 | 0.97561 |" in text
     assert "exp_20260205_0251" in text
@@ -193,7 +196,7 @@ def test_blocks_in_both_forms(tmp_path):
     assert to_markdown("t", blocks, tmp_path) == (
         "# t\n\n\\1. a_b\n\n- \\- c\n- d\n\n| name | value |\n|:--|--:|\n"
         "| **[7](trials/0%2007)** | **1.5** |\n| x | 2 |\n\n"
-        "![seen](figures/a%20b.png)\n\nseen\n\n```\nx < y\n```\n"
+        "![a b](figures/a%20b.png)\n\nseen\n\n```\nx < y\n```\n"
     )
     html = to_html("t", blocks)
     assert '<tr class="strong"><td class="text"><a href="trials/0%2007">7</a></td><td>1.5</td></tr>' in html
