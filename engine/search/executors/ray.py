@@ -6,8 +6,8 @@
 
 Each attempt is one task with `gpus` GPUs, which Ray sets in CUDA_VISIBLE_DEVICES, and no retries of Ray's own: a lost
 node is an outside cause, and the driver starts the next attempt, which fences what may still live of the old one. Tasks
-end with the driver's job, and wrappers with their tasks. Options: gpus, cpus (of each trial; 0, or the cluster's split
-over the agents, and 1), address (RAY_ADDRESS, else this machine's cluster).
+end with the driver's job, and wrappers with their tasks. Options: gpus of each trial (the cluster's, split over the
+agents), cpus of each trial (1), address (RAY_ADDRESS, else this machine's cluster).
 """
 
 import dataclasses
