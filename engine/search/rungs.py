@@ -61,7 +61,8 @@ def decide(trial: Trial, study: Study) -> Decision:
     """Whether to stop `trial` now.
 
     Never: before its first value, after its last epoch, confirming and imported trials. By the curve rule never: during
-    warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before any trial has finished.
+    warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before a trial with a curve has
+    finished.
 
     Args:
         trial: running, its curve up to date.
@@ -94,11 +95,11 @@ def _forecast(trial: Trial, study: Study) -> curves.Forecast:
 
 
 def _curve(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
-    first = min(trial.number, *(t.number for t in study.trials))
+    first = min(trial.number, *(t.number for t in study.searched))
     done = max(epoch for epoch, _ in _finite(trial))
     least = rule.get("min_epochs", default_rule(study.max_epochs)["min_epochs"])
     incumbent = study.incumbent()
-    finished = any(t.state == "finished" and t.curve for t in study.trials)
+    finished = any(t.state == "finished" and len(t.curve) > 1 for t in study.trials)
     if trial.number == first or done < max(least, _warmup(trial, study)) or not finished or incumbent is None:
         return Decision(False)
     forecast = _forecast(trial, study)
