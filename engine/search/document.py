@@ -96,7 +96,7 @@ def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
             parts.append(_md_table(block))
         elif isinstance(block, Figure):
             parts.append(
-                f"![{_md(block.caption)}]({quote(str(block.path.relative_to(folder)))})\n\n{_md(block.caption)}"
+                f"![{_md(block.path.stem)}]({quote(str(block.path.relative_to(folder)))})\n\n{_md(block.caption)}"
             )
         else:
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
@@ -128,7 +128,7 @@ def _html(block: Block) -> str:
     if isinstance(block, Figure):
         data = base64.b64encode(block.path.read_bytes()).decode()
         caption = html.escape(block.caption)
-        picture = f'<img alt="{html.escape(block.caption)}" src="data:image/png;base64,{data}">'
+        picture = f'<img alt="{html.escape(block.path.stem)}" src="data:image/png;base64,{data}">'
         return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
     return f"<pre>{html.escape(block.text)}</pre>"
 

@@ -2,12 +2,14 @@
 
 All from joint draws of the posterior, so that every figure has its uncertainty:
 
-    partial dependence   mean over 32 settings of the others, uniform over the space; band = 5 to 95 % of the draws
+    partial dependence   mean over 16 settings of the others, uniform over the space; band = 5 to 95 % of the draws
     share                variance of that curve / variance over the whole sample, draw by draw: the main effect
                          (first-order index, Sobol 1993), median and 90 % interval; interactions are missing to 1
-    safe range           around the optimum, the others at theirs: values where a loss below 1 noise sd against the
-                         optimum is at least as likely as not; connected with the optimum
-    wider range          the same with 2 noise sd
+    recommended          largest lower end of the 90 % interval, over the whole space: the surest of the good ones. The
+                         highest mean would lie further from what was tried, where the model knows less
+    safe range           around the recommended values, the others at theirs: the loss against them is below one noise
+                         sd with probability 90 %; connected with the recommended value
+    wider range          the same with probability 2/3
 
 The noise sd is that of one training repeated with another seed: a loss below it cannot be told from luck in one run.
 """
@@ -22,9 +24,11 @@ from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from engine.search.words import short, show
 
-OTHERS = 32  # settings of the other parameters; 21 x 32 points are one Cholesky factor of 20 ms
+OTHERS = 16  # settings of the other parameters: 13 x 16 points have to be drawn together, the cost grows with the cube
 DRAWS = 200
 BAND = (0.05, 0.95)
+Z90 = 1.645  # two-sided 90 % of a normal
+SURE = (0.9, 2 / 3)  # probabilities of the safe and the wider range
 EDGE = 0.05  # of the range: an optimum nearer to a bound than this may lie beyond it
 
 
@@ -38,7 +42,7 @@ class Effect:
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    slice: np.ndarray  # posterior mean with the other parameters at the optimum
+    slice: np.ndarray  # posterior mean with the other parameters at their recommended values
     share: tuple[float, float, float]  # median, 5 %, 95 % of the main effect's share of the variance
     levels: tuple["Level", ...] = ()  # of ordinal and choice
 
@@ -49,9 +53,10 @@ class Level:
 
     value: Any
     number: int  # of trials with a value
-    mean: float | None
+    mean: float | None  # of the measured values, those of stopped trials as they were
     best: float | None
     expected: float  # partial dependence
+    others_best: float  # expected with the other parameters at their recommended values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +87,24 @@ def grid_of(parameter: Parameter, points: int) -> np.ndarray:
     return grid
 
 
+def recommended(study: Study, posterior: Any) -> np.ndarray:
+    """Units (P,) with the largest lower end of the 90 % interval, among candidates: uniform ones, near trials, then
+    around the best so far. Their seed is the study's: asked again it answers the same.
+    """
+    rng, space = np.random.default_rng(study.seed), study.space
+    size = len(space.parameters)
+    known = np.clip([space.coordinates(t.values) for t in measured(study)], 0.0, 1.0)
+    near = known[rng.integers(len(known), size=400)] + 0.1 * rng.standard_normal((400, size))
+    units = space.snap(np.vstack([known, near, rng.random((400, size))]))
+    for spread in (0.06, 0.02, 0.0):
+        mean, sd = posterior.predict(units)
+        top = units[int(np.argmax(study.sign * mean - Z90 * sd))]
+        units = np.vstack([top, space.snap(top + spread * rng.standard_normal((200, size)))])
+    return top
+
+
 def effects(study: Study, posterior: Any, optimum: np.ndarray) -> list[Effect]:
-    """Every parameter's effect, in the space's order. `optimum`: units (P,) of the model's best."""
+    """Every parameter's effect, in the space's order. `optimum`: units (P,) of the recommended values."""
     rng = np.random.default_rng(study.seed)
     others = study.space.snap(rng.random((OTHERS, len(optimum))))
     return [_effect(study, posterior, optimum, others, column) for column in range(len(optimum))]
@@ -91,7 +112,7 @@ def effects(study: Study, posterior: Any, optimum: np.ndarray) -> list[Effect]:
 
 def _effect(study: Study, posterior: Any, optimum: np.ndarray, others: np.ndarray, column: int) -> Effect:
     parameter = study.space.parameters[column]
-    grid = grid_of(parameter, 21)
+    grid = grid_of(parameter, 13)
     points = np.repeat(others[None], len(grid), axis=0)
     points[:, :, column] = grid[:, None]
     flat = points.reshape(-1, len(optimum))
@@ -103,7 +124,7 @@ def _effect(study: Study, posterior: Any, optimum: np.ndarray, others: np.ndarra
     share = np.quantile(curves.var(axis=1) / np.maximum(total, 1e-300), (0.5, *BAND))
     cut = posterior.predict(_along(optimum, column, grid))[0]
     values = [parameter.value(u) for u in grid]
-    levels = _levels(study, parameter, mean) if parameter.kind in ("ordinal", "choice") else ()
+    levels = _levels(study, parameter, mean, cut) if parameter.kind in ("ordinal", "choice") else ()
     return Effect(parameter.name, grid, values, mean, low, high, cut, tuple(map(float, share)), levels)
 
 
@@ -114,12 +135,14 @@ def _along(optimum: np.ndarray, column: int, grid: np.ndarray) -> np.ndarray:
     return points
 
 
-def _levels(study: Study, parameter: Parameter, expected: np.ndarray) -> tuple[Level, ...]:
+def _levels(study: Study, parameter: Parameter, expected: np.ndarray, cut: np.ndarray) -> tuple[Level, ...]:
     levels = []
-    for value, height in zip(parameter.values, expected, strict=True):
-        same = [reached(t) for t in measured(study) if t.values[parameter.name] == value]
+    for value, height, best_height in zip(parameter.values, expected, cut, strict=True):
+        same = [t.value for t in measured(study) if t.values[parameter.name] == value]
         best = max(same, key=lambda v: study.sign * v, default=None)
-        levels.append(Level(value, len(same), float(np.mean(same)) if same else None, best, float(height)))
+        levels.append(
+            Level(value, len(same), float(np.mean(same)) if same else None, best, float(height), float(best_height))
+        )
     return tuple(levels)
 
 
@@ -135,6 +158,13 @@ def reached(trial: Trial) -> float | None:
     return trial.estimate[0] if trial.estimate is not None else trial.value
 
 
+def whole_epochs(study: Study, trial: Trial) -> int:
+    """Epochs of a whole training of this trial: the study's; of imported ones the longest imported one's."""
+    if trial.kind != "imported":
+        return study.max_epochs
+    return max(t.epochs for t in study.trials if t.kind == "imported")
+
+
 def ranges(study: Study, posterior: Any, optimum: np.ndarray, noise: float) -> list[Range]:
     """The safe and the wider range of every parameter, in the space's order."""
     return [_range(study, posterior, optimum, noise, column) for column in range(len(optimum))]
@@ -148,8 +178,8 @@ def _range(study: Study, posterior: Any, optimum: np.ndarray, noise: float, colu
     loss = study.sign * (draws[:, here, None] - draws)
     best = parameter.value(optimum[column])
     found = []
-    for limit in (1.0, 2.0):
-        good = (loss < limit * noise).mean(axis=0) >= 0.5
+    for sure in SURE:
+        good = (loss < noise).mean(axis=0) >= sure
         good[here] = True  # its loss is 0, also where the noise is
         if parameter.kind in ("ordinal", "choice"):
             found.append(tuple(parameter.value(u) for u in grid[good]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.search.effects import Effect, Range, measured, reached
+from engine.search.effects import Effect, Range, measured, reached, whole_epochs
 from engine.search.findings import Findings
 from engine.search.space import Parameter
 from engine.search.study import Study
@@ -19,6 +19,7 @@ BLUE, ORANGE, GREEN, RED, SKY, GREY, BLACK = (
 )  # fmt: skip
 MARKS = {"finished": ("o", BLUE), "stopped": ("D", ORANGE), "infeasible": ("X", RED)}
 DPI = 100
+COLOURED = 12  # lines of the parallel coordinates; more cannot be followed by eye
 
 
 def draw(study: Study, found: Findings, folder: Path, baseline: float | None = None) -> dict[str, Path]:
@@ -41,9 +42,19 @@ def draw(study: Study, found: Findings, folder: Path, baseline: float | None = N
         if figure is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        figure.savefig(path, dpi=DPI, format="png")
+        _save(figure, path)
         paths[name] = path
     return paths
+
+
+def _save(figure: Any, path: Path) -> None:
+    """A PNG with a palette: a third of the size. Maximum coverage, as median cut turns a lone red mark orange."""
+    from PIL import Image
+
+    figure.set_dpi(DPI)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    Image.fromarray(np.ascontiguousarray(pixels)).quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -57,6 +68,7 @@ def _figure(width: float, height: float) -> Any:
 
 def _plain(axes: Any) -> None:
     axes.grid(alpha=0.2)
+    axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
@@ -104,7 +116,7 @@ def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
 def _curves(study: Study, found: Findings) -> Any | None:
     """Learning curves of all trials, the best one bold."""
     trials = [t for t in study.trials if t.curve and t.kind != "confirm"]
-    if not trials:
+    if not any(len(t.curve) > 1 for t in trials):  # of imported trials only the last point is known
         return None
     figure = _figure(8.5, 4.2)
     axes = figure.subplots()
@@ -152,6 +164,10 @@ def _influence(study: Study, found: Findings) -> Any | None:
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel(study.metric)
+    # Bands reach far down where nothing was tried; what matters is between the trials and the expected values.
+    heights = [reached(t) for t in measured(study)] + [h for e in found.effects for h in (*e.mean, *e.slice)]
+    margin = 0.12 * np.ptp(heights)
+    panels[0].set_ylim(min(heights) - margin, max(heights) + margin)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -169,14 +185,14 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
         style = {"fmt": "s", "color": BLUE, "ms": 5, "capsize": 4, "lw": 1.4}
         axes.errorbar(effect.units, effect.mean, error, label="partial dependence, 90 %", **style)
         axes.plot(
-            effect.units, effect.slice, ls="none", marker="_", ms=16, mew=2, color=GREEN, label="others at the optimum"
+            effect.units, effect.slice, ls="none", marker="_", ms=16, mew=2, color=GREEN, label="others as recommended"
         )
         for value in spread.safe:
             axes.axvspan(parameter.unit(value) - 0.035, parameter.unit(value) + 0.035, color=GREEN, alpha=0.14, lw=0)
     else:
         axes.fill_between(effect.units, effect.low, effect.high, color=SKY, alpha=0.3, lw=0)
         axes.plot(effect.units, effect.mean, color=BLUE, lw=1.6, label="partial dependence, 90 %")
-        axes.plot(effect.units, effect.slice, color=GREEN, lw=1.3, ls="--", label="others at the optimum")
+        axes.plot(effect.units, effect.slice, color=GREEN, lw=1.3, ls="--", label="others as recommended")
         low, high = (parameter.unit(value) for value in spread.safe)
         axes.axvspan(low, high, color=GREEN, alpha=0.14, lw=0, label="safe range")
     for state, (mark, _) in MARKS.items():
@@ -221,7 +237,8 @@ def _parallel(study: Study, found: Findings) -> Any | None:
 
     figure = _figure(8.5, 3.6)
     axes = figure.subplots()
-    worst = trials[min(len(trials) - 1, max(3, int(0.75 * len(trials))))].value  # colours for the better ones
+    shown = trials[:COLOURED]
+    worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].value  # colours for the better ones
     norm = Normalize(*sorted([worst, trials[0].value]), clip=True)
     # Light = poor, dark = good, so that the best stands out on white; the palest fifth would not be seen.
     shades = colormaps["YlGnBu"](np.linspace(0.22, 1.0, 256))
@@ -229,6 +246,9 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     places = np.arange(len(space.parameters))
     for rank, trial in reversed(list(enumerate(trials))):
         style = {"lw": 3.2 if rank == 0 else 1.3, "alpha": 1.0 if rank == 0 else 0.8, "marker": "o", "ms": 4}
+        if rank >= COLOURED:
+            axes.plot(places, space.coordinates(trial.values), color="#DFE3E7", lw=0.9, zorder=1)
+            continue
         axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.value)), **style)
     paper, style = (
         {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
@@ -254,7 +274,8 @@ def _epochs(study: Study) -> Any | None:
     trials = [t for t in study.trials if t.kind != "confirm" and t.state in MARKS and t.epochs > 0]
     if not trials:
         return None
-    figure = _figure(8.5, min(9.0, 1.2 + 0.24 * len(trials)))
+    few = len(trials) <= 24  # that many have room for a line of text each
+    figure = _figure(8.5, 1.2 + (0.24 if few else 0.09) * min(len(trials), 200))
     axes = figure.subplots()
     places = np.arange(len(trials))
     for state, (_, colour) in MARKS.items():
@@ -264,14 +285,16 @@ def _epochs(study: Study) -> Any | None:
             hatch = {"stopped": "//", "infeasible": "xx"}.get(state, "")
             style = {"color": colour, "height": 0.66, "edgecolor": "white", "lw": 0}
             axes.barh(places[rows], [trials[i].epochs for i in rows], label=label, hatch=hatch, **style)
-    most = max(study.max_epochs, max(t.epochs for t in trials))
+    whole = max(whole_epochs(study, t) for t in trials)
+    most = max(whole, max(t.epochs for t in trials))
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     for place, trial in zip(places, trials, strict=True):
-        if trial.value is not None:
+        if few and trial.value is not None:
             axes.text(trial.epochs + 0.008 * most, place, number(trial.value), va="center", fontsize=8, bbox=paper)
-    axes.axvline(study.max_epochs, color=GREY, ls="--", lw=1, zorder=0)
-    axes.set_yticks(places, [f"trial {t.number}" for t in trials], fontsize=8)
-    axes.set(xlabel=f"epochs trained (a whole training has {study.max_epochs})", xlim=(0, most * 1.12))
+    axes.axvline(whole, color=GREY, ls="--", lw=1, zorder=0)
+    every = 1 if few else 8
+    axes.set_yticks(places[::every], [f"trial {t.number}" for t in trials[::every]], fontsize=8)
+    axes.set(xlabel=f"epochs trained (a whole training has {whole})", xlim=(0, most * 1.12))
     axes.invert_yaxis()
     _plain(axes)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -5,17 +5,15 @@ Pure: Study + posterior -> Findings. A model needs at least one measured configu
 """
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
 import numpy as np
 
 from engine.search import confirm, effects
-from engine.search.effects import Effect, Range, measured, reached
+from engine.search.effects import Z90, Effect, Range, measured, reached
 from engine.search.study import ENDED, Study, Trial
 
-Z90 = 1.645  # two-sided 90 % of a normal
 RELIABLE = 3  # degrees of freedom from which the sd of repeats replaces the model's noise
 
 
@@ -83,7 +81,7 @@ class Findings:
     shared: list[Shared]
     effects: list[Effect]
     ranges: list[Range]
-    optimum: dict[str, Any] | None  # the model's recommendation
+    optimum: dict[str, Any] | None  # the recommended values
     optimum_value: tuple[float, float] | None  # its expected value and sd
     incumbents: list[tuple[int, float]]  # (trial, best value so far) at every improvement, in order
     economy: Economy | None
@@ -117,8 +115,8 @@ def find(study: Study, posterior: Any | None, baseline: float | None = None) -> 
         baseline: value of the configuration to beat; None = that of the study's baseline trial.
     """
     trials = measured(study)
-    optimum = posterior.best() if posterior is not None else None
-    unit = study.space.unit(optimum) if optimum else None
+    unit = effects.recommended(study, posterior) if posterior is not None else None
+    optimum = study.space.values(unit) if unit is not None else None
     noise = noise_of(study, posterior)
     mean_sd = None
     if optimum:
@@ -140,7 +138,7 @@ def find(study: Study, posterior: Any | None, baseline: float | None = None) -> 
         boundaries=_boundaries(study, unit) if optimum else [],
         infeasible=(sum(t.state == "infeasible" for t in ended), len(ended)),
         confirmed=confirm.statistics(study),
-        limits=limits_of(study, posterior),
+        limits=limits_of(study, posterior, baseline),
     )
 
 
@@ -205,7 +203,6 @@ def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
     units = np.array([study.space.coordinates(t.values) for t in trials])
     found = []
     for column, parameter in enumerate(study.space.parameters):
-        spans = [np.ptp(units[list(group), column]) for group in itertools.combinations(range(len(trials)), top)]
         values = tuple(t.values[parameter.name] for t in trials[:top])
         if parameter.values:
             centre = values[0] if len(set(values)) == 1 else None
@@ -213,8 +210,16 @@ def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
             centre = float(np.exp(np.mean(np.log(values))))
         else:
             centre = float(np.mean(values))
-        found.append(Shared(parameter.name, values, centre, float(np.mean(np.array(spans) <= spans[0] + 1e-12))))
+        found.append(Shared(parameter.name, values, centre, _as_close(units[:, column], top)))
     return found
+
+
+def _as_close(units: np.ndarray, top: int) -> float:
+    """Share of all sets of `top` coordinates whose span is no wider than that of the first `top`; units (N,)."""
+    span, ordered = np.ptp(units[:top]) + 1e-12, np.sort(units)
+    # With the lowest of a set at place i, the others are any of those within the span above it.
+    within = np.searchsorted(ordered, ordered + span, side="right") - np.arange(len(ordered)) - 1
+    return sum(math.comb(int(k), top - 1) for k in within) / math.comb(len(units), top)
 
 
 def incumbents(study: Study) -> list[tuple[int, float]]:
@@ -229,10 +234,10 @@ def incumbents(study: Study) -> list[tuple[int, float]]:
 def economy_of(study: Study) -> Economy | None:
     """Epochs of the measured trials against all of them trained whole; None where epochs are not known."""
     trials = [t for t in measured(study) if t.epochs > 0]
-    if not trials or not study.max_epochs:
+    if not trials:
         return None
     # A finished trial may have ended by patience: it saved nothing by early stopping.
-    whole = sum(study.max_epochs if t.state == "stopped" else t.epochs for t in trials)
+    whole = sum(effects.whole_epochs(study, t) if t.state == "stopped" else t.epochs for t in trials)
     stopped = sum(t.state == "stopped" for t in trials)
     return Economy(len(trials), stopped, sum(t.epochs for t in trials), whole, sum(t.minutes for t in trials))
 
@@ -264,7 +269,7 @@ def _boundaries(study: Study, unit: np.ndarray) -> list[str]:
     return [line for line in lines if line]
 
 
-def limits_of(study: Study, posterior: Any | None) -> list[str]:
+def limits_of(study: Study, posterior: Any | None, baseline: float | None = None) -> list[str]:
     """What cannot be concluded, in whole sentences."""
     trials, found = measured(study), []
     waiting = [t for t in study.trials if t.state not in ENDED]
@@ -275,8 +280,10 @@ def limits_of(study: Study, posterior: Any | None) -> list[str]:
     elif posterior is None:
         count = f"{len(trials)} trial" + ("s" if len(trials) > 1 else "")
         found.append(f"{count} with a value: no influence can be estimated; that takes {enough(study)} configurations.")
-    if trials and confirm.baseline_trial(study) is None:
-        found.append("The baseline configuration is not among the trials: a gain over it can only be given by hand.")
+    if trials and baseline is None and confirm.baseline_trial(study) is None:
+        found.append(
+            "The baseline configuration is not among the trials: give its value with --baseline for a gain over it."
+        )
     if trials and not confirm.statistics(study):
         found.append(
             "Nothing was repeated with another seed: the best value is the luckiest of many, so expect less of it."

@@ -49,7 +49,7 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     else:
         study, notices = new_study(options, items)
         if options.import_:
-            known = table.read(options.import_, study.space, study.metric)
+            known = table.read(options.import_, study.space, study.metric, study.goal)
             study.budget = options.budget or 0  # a table alone is reported, nothing is trained
     check_method(study, known=bool(known))
     most = size(study.space)

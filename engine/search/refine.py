@@ -1,8 +1,9 @@
 """A narrower search around what a study found: its space, its first trial, and which old trials go along.
 
-The rule, parameter by parameter: the findings' wider range (expected loss below 2 noise sd, the others at the optimum),
-but at least 1/8 of the old width around the optimum, never beyond the old bounds. Of ordinal and choice parameters the
-values in the wider range stay, at least the two best: a parameter with one value is no parameter.
+The rule, parameter by parameter: the findings' wider range (two to one that less than a noise sd is lost, the others as
+recommended), but at least 1/8 of the old width around the recommended value, never beyond the old bounds. Of ordinal
+and choice parameters the values in the wider range stay, at least the two best: a parameter with one value is no
+parameter.
 
 All measured trials go along as knowledge (kind imported), those outside the new space too: the model sees them at their
 own coordinates, below 0 or above 1 (`Space.coordinates`), not moved to the nearest bound, where they were not. Only a
@@ -27,7 +28,7 @@ LEAST = 1 / 8  # of the old width: one search cannot be trusted to a smaller par
 
 
 def refined(study: Study, posterior: Any | None) -> tuple[Space, dict[str, Any], list[Trial]]:
-    """The new study's space, its first configuration (the old optimum, 2 digits) and its imported trials.
+    """The new study's space, its first configuration (the recommended one, 2 digits) and its imported trials.
 
     Args:
         posterior: of `findings.fitted(study)`.
@@ -40,7 +41,7 @@ def refined(study: Study, posterior: Any | None) -> tuple[Space, dict[str, Any],
             f"{study.name}: too few trials with a value to refine; --resume it with a larger --budget first"
         )
     space = refined_space(study, posterior)
-    best = posterior.best()
+    best = study.space.values(effects.recommended(study, posterior))
     first = {}
     for parameter in space.parameters:
         value = effects.digits2(parameter, best[parameter.name])
@@ -49,8 +50,8 @@ def refined(study: Study, posterior: Any | None) -> tuple[Space, dict[str, Any],
 
 
 def refined_space(study: Study, posterior: Any) -> Space:
-    """The study's space, narrowed around the posterior's optimum by the rule above."""
-    optimum = study.space.unit(posterior.best())
+    """The study's space, narrowed around the recommended values by the rule above."""
+    optimum = effects.recommended(study, posterior)
     spread = effects.ranges(study, posterior, optimum, noise_of(study, posterior).sd)
     narrowed = []
     for column, parameter in enumerate(study.space.parameters):

@@ -64,8 +64,8 @@ def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[B
         "Best configuration": ("curves", "Learning curves of all trials; the best one in black."),
         "Influence of each parameter": (
             "influence",
-            "Expected value against each parameter: mean over the others with a 90 % band, the slice at the optimum, "
-            "the trials themselves, and the safe range in green. Its share of the variance in the title.",
+            "Expected value against each parameter: mean over the others with its 90 % band, with the others as "
+            "recommended, the trials, and the safe range in green. In the title its share of the variance.",
         ),
         "Ranking": ("parallel", "Every trial as a line through its values; the best one thick."),
         "Early stopping": ("epochs", "Epochs trained by each trial, with its value."),
@@ -96,16 +96,14 @@ def _overview(study: Study, found: Findings) -> list[Block]:
     repeats = sum(t.kind == "confirm" for t in study.trials)
     size = f"{len(study.searched)} of {study.budget} trials" if study.searched or not imported else ""
     extra = [size, f"{imported} imported" if imported else "", f"{repeats} repeats with other seeds" if repeats else ""]
-    method = study.method if study.searched or not imported else "imported, the method is not known"
     rows = [
         ["metric", f"{study.metric}, {study.goal}"],
-        ["method", method],
         ["trials", ", ".join(part for part in extra if part) + f"; {ended}"],
-        ["at the same time", str(study.agents)],
-        ["early stopping", _rule(study.early_stop)],
-        ["epochs of a training", str(study.max_epochs)],
         ["time of all trials", duration(sum(t.minutes for t in study.trials)) or "not known"],
     ]
+    if study.searched or not imported:  # of an imported study all this is unknown
+        rows[1:1] = [["method", study.method], ["at the same time", str(study.agents)]]
+        rows += [["early stopping", _rule(study.early_stop)], ["epochs of a training", str(study.max_epochs)]]
     if study.objective:
         rows.insert(0, ["objective", study.objective])
     if study.arguments:
@@ -136,15 +134,16 @@ def _lead(found: Findings) -> str:
 
 
 def _space(study: Study) -> list[Block]:
-    rows = []
+    rows, own = [], bool(study.searched)  # an imported study has no start of ours
     for p in study.space.parameters:
         if p.values:
             what = ", ".join(show(value) for value in p.values)
         else:
             what = f"{show(p.low)} to {show(p.high)}" + (f", multiples of {show(p.step)}" if p.step else "")
-        first = show(study.first[p.name]) if p.name in study.first else ""
-        rows.append([p.name, f"{p.kind}, {p.scale}" if not p.values else p.kind, what, first])
-    return [Heading("Search space"), Table(["parameter", "kind", "values", "baseline"], rows)]
+        first = [show(study.first[p.name]) if p.name in study.first else ""] if own else []
+        rows.append([p.name, p.kind if p.values else f"{p.kind}, {p.scale}", what, *first])
+    header = ["parameter", "kind", "values", *(["start"] if own else [])]
+    return [Heading("Search space"), Table(header, rows)]
 
 
 def _ranks(study: Study, found: Findings) -> list[Block]:
@@ -155,20 +154,22 @@ def _ranks(study: Study, found: Findings) -> list[Block]:
         return [Heading("Ranking"), Text("No trial was started yet.")]
     key = study.metric.rsplit("/", 1)[-1]
     scores = [name for name in ("precision", "recall") if any(name in t.scores for t in trials)]
+    several = len({t.kind for t in trials}) > 1
     optional = {
+        "from": lambda t: t.kind if several else "",
         "expected": lambda t: f"{t.estimate[0]:#.5g} ± {1.645 * t.estimate[1]:.1g}" if t.estimate else "",
         "time": lambda t: duration(t.minutes),
         "name": lambda t: t.name,
     }
     optional = {name: cell for name, cell in optional.items() if any(cell(t) for t in trials)}
-    header = ["rank", "trial", key, *scores, *map(short, study.space.names), "epochs", "state", "from", *optional]
+    header = ["rank", "trial", key, *scores, *map(short, study.space.names), "epochs", "state", *optional]
     rows = []
     for rank, trial in enumerate(trials, 1):
         link = Link(str(trial.number), trial.folder) if _has_run(study, trial) else str(trial.number)
         values = [show(trial.values[name]) for name in study.space.names]
         cells = [str(rank) if rank <= len(measured) else "", link, number(trial.value)]
         cells += [number(trial.scores.get(name)) for name in scores] + values
-        cells += [str(trial.epochs or ""), trial.state, trial.kind, *[cell(trial) for cell in optional.values()]]
+        cells += [str(trial.epochs or ""), trial.state, *[cell(trial) for cell in optional.values()]]
         rows.append(cells)
     note = " Trial numbers lead to the run folders." if any(_has_run(study, t) for t in trials) else ""
     return [
@@ -249,22 +250,21 @@ def _influence(study: Study, found: Findings) -> list[Block]:
         return []
     rows = []
     for effect in sorted(found.effects, key=lambda e: -e.share[0]):
-        at = int((study.sign * effect.mean).argmax())
+        at = int((study.sign * effect.slice).argmax())
         share = f"{100 * effect.share[0]:.0f} % ({100 * effect.share[1]:.0f} to {100 * effect.share[2]:.0f})"
         rows.append([effect.name, share, f"{effect.mean.max() - effect.mean.min():.2g}", show(effect.values[at])])
-    header = ["parameter", "share of the variance, 90 %", "effect", "best at"]
+    header = ["parameter", "share of the variance, 90 %", "effect", "best, others as recommended"]
     text = (
         "By the fitted model. Share: of the variance over the whole space, by this parameter alone. Effect: highest "
         "less lowest expected value, mean over the other parameters; where trials are few it is drawn towards nothing."
     )
     blocks: list[Block] = [Heading("Influence of each parameter"), Text(text), Table(header, rows)]
+    header = ["trials", "mean", "best", "expected, mean of the others", "expected, others as recommended"]
     for effect in found.effects:
         if effect.levels:
-            rows = [
-                [show(v.value), str(v.number), number(v.mean), number(v.best), number(v.expected)]
-                for v in effect.levels
-            ]
-            blocks.append(Table([short(effect.name), "trials", "mean", "best", "expected by the model"], rows))
+            cells = [(v.mean, v.best, v.expected, v.others_best) for v in effect.levels]
+            rows = [[show(v.value), str(v.number), *map(number, c)] for v, c in zip(effect.levels, cells, strict=True)]
+            blocks.append(Table([short(effect.name), *header], rows))
     return blocks
 
 
@@ -337,9 +337,9 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
     mean, sd = found.optimum_value
     expected = f"{number(mean)} ± {1.645 * sd:.1g} (90 %)"
     text = (
-        f"The model's optimum, expected value {expected}, rounded to 2 digits. Safe: a loss below one noise sd is at "
-        "least as likely as not, the other parameters at the optimum; wider: below two. Not told apart: the wider "
-        "range is all that was searched."
+        "The surest of the good configurations: the highest lower end of the model's 90 % interval, here "
+        f"{expected}, rounded to 2 digits. Safe: 90 % sure to lose less than one noise sd against it, the other "
+        "parameters as recommended; wider: two to one. Not told apart: the wider range is all that was searched."
     )
     blocks: list[Block] = [Heading("Recommended values"), Text(text)]
     blocks.append(Table(["parameter", "recommended", "safe range", "wider range", ""], rows))
