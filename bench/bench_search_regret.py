@@ -17,10 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from bench.search_methods import METHODS, OURS, RANDOM, RIVAL, Clock
-from bench.search_problems import FIRST, SPACE, chains, problem
+from bench.search_methods import METHODS, OURS, RANDOM, RIVAL
+from bench.search_problems import chains, problem
 
 BUDGET = 8
 CELLS = (("fitted", 1), ("fitted", 4), ("fitted", 8), ("moved", 1), ("moved", 4))

@@ -1,7 +1,7 @@
 """Search methods as functions of a problem of `bench.search_problems`: ours, and the peers' of whatever is installed.
 
-Every method is `method(problem, budget, agents, seed) -> values`: it runs `budget` trainings, `agents` of them under way
-at once, and returns the configuration it recommends. Peers recommend the highest observed one, as their users do.
+Every method is `method(problem, budget, agents, seed) -> values`: it runs `budget` trainings, `agents` of them at
+once, and returns the configuration it recommends. Peers recommend the highest observed one, as their users do.
 """
 
 import warnings
@@ -80,7 +80,9 @@ def _optuna(sampler: str, first: bool, ordinal: bool, **options) -> Method:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(direction="maximize", sampler=getattr(optuna.samplers, sampler)(seed=seed, **options))
+        study = optuna.create_study(
+            direction="maximize", sampler=getattr(optuna.samplers, sampler)(seed=seed, **options)
+        )
         names = SPACE.names
         if first:
             study.enqueue_trial({**FIRST, names[2]: T_VALUES.index(FIRST[names[2]]) if ordinal else FIRST[names[2]]})
@@ -138,7 +140,7 @@ def wandb_bayes(problem: Problem, budget: int, agents: int, seed: int) -> dict:
     }
     config = {"method": "bayes", "metric": {"name": "h", "goal": "maximize"}, "parameters": parameters}
     clock, runs = Clock(problem, agents), []
-    np.random.seed(seed)  # noqa: NPY002 - the package draws from numpy's global generator
+    np.random.seed(seed)
     for _ in range(budget):
         for run, height in zip(runs[: clock.ended], clock.heights, strict=False):
             run.state, run.summary_metrics, run.history = sweeps.RunState.finished, {"h": height}, [{"h": height}]

@@ -7,7 +7,7 @@ Noise-free H after `EPOCHS` epochs, u = unit coordinates of log lr, log weight_d
     curve(e) = H + early(e) - gap(e),              gap(e) = G (f^-p - EPOCHS^-p), f = 1 + (e - 1) (lr / 1e-4)^a
     early(e) gives back the share 1 - (e / EPOCHS)^2 of what T_max and eta_min lose: they act late
 
-u*, A, d, top, s, G, p and a of a problem are one draw of a posterior: broad priors (`PRIOR` below), times the likelihood
+u*, A, d, top, s, G, p and a of a problem are one draw of a posterior: broad priors (`PRIOR`), times the likelihood
 (Student-t, 4 degrees, scale 1e-3) of the published table's eight runs at the epochs they were trained. `fitted` draws
 are searched as they are; `moved` ones get their optimum drawn anew, uniformly in the cube, and their T_max offsets
 permuted: another data set with surfaces of the same shape. Observed: + N(0, 0.9e-3) a training (its seed) + N(0,
@@ -198,7 +198,9 @@ def problem(family: str, seed: int, block: int) -> Problem:
     return Problem(s, float(s.top[0]), int(np.random.SeedSequence([block, seed]).generate_state(1)[0]))
 
 
-def run(problem: Problem, ask: Callable[[list], tuple[dict, str]], budget: int, agents: int) -> list[tuple[dict, float]]:
+def run(
+    problem: Problem, ask: Callable[[list], tuple[dict, str]], budget: int, agents: int
+) -> list[tuple[dict, float]]:
     """Runs a search: `agents` trainings under way at once, all of equal length, a new one asked as soon as one ends.
 
     Args:

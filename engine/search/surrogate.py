@@ -12,11 +12,11 @@ The hyperparameters (k, t, length scales, amplitude, noise) are not fitted: at 8
 arbitrary. `DRAWS` sets of them are drawn from the priors below, each is one Gaussian process, and each counts by its
 marginal likelihood. So the prior on the preset (t) loosens by itself when the data disagree, and nothing is trapped.
 
-Next point: the largest mean + 1.5 sd of the mixture over candidates, pending trials fantasised at their mean; the last
-of the budget goes to the recommendation, so that it is a measured one. Recommended: the largest mean - 0.5 sd over the
-whole space, tried or not. Numbers behind these choices: `python -m bench.bench_search_regret`.
+Next point: the largest mean + 1.5 sd of the mixture over candidates, pending trials fantasised at their mean.
+Recommended: the largest mean - 0.5 sd over the whole space, tried or not (`--confirm` trains it). The numbers behind
+these choices: `python -m bench.bench_search_regret`.
 
-Losses are compressed logarithmically beyond `BAD` of the best (a diverged training at H 0.2 says only "bad").
+Losses are compressed logarithmically beyond `H_BAD` of the best (a diverged training at H 0.2 says only "bad").
 Sources: Rasmussen and Williams 2006, sections 2.7 (explicit basis functions) and 5.4 (marginal likelihood); kriging
 believer, Ginsbourger et al. 2010.
 """
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import Kernel
+from threadpoolctl import ThreadpoolController
 
 from engine.search.space import Space
 from engine.search.study import Study, Trial
@@ -38,11 +39,18 @@ from pipelines.errors import UserError
 DRAWS = 64
 LEAST_WEIGHT = 1e-4  # of the heaviest draw; lighter ones change nothing and cost a prediction each
 H_METRICS = ("hmean", "hmean_macro", "precision", "recall", "score")
-H_SCALE, H_NOISE, H_BAD = 3e-3, 1e-3, 3e-2  # effects, noise of a training (published runs), and where losses are just bad
+H_SCALE, H_NOISE, H_BAD = (
+    3e-3,
+    1e-3,
+    3e-2,
+)  # effects, noise of a training (published runs), and where losses are just bad
 CURVATURE, AWAY, TILT = (1.2, 0.7), (0.15, 0.5), 0.3  # k: median and log sd; t: log-uniform between; r
 ROUGHNESS, LENGTH, NOISE_LOG_SD = (0.3, 0.6), (0.5, 0.4), 0.4  # Matern amplitude and length scales: median, log sd
 OFFSET_VARIANCE = 25.0  # of m, in scale^2: as good as unknown
 EXPLORE, CAUTION = 1.5, 0.5
+
+# Matrices of at most some hundred rows: BLAS threads that wait for cores, which trainings keep busy, cost 20 times more.
+_one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 
 
 class Valley(Kernel):
@@ -141,6 +149,7 @@ class Posterior:
         squash = 1 / (1 + losses / self._bad)  # slope of the compression: an sd shrinks with it
         self._draw(noise, (warped - self._shift) / self._scale, told.sds * squash / self._scale)
 
+    @_one_thread
     def _draw(self, noise_median: float, heights: np.ndarray, sds: np.ndarray) -> None:
         """Draws hyperparameters, fits one process for each, weighs them by marginal likelihood."""
         rng = np.random.default_rng(DRAWS)  # the same draws in every study: a search repeats exactly
@@ -171,6 +180,7 @@ class Posterior:
     def _valley(z: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         return -(z * z) @ curvature
 
+    @_one_thread
     def mixture(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sd (N,) of the mixture at units (N, P), higher is better, in the compressed heights of the model."""
         z = self._features(units)
@@ -193,8 +203,11 @@ class Posterior:
     def _metric(self, heights: np.ndarray) -> np.ndarray:
         """Undoes the compression; what the model expects above the best told value stays linear."""
         losses = np.maximum(-heights, 0.0)
-        return self.sign * (self._top + np.maximum(heights, 0.0) - self._bad * np.expm1(np.minimum(losses / self._bad, 5)))
+        return self.sign * (
+            self._top + np.maximum(heights, 0.0) - self._bad * np.expm1(np.minimum(losses / self._bad, 5))
+        )
 
+    @_one_thread
     def sample(self, units: np.ndarray, draws: int, seed: int) -> np.ndarray:
         """`draws` joint samples of the noise-free metric at units (N, P), float (draws, N)."""
         rng = np.random.default_rng(seed)
@@ -289,12 +302,7 @@ def _by_promise(study: Study, told: Told, rng: np.random.Generator) -> np.ndarra
     centres = np.vstack([best[None], study.space.unit(study.first)[None]])
     candidates = _candidates(study.space, centres, rng, 600)
     mean, sd = posterior.mixture(candidates)
-    last = len(study.searched) + 1 >= study.budget
-    promise = mean - CAUTION * sd if last else mean + EXPLORE * sd
-    order = np.argsort(-promise, kind="stable")
-    if last:  # what `best` recommends, measured
-        return np.vstack([study.space.unit(posterior.best())[None], candidates[order]])
-    return candidates[order]
+    return candidates[np.argsort(-(mean + EXPLORE * sd), kind="stable")]
 
 
 def _candidates(space: Space, centres: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
