@@ -49,7 +49,7 @@ def test_without_gpus_the_cores_are_split(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "found"), [("", []), ("-1", []), ("2", ["2"]), ("0, 1,GPU-ab", ["0", "1", "GPU-ab"])]
+    ("given", "found"), [("", []), ("-1", []), ("NoDevFiles", []), ("2", ["2"]), ("0, 1,GPU-ab", ["0", "1", "GPU-ab"])]
 )
 def test_gpus_come_from_the_environment_first(monkeypatch, given, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -124,6 +124,14 @@ def test_an_attempt_as_another_machine_runs_it(tmp_path):
     )
     assert done.stdout.strip() == "{'code': 1, 'fault': ''}"
     assert executors.read_exit(attempt, False) == executors.Exit(1, "ValueError: this configuration crashes", False)
+
+
+@pytest.mark.slow
+def test_without_a_ray_cluster_the_mend_is_named():
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    for address in ("127.0.0.1:1", "nonsense"):
+        with pytest.raises(UserError, match=rf"--executor ray: no cluster at {address}; begin .* `ray start --head`"):
+            executors.open_executor(f"ray:address={address}", 1)
 
 
 @pytest.fixture(scope="module")

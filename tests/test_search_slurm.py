@@ -1,6 +1,6 @@
 """Attempts on two real slurmd on this machine.
 
-Opt-in: `pytest -m slow tests/test_search_slurm.py` as root with Debian's slurm-wlm and munge; six minutes.
+Opt-in: `pytest -m slow tests/test_search_slurm.py` as root with Debian's slurm-wlm and munge; nine minutes.
 """
 
 import dataclasses

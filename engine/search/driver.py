@@ -73,7 +73,7 @@ def search(driver: Driver) -> bool:
                 watch(driver, run)
             fill(driver)
             driver.show.update(driver.book.study, driver.running)
-            if not driver.running:
+            if not driver.running and not driver.signalled:
                 return True
             time.sleep(driver.poll_s)
         driver.show.event("stopping the running trials")
@@ -120,7 +120,7 @@ def recover(driver: Driver) -> None:
 def fill(driver: Driver) -> None:
     """Starts trials while slots are free: those that were cut first, then new ones."""
     study = driver.book.study
-    while len(driver.running) < driver.executor.slots:
+    while len(driver.running) < driver.executor.slots and not driver.signalled:
         waiting = [trial for trial in study.trials if trial.state == "asked"]
         if waiting:
             start(driver, waiting[0])

@@ -3,7 +3,8 @@
 Two rules, and none:
 
     curve      (default) stop what has less than `chance` (10 %) to beat the incumbent by the last epoch, by the
-               learning-curve model of `engine.search.curves`
+               learning-curve model of `engine.search.curves`; less than a share of `chance` when only that share of
+               the epochs is left: what is left must not be dearer than a whole training with a chance of 10 %
     hyperband  W&B's: at epoch-counts min_iter, min_iter eta, ... keep the best third (1 / eta) of all that got there
 
 A stopped trial carries the estimate (mean, sd) of the value it would have reached; the surrogate is told that. Early
@@ -22,7 +23,7 @@ from engine.search.study import Study, Trial
 from pipelines.errors import UserError
 
 CHANCE = 0.1
-MIN_SHARE = 0.2  # of the epochs that no trial is stopped in: a fifth, 4 of 20
+MIN_SHARE = 0.3  # of the epochs that no trial is stopped in: 5 of 15, 6 of 20
 BANDS = 100  # as W&B has it
 LONGEST = 10**9  # evaluations
 
@@ -60,7 +61,8 @@ def decide(trial: Trial, study: Study) -> Decision:
     """Whether to stop `trial` now.
 
     Never: before its first value, after its last epoch, confirming and imported trials. By the curve rule never: during
-    warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before any trial has finished.
+    warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before a trial with a curve has
+    finished.
 
     Args:
         trial: running, its curve up to date.
@@ -93,21 +95,22 @@ def _forecast(trial: Trial, study: Study) -> curves.Forecast:
 
 
 def _curve(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
-    first = min(trial.number, *(t.number for t in study.trials))
+    first = min(trial.number, *(t.number for t in study.searched))
     done = max(epoch for epoch, _ in _finite(trial))
     least = rule.get("min_epochs", default_rule(study.max_epochs)["min_epochs"])
     incumbent = study.incumbent()
-    finished = any(t.state == "finished" and t.curve for t in study.trials)
+    finished = any(t.state == "finished" and len(t.curve) > 1 for t in study.trials)
     if trial.number == first or done < max(least, _warmup(trial, study)) or not finished or incumbent is None:
         return Decision(False)
     forecast = _forecast(trial, study)
-    chance, limit = forecast.chance(incumbent.value), rule.get("chance", CHANCE)
+    limit = rule.get("chance", CHANCE) * (study.max_epochs - done) / study.max_epochs
+    chance = forecast.chance(incumbent.value)
     mean, sd = forecast.estimate
     if chance >= limit:
         return Decision(False, "", (mean, sd))
     reason = (
         f"after epoch {done}: {100 * chance:.1f} % chance to beat trial {incumbent.number}'s {incumbent.value:.5g}, "
-        f"below {100 * limit:g} %; it would reach {mean:.5g} +- {sd:.2g}"
+        f"below {100 * limit:.1f} %; it would reach {mean:.5g} +- {sd:.2g}"
     )
     return Decision(True, reason, (mean, sd))
 

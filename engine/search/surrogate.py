@@ -43,7 +43,6 @@ CURVATURE, AWAY, TILT = (1.2, 0.7), (0.15, 0.5), 0.3  # k: median and log sd; t:
 ROUGHNESS, LENGTH, NOISE_LOG_SD = (0.3, 0.6), (0.5, 0.4), 0.4  # Matern amplitude and length scales: median, log sd
 OFFSET_VARIANCE = 25.0  # of m, in scale^2: as good as unknown
 EXPLORE, CAUTION = 1.5, 0.5
-NEAR_SD = 0.2  # of the points that are put near the preset without a model
 
 
 class Valley(Kernel):
@@ -239,8 +238,9 @@ def fit(study: Study) -> Posterior:
 def ask(study: Study, number: int) -> tuple[dict[str, Any], str]:
     """The configuration of trial `number` and where it comes from (one of `study.KINDS`).
 
-    Trial 0 is the preset's own configuration; while nothing is known, points near it; then the model's. Depends on the
-    study only: asked again it answers the same. Trials asked or running are taken into account, nothing is repeated.
+    Trial 0 is the preset's own configuration. Before the first result the model is asked all the same, with what it
+    believes of the trials under way (kind `prior`: points around the preset that tell most apart). Depends on the study
+    only: asked again it answers the same. Trials asked or running are taken into account, nothing is repeated.
 
     Raises:
         UserError: every configuration of a finite space has been asked for.
@@ -257,25 +257,34 @@ def ask(study: Study, number: int) -> tuple[dict[str, Any], str]:
         if own not in tried:
             return dict(study.first), "preset"
     told = _told(study)
-    if study.method == "prior" or not len(told.heights):
-        near = study.space.unit(study.first) + NEAR_SD * rng.standard_normal((1000, len(study.space.parameters)))
-        return _fresh(study.space, near, tried), "prior"
-    pending = [trial for trial in asked if trial.state in ("asked", "running")]
-    return _fresh(study.space, _by_promise(study, told, pending, rng, number), tried), "model"
+    if study.method == "prior":
+        told, pending = _told(dataclasses.replace(study, trials=[])), asked
+    else:
+        pending = [trial for trial in asked if trial.state in ("asked", "running")]
+    kind = "model" if len(told.heights) else "prior"
+    return _fresh(study.space, _by_promise(study, _fantasised(study, told, pending), rng), tried), kind
 
 
-def _by_promise(study: Study, told: Told, pending: list[Trial], rng: np.random.Generator, number: int) -> np.ndarray:
+def _fantasised(study: Study, told: Told, pending: list[Trial]) -> Told:
+    """The told trials and the pending ones at the heights the model expects; before the first result at the prior's."""
+    if not pending:
+        return told
+    units = np.array([study.space.coordinates(trial.values) for trial in pending])
+    if len(told.heights):
+        believed = study.sign * Posterior(study, told).predict(units)[0]
+    else:
+        z = study.space.features(units) - study.space.features(study.space.unit(study.first)[None])
+        believed = -CURVATURE[0] * math.exp(CURVATURE[1] ** 2 / 2) * _scale(study.metric, told.heights) * (z * z).sum(1)
+    return Told(
+        np.vstack([told.units, units]),
+        np.concatenate([told.heights, believed]),
+        np.concatenate([told.sds, np.zeros(len(units))]),
+    )
+
+
+def _by_promise(study: Study, told: Told, rng: np.random.Generator) -> np.ndarray:
     """Candidates (N, P), the most promising first."""
     posterior = Posterior(study, told)
-    if pending:
-        units = np.array([study.space.coordinates(trial.values) for trial in pending])
-        believed = study.sign * posterior.predict(units)[0]
-        told = Told(
-            np.vstack([told.units, units]),
-            np.concatenate([told.heights, believed]),
-            np.concatenate([told.sds, np.zeros(len(units))]),
-        )
-        posterior = Posterior(study, told)
     best = told.units[int(np.argmax(told.heights))]
     centres = np.vstack([best[None], study.space.unit(study.first)[None]])
     candidates = _candidates(study.space, centres, rng, 600)

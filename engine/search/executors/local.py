@@ -6,6 +6,7 @@ another that wrapper and keeper hold: its end of file says that both, and with t
 
 import dataclasses
 import os
+import re
 import select
 import shutil
 import signal
@@ -37,7 +38,8 @@ def visible_gpus() -> list[str]:
     """Numbers (or names) of the GPUs this process may use, without torch: CUDA_VISIBLE_DEVICES, or nvidia-smi's."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        return [name for name in (item.strip() for item in given.split(",")) if name and name != "-1"]
+        names = [item.strip() for item in given.split(",")]
+        return [name for name in names if re.match(r"\d+$|GPU-|MIG-", name)]  # not "", -1, Slurm's NoDevFiles
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]

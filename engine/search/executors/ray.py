@@ -6,11 +6,14 @@
 
 Each attempt is one task with `gpus` GPUs, which Ray sets in CUDA_VISIBLE_DEVICES, and no retries of Ray's own: a lost
 node is an outside cause, and the driver starts the next attempt, which fences what may still live of the old one. Tasks
-end with the driver's job, and wrappers with their tasks. Options: gpus, cpus (of each trial), address (auto).
+end with the driver's job, and wrappers with their tasks. Options: gpus of each trial (the cluster's, split over the
+agents), cpus of each trial (1), address (RAY_ADDRESS, else this machine's cluster).
 """
 
 import dataclasses
+import os
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from types import ModuleType
@@ -23,6 +26,7 @@ from pipelines.errors import UserError
 OPTIONS = ("gpus", "cpus", "address")
 FORCE_AFTER_S = 5.0  # past the grace: the wrapper looks for its stop file every second
 CLOSE_GRACE_S, CLOSE_WAIT_S = 5.0, 30.0
+CONNECT_S = 5.0
 
 
 @dataclasses.dataclass
@@ -44,7 +48,7 @@ class RayExecutor:
         if unknown:
             raise UserError(f"--executor ray: unknown option {unknown[0]}; expected {', '.join(OPTIONS)}")
         self._ray = _import_ray()
-        _connect(self._ray, options.get("address", "auto"))
+        _connect(self._ray, options.get("address") or os.environ.get("RAY_ADDRESS") or "auto")
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         total, largest = (int(f(n.get("GPU", 0) for n in nodes)) for f in (sum, max))
         share = max(1, min(largest, total // agents)) if total else 0
@@ -127,12 +131,20 @@ def _import_ray() -> ModuleType:
 
 def _connect(ray: ModuleType, address: str) -> None:
     """Joins the cluster as a driver, keeping this process's own handling of SIGTERM."""
+    mend = "begin a cluster with `ray start --head`, or name it: --executor ray:address=HOST:PORT"
+    host, _, port = address.rpartition(":")
+    if address != "auto":  # Ray itself tries an address where nobody listens for minutes
+        try:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        except (OSError, ValueError):
+            raise UserError(f"--executor ray: no cluster at {address}; {mend}") from None
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="warning")
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"--executor ray: no cluster to join ({line}); begin one with `ray start --head`") from None
+    except ConnectionError:
+        raise UserError(f"--executor ray: no cluster on this machine; {mend}") from None
+    except (RuntimeError, ValueError) as error:  # e.g. another version of Ray or Python
+        raise UserError(f"--executor ray: {str(error).strip().splitlines()[0]}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
     ray.cloudpickle.register_pickle_by_value(remote)
