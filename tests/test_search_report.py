@@ -143,6 +143,17 @@ def test_infeasible_trials_only(tmp_path):
     assert "Best configuration" not in text
 
 
+def test_trials_that_are_all_equal_and_a_metric_that_is_zero(tmp_path):
+    for level in (0.97, 0.0):
+        study = synthetic(tmp_path, 8)
+        for trial in study.trials:
+            trial.state, trial.value, trial.estimate, trial.curve = "finished", level, None, [(15, level)]
+        text = report.write(study).with_suffix(".md").read_text()  # by the surrogate itself
+        assert "the best one measured: no gain" in text
+        assert "Recommended values" in text
+        assert "nan" not in text.lower()
+
+
 def test_minimised_metrics_choices_and_objectives(tmp_path):
     study = mixed(tmp_path)
     study.objective = "problems:valley"

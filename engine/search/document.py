@@ -146,7 +146,7 @@ def _is_text(table: Table, column: int) -> bool:
 def _html_table(table: Table) -> str:
     kinds = [' class="text"' if _is_text(table, column) else "" for column in range(len(table.header))]
     lines = ["".join(f"<th{kind}>{html.escape(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))]
-    lines = [f"<tr>{lines[0]}</tr>"]
+    lines = [f"<tr>{lines[0]}</tr>"] if any(table.header) else []
     for index, row in enumerate(table.rows):
         cells = "".join(f"<td{kind}>{_html_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
         lines.append(f'<tr class="strong">{cells}</tr>' if index == table.strong else f"<tr>{cells}</tr>")

@@ -166,7 +166,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
         axes.set_ylabel(study.metric)
     # Bands reach far down where nothing was tried; what matters is between the trials and the expected values.
     heights = [reached(t) for t in measured(study)] + [h for e in found.effects for h in (*e.mean, *e.slice)]
-    margin = 0.12 * np.ptp(heights)
+    margin = 0.12 * np.ptp(heights) or 1e-3 * max(1.0, abs(heights[0]))
     panels[0].set_ylim(min(heights) - margin, max(heights) + margin)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3, frameon=False)

@@ -161,7 +161,7 @@ def gain_of(study: Study, posterior: Any | None, noise: Noise, baseline: float |
         return None
     if best is None:
         return None
-    source = "given" if baseline is not None else f"trial {base.number}, the preset's own configuration"
+    source = "given" if baseline is not None else f"trial {base.number}, where the search started"
     value = baseline if baseline is not None else base.value
     raw = study.sign * (best.value - value)
     repeated = [r for r in confirm.statistics(study) if r.gain is not None]
