@@ -11,7 +11,8 @@ g falls from 1 at the first evaluation to 0 at the last, as a power law e^-p or 
 Domhan et al., IJCAI 2015), so A and a_j are final levels; g' is its derivative by the log of the speed; f is the share
 of a level that shows late; h and r_j are Ornstein-Uhlenbeck processes. All is Gaussian given the shape of g, the spread
 of a_j, f and the noise (which may fall during a run), so curves are taken up one after the other by exact updates, and
-those are weighed on a grid by how well they explain all curves: with no other curve the priors speak, with many the study's own habits do.
+those are weighed on a grid by how well they explain all curves: with no other curve the priors speak, with many the
+study's own habits do.
 
 Known bias (200 problems of `bench/search_problems.py`): trials that deserve to be stopped end 0.5 to 0.8 sd below the
 mean told for them, since what they lose late does not show early.
