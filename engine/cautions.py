@@ -44,6 +44,8 @@ UNUSED: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("trainer.ema_decay", "trainer.ema is off", lambda c: not c.trainer.ema),
     ("post.polygon_epsilon", "regions are quads", lambda c: c.post.shape == "quad"),
     ("wandb_project", "wandb is off", lambda c: not c.wandb),
+    ("wandb_group", "wandb is off", lambda c: not c.wandb),
+    ("wandb_job_type", "wandb is off", lambda c: not c.wandb),
 ) + tuple(
     (f"augment.{field.name}", "augment.enabled is false", lambda c: not c.augment.enabled)
     for field in dataclasses.fields(AugmentConfig)

@@ -279,7 +279,10 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
     limit = config.trainer.max_steps or math.inf
     total = min(limit, config.trainer.max_epochs * steps_per_epoch) if steps_per_epoch else config.trainer.max_steps
     progress = Progress(int(total), config.trainer.max_epochs, step)
-    tracker = Tracker(config.wandb_project, folder.name, to_dict(config), folder) if config.wandb else None
+    tracker = None
+    if config.wandb:
+        labels = {"group": config.wandb_group, "job_type": config.wandb_job_type}
+        tracker = Tracker(config.wandb_project, folder.name, to_dict(config), folder, labels)
     return RunLog(metrics, progress, tracker)
 
 

@@ -328,6 +328,8 @@ class Config:
     seed: int = option(0, "seed of weights, order and augmentation", 0, 10**9)
     wandb: bool = option(False, "send metrics to Weights & Biases (offline without key or network)")
     wandb_project: str = option("dbnet-engine", "Weights & Biases project")
+    wandb_group: str = option("", "Weights & Biases group; a search groups its trials under the study's name")
+    wandb_job_type: str = option("", "Weights & Biases job type, e.g. how a search chose the trial")
     resume: str = option("none", "none, auto = the run's newest checkpoint if there is one, or a checkpoint folder")
     init_from: str = option("", "checkpoint folder whose weights start a new run; empty = none")
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -27,6 +27,7 @@ PROBE_TIMEOUT_S = 2.0
 INIT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
 LINGER_S = 120.0  # the child's time for the last uploads once the run has ended
+TRIAL = "DBNET_ATTEMPT"  # set in a search's trial (engine.search.attempt), whose processes all end with the training
 DEFAULT_SERVER = "https://api.wandb.ai"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,14 +41,18 @@ class Tracker:
         project, name: of the W&B run.
         config: nested dict of plain types, shown as the run's configuration.
         folder: the run's folder; W&B's files go to `folder/wandb`.
+        labels: group and job_type of the run; empty ones are left out.
     """
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, project: str, name: str, config: Mapping[str, Any], folder: Path, labels: Mapping[str, str] | None = None
+    ) -> None:
         self.dropped = 0
         self._queue: queue.Queue = queue.Queue(maxsize=QUEUE_SIZE)
         self._dead = threading.Event()
         self._child: subprocess.Popen | None = None
         head = {"project": project, "name": name, "config": config, "folder": str(folder.resolve()), "pid": os.getpid()}
+        head["labels"] = {key: text for key, text in (labels or {}).items() if text}
         self._thread = threading.Thread(target=self._run, args=(head,), name="tracker", daemon=True)
         self._thread.start()
 
@@ -73,8 +78,11 @@ class Tracker:
             self.dropped += 1
 
     def close(self) -> None:
-        """Waits at most CLOSE_TIMEOUT_S; the W&B process may go on sending for LINGER_S more, then it ends itself."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        """Waits at most CLOSE_TIMEOUT_S; the W&B process may go on sending for LINGER_S more, then it ends itself.
+
+        In a trial of a search it would be killed, so there LINGER_S is waited for.
+        """
+        deadline = time.monotonic() + (LINGER_S if TRIAL in os.environ else CLOSE_TIMEOUT_S)
         while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._queue.put({"end": True}, timeout=0.05)
@@ -228,6 +236,7 @@ def _init(wandb: Any, head: dict, mode: str) -> Any:
         resume="allow" if mode == "online" else None,
         dir=folder,
         config=head["config"],
+        **head["labels"],
         mode=mode,
         settings=wandb.Settings(
             init_timeout=INIT_TIMEOUT_S, silent=True, console="off", disable_git=True, x_stats_pid=head["pid"]

@@ -28,7 +28,7 @@ from pipelines.errors import UserError
 
 # Every key a user can set. A new one is added here on purpose: it is an interface, and it is in the README.
 KEYS = """
-preset name run_root seed wandb wandb_project resume init_from
+preset name run_root seed wandb wandb_project wandb_group wandb_job_type resume init_from
 data: train train_weights val test format image_size progressive batch_size global_batch workers threads
   prefetch hw_decoder_load max_page_mpx synthetic_train synthetic_val synthetic_size synthetic_seed
 augment: enabled hflip rotate_deg rotate_p scale_min scale_max aspect shift crop_tries brightness contrast brightness_p

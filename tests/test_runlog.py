@@ -226,7 +226,8 @@ def test_the_mode_of_wandb(lonely, tmp_path):
 
 
 def test_wandb_without_a_key_is_offline_and_costs_nothing(lonely, tmp_path, capfd):
-    sent = Tracker("project", "name", to_dict(load()), tmp_path)
+    labels = {"group": "the-study", "job_type": "model"}
+    sent = Tracker("project", "name", to_dict(load()), tmp_path, labels)
     start = time.perf_counter()
     for step in range(500):
         sent.log({"train/loss": 1.0}, step)
@@ -238,14 +239,19 @@ def test_wandb_without_a_key_is_offline_and_costs_nothing(lonely, tmp_path, capf
     assert time.monotonic() < deadline and not sent.alive and sent.dropped == 0
     sent.close()
     (offline,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert any(file.stat().st_size > 1000 for file in offline.glob("*.wandb"))
+    (record,) = (file.read_bytes() for file in offline.glob("*.wandb"))
+    assert len(record) > 1000 and b"the-study" in record and b"model" in record
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and "W&B is offline: no API key" in err
 
 
-def test_a_server_that_never_answers_holds_up_nothing(lonely, tmp_path, capfd):
+@pytest.mark.parametrize("trial", [False, True])
+def test_a_server_that_never_answers_holds_up_nothing(lonely, tmp_path, capfd, trial):
     lonely.setenv("WANDB_API_KEY", "a" * 40)
     lonely.setattr(tracker, "CLOSE_TIMEOUT_S", 1.0)
+    lonely.setattr(tracker, "LINGER_S", 3.0)
+    if trial:  # all its processes are ended with it: it waits for the whole time of the W&B process
+        lonely.setenv(tracker.TRIAL, "token")
     with socket.create_server(("127.0.0.1", 0)) as server:
         lonely.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         sent = Tracker("project", "name", {}, tmp_path)
@@ -253,7 +259,7 @@ def test_a_server_that_never_answers_holds_up_nothing(lonely, tmp_path, capfd):
             sent.log({"a": 1.0}, step)
         start = time.perf_counter()
         sent.close()
-        assert time.perf_counter() - start < 2.0
+        assert (2.5 if trial else 0.5) < time.perf_counter() - start < (4.0 if trial else 2.0)
     assert "still sending" in capfd.readouterr().err
     sent._child.kill()
     sent._thread.join(10)

@@ -98,6 +98,20 @@ class Parameter:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
+    def coordinate(self, value: Any) -> float:
+        """Value -> coordinate on the same scale, not held within [0, 1]: for trials known from a wider space.
+
+        Raises:
+            UserError: as `unit`.
+        """
+        unit = self.unit(value)  # checks it
+        if self.kind == "choice" or self.contains(value):
+            return unit
+        low, high = (self.values[0], self.values[-1]) if self.values else (self.low, self.high)
+        if self.scale == "log" or (self.kind == "ordinal" and low > 0):
+            return math.log(max(value, 1e-3 * low) / low) / math.log(high / low)
+        return (value - low) / (high - low)
+
     def value(self, unit: float) -> Any:
         """Coordinate -> plain Python value within the bounds."""
         unit = min(max(float(unit), 0.0), 1.0)
@@ -142,6 +156,10 @@ class Space:
     def unit(self, values: Mapping[str, Any]) -> np.ndarray:
         """Values -> units, float (P,). Keys that are no parameters are passed over; a missing one is a KeyError."""
         return np.array([p.unit(values[p.name]) for p in self.parameters])
+
+    def coordinates(self, values: Mapping[str, Any]) -> np.ndarray:
+        """As `unit`, but values beyond the bounds keep their distance: coordinates below 0 or above 1, float (P,)."""
+        return np.array([p.coordinate(values[p.name]) for p in self.parameters])
 
     def values(self, unit: Sequence[float]) -> dict[str, Any]:
         """Units (P,) -> {key: plain Python value}."""

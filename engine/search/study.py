@@ -30,6 +30,7 @@ class Trial:
     repeats: int | None = None  # confirm: number of the trial whose values these are
     state: str = "asked"
     attempts: int = 0  # started so far
+    retries: int = 0  # attempts lost to an outside cause: killed, out of memory, node lost
     curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (epochs done, metric), epochs ascending
     value: float | None = None  # best of the curve; None before the first evaluation and when infeasible
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # of the best epoch: hmean, precision, recall
@@ -50,15 +51,18 @@ class Study:
     space: Space
     metric: str = "val/hmean"
     goal: str = "maximize"  # or minimize
-    method: str = "bayes"  # or random, grid
+    method: str = "bayes"  # or prior (near the preset, no model), random, grid
     budget: int = 8  # number of trials, early-stopped ones included, confirming and imported ones not
     agents: int = 1
     seed: int = 0
     max_epochs: int = 20
-    early_stop: dict[str, Any] = dataclasses.field(default_factory=dict)  # {"type": "curve" | "hyperband" | "none", ...}
+    early_stop: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # {"type": "curve" | "hyperband" | "none", ...}
     arguments: list[str] = dataclasses.field(default_factory=list)  # preset=... key=value ... of every trial
     first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the preset's own values of the searched keys
     objective: str = ""  # module:function instead of engine.train
+    runner: dict[str, Any] = dataclasses.field(default_factory=dict)  # executor, timeout, stall, confirm
     trials: list[Trial] = dataclasses.field(default_factory=list)
 
     @property

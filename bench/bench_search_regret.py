@@ -1,0 +1,119 @@
+"""How good eight trials are: regret of the search and of its peers on problems with a known optimum.
+
+    python -m bench.bench_search_regret                      # the whole study: 200 problems a cell, about an hour
+    python -m bench.bench_search_regret --seeds 40 --block 0 # while tuning a method: its own problems
+    pytest bench/bench_search_regret.py                      # 8 problems, and the time of an ask and a tell
+
+Regret = noise-free H lost by the recommended configuration, in thousandths. Problems: `bench.search_problems`. All
+methods meet the same problems with the same noise a trial number. Intervals: 90 %, bootstrap over problems. Optuna and
+W&B's `sweeps` take part where they are installed (`pip install optuna sweeps`).
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.search_methods import METHODS, OURS, RANDOM, RIVAL, Clock
+from bench.search_problems import FIRST, SPACE, chains, problem
+
+BUDGET = 8
+CELLS = (("fitted", 1), ("fitted", 4), ("fitted", 8), ("moved", 1), ("moved", 4))
+RESAMPLES = 4000
+
+
+def regrets(name: str, family: str, agents: int, seeds: range, block: int) -> list[float]:
+    """Regrets of a method, in thousandths of H, one a problem."""
+    method = METHODS[name][0]
+    found = []
+    for seed in seeds:
+        one = problem(family, seed, block)
+        found.append(one.regret(method(one, BUDGET, agents, seed)))
+    return found
+
+
+def interval(values: np.ndarray, statistic) -> tuple[float, float]:
+    """90 % bootstrap interval of a statistic of rows (N, ...), resampled over N."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
+    return tuple(np.percentile(drawn, [5, 95]))
+
+
+def measured(names: list[str], seeds: range, block: int, workers: int) -> dict[str, list[float]]:
+    """{"method|family|agents": regrets}; methods that take no notice of agents are run once."""
+    jobs = {}
+    chains(block)  # once, before the workers are forked
+    with ProcessPoolExecutor(workers) as pool:
+        for family, agents in CELLS:
+            for name in names:
+                key = f"{name}|{family}|{agents}"
+                parts = [seeds[i::4] for i in range(4)]
+                jobs[key] = [(part, pool.submit(regrets, name, family, agents, part, block)) for part in parts]
+        results = {}
+        for key, futures in jobs.items():
+            found = {s: r for part, future in futures for s, r in zip(part, future.result(), strict=True)}
+            results[key] = [found[s] for s in seeds]
+            print(f"{key}: median {np.median(results[key]):.2f}", file=sys.stderr, flush=True)
+    return results
+
+
+def table(results: dict[str, list[float]], names: list[str]) -> str:
+    """Markdown: medians with intervals, a row a method, a column a cell."""
+    heads = [f"{family}, {agents} agent{'s' * (agents > 1)}" for family, agents in CELLS]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in names:
+        words = []
+        for family, agents in CELLS:
+            values = np.array(results[f"{name}|{family}|{agents}"])
+            low, high = interval(values, np.median)
+            words.append(f"{np.median(values):.2f} ({low:.2f}-{high:.2f})")
+        lines.append(f"| {name} | " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+def comparisons(results: dict[str, list[float]], rival: str) -> str:
+    """Markdown: ours against one method, paired: ratio of medians, share of pairs won, mean gain."""
+    lines = [f"| against {rival} | ratio of medians | pairs won | mean gain |", "|---|---|---|---|"]
+    for family, agents in CELLS:
+        pair = np.array([results[f"{OURS}|{family}|{agents}"], results[f"{rival}|{family}|{agents}"]]).T
+        ratio = np.median(pair[:, 0]) / np.median(pair[:, 1])
+        low, high = interval(pair, lambda p: np.median(p[:, 0]) / np.median(p[:, 1]))
+        gain = interval(pair, lambda p: (p[:, 1] - p[:, 0]).mean())
+        lines.append(
+            f"| {family}, {agents} agent{'s' * (agents > 1)} | {ratio:.2f} ({low:.2f}-{high:.2f}) "
+            f"| {(pair[:, 0] < pair[:, 1]).mean():.0%} "
+            f"| {(pair[:, 1] - pair[:, 0]).mean():+.2f} ({gain[0]:+.2f} to {gain[1]:+.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--block", type=int, default=1, help="0 = problems for tuning, 1 = for reporting")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--json", type=Path, help="write every regret to this file")
+    options = parser.parse_args(argv)
+    missing = [n for n in options.only if METHODS[n][1] and importlib.util.find_spec(METHODS[n][1]) is None]
+    for name in missing:
+        print(f"note: {name} is left out: the package {METHODS[name][1]} is not installed", file=sys.stderr)
+    names = [n for n in options.only if n not in missing]
+    results = measured(names, range(options.seeds), options.block, options.workers)
+    if options.json:
+        options.json.write_text(json.dumps(results) + "\n")
+    print(f"Regret after {BUDGET} trials, thousandths of H, median of {options.seeds} problems (90 % interval)\n")
+    print(table(results, names))
+    for rival in (RIVAL, RANDOM):
+        if rival in names and OURS in names:
+            print("\n" + comparisons(results, rival))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

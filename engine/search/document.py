@@ -1,0 +1,182 @@
+"""A report as a list of blocks, written as Markdown and as one HTML file that needs nothing else.
+
+Everything that comes from outside (names, reasons, values) is escaped here, in one place for each form.
+"""
+
+import base64
+import dataclasses
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 1080px; margin: 2em auto;
+  padding: 0 1em; }
+h1 { font-size: 1.7em; margin-bottom: .2em; }
+h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid #d0d7de; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .6em 0; }
+th, td { padding: 3px 9px; border-bottom: 1px solid #e4e8ec; text-align: right; white-space: nowrap; }
+th { background: #f3f5f7; } td.text, th.text { text-align: left; white-space: normal; }
+tr.strong td { font-weight: 650; background: #eef6ee; }
+div.wide { overflow-x: auto; } img { max-width: 100%; height: auto; } figure { margin: 1em 0; }
+figcaption { color: #57606a; font-size: 13px; }
+pre { background: #f3f5f7; padding: 10px; overflow-x: auto; font-size: 13px; } a { color: #0969da; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """A section's title."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A bullet list."""
+
+    lines: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A table cell that leads to a path relative to the report."""
+
+    text: str
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under a header; `strong` = index of the row to set apart. A column of numbers stands to the right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Link]]
+    strong: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A PNG beside the report, and what to see in it."""
+
+    path: Path
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Commands to copy."""
+
+    text: str
+
+
+Block = Heading | Text | Items | Table | Figure | Code
+
+
+def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
+    """GitHub's Markdown; pictures and runs by paths relative to `folder`."""
+    parts = [f"# {_md(title)}"]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"## {_md(block.text)}")
+        elif isinstance(block, Text):
+            parts.append(_md(block.text))
+        elif isinstance(block, Items):
+            parts.append("\n".join(f"- {_md(line)}" for line in block.lines))
+        elif isinstance(block, Table):
+            parts.append(_md_table(block))
+        elif isinstance(block, Figure):
+            parts.append(
+                f"![{_md(block.path.stem)}]({quote(str(block.path.relative_to(folder)))})\n\n{_md(block.caption)}"
+            )
+        else:
+            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
+            parts.append(f"{fence}\n{block.text}\n{fence}")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """One file: style inline, pictures as data, no script, nothing fetched."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>"
+    )
+    return "\n".join([head, *[_html(block) for block in blocks], "</body></html>\n"])
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h2>{html.escape(block.text)}</h2>"
+    if isinstance(block, Text):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Items):
+        return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block.lines) + "</ul>"
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Figure):
+        data = base64.b64encode(block.path.read_bytes()).decode()
+        caption = html.escape(block.caption)
+        picture = f'<img alt="{html.escape(block.path.stem)}" src="data:image/png;base64,{data}">'
+        return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    return f"<pre>{html.escape(block.text)}</pre>"
+
+
+def _plain(cell: str | Link) -> str:
+    return cell.text if isinstance(cell, Link) else cell
+
+
+def _is_text(table: Table, column: int) -> bool:
+    """Whether a column holds words rather than numbers: then it stands to the left."""
+    cells = [_plain(row[column]) for row in table.rows]
+    return any(cell and not re.fullmatch(r"[-+±]?[\d.,:e+±%hmin\- ]*", cell) for cell in cells)
+
+
+def _html_table(table: Table) -> str:
+    kinds = [' class="text"' if _is_text(table, column) else "" for column in range(len(table.header))]
+    lines = ["".join(f"<th{kind}>{html.escape(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))]
+    lines = [f"<tr>{lines[0]}</tr>"]
+    for index, row in enumerate(table.rows):
+        cells = "".join(f"<td{kind}>{_html_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        lines.append(f'<tr class="strong">{cells}</tr>' if index == table.strong else f"<tr>{cells}</tr>")
+    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _html_cell(cell: str | Link) -> str:
+    if isinstance(cell, Link):
+        return f'<a href="{html.escape(quote(cell.path))}">{html.escape(cell.text)}</a>'
+    return html.escape(cell)
+
+
+def _md_table(table: Table) -> str:
+    rule = [":--" if _is_text(table, column) else "--:" for column in range(len(table.header))]
+    lines = ["| " + " | ".join(_md(name) for name in table.header) + " |", "|" + "|".join(rule) + "|"]
+    for index, row in enumerate(table.rows):
+        cells = [_md_cell(cell) for cell in row]
+        cells = [f"**{cell}**" if index == table.strong and cell else cell for cell in cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _md_cell(cell: str | Link) -> str:
+    return f"[{_md(cell.text)}]({quote(cell.path)})" if isinstance(cell, Link) else _md(cell)
+
+
+def _md(text: str) -> str:
+    """Characters that Markdown or HTML would read get a backslash; an underscore inside a word needs none."""
+    text = " ".join(text.split())
+    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    text = re.sub(r"^([#+-]|\d+[.)])(?= )", r"\\\1", text)
+    return text.replace("&", "&amp;")

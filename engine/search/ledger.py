@@ -1,0 +1,279 @@
+"""The ledger of a study: `trials.jsonl`, append-only, and the lock that only one driver holds.
+
+What a search knows is the sum of these lines and nothing else. The driver changes its `Study` only by appending an
+event, with the same `fold` that reads the file later, so what it acts on and what a resume finds cannot differ.
+
+    {"event": "study", ...}    the first line: space, metric, method, budget, arguments, ...
+    {"event": "extend", ...}   --resume with another budget, agents or runner
+    {"event": "trial", ...}    a configuration is decided; nothing runs yet
+    {"event": "start", ...}    an attempt begins; its id fences it
+    {"event": "epoch", ...}    one validation record; the same epoch twice: the later wins
+    {"event": "cut", ...}      the attempt is over, the trial is not: it goes back to asked
+    {"event": "end", ...}      finished, stopped or infeasible
+
+Each line is one write(2) on an O_APPEND descriptor, followed by fsync. A line torn by a kill or a full disk is passed
+over by readers; the next writer starts on a line of its own.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.search.space import Space, space_from_json, space_to_json
+from engine.search.study import ENDED, Study, Trial
+from pipelines.errors import UserError
+
+FILE, LOCK = "trials.jsonl", "lock"
+VERSION = 1
+PLAIN = ("name", "metric", "goal", "method", "budget", "agents", "seed", "max_epochs", "early_stop", "arguments")
+PLAIN += ("first", "objective", "runner")  # fields of Study that stand in the first line as they are
+
+
+class Ledger:
+    """A study open for writing: `study` is always what reading the file would give.
+
+    Args:
+        folder: the study's folder; its lock is held until `close` or the end of the process.
+
+    Raises:
+        UserError: another driver holds the lock, or the folder holds no study.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = take_lock(folder)
+        try:
+            self._fold = _Fold(folder)
+            for event in _events(folder / FILE):
+                self._fold.add(event)
+            self.study = self._fold.done()
+        except UserError:
+            os.close(self._lock)
+            raise
+        self._file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND)
+        _heal(self._file, folder / FILE)
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Writes one event durably, then adds it to `study`."""
+        self.append_all([{"event": event, **fields}])
+
+    def append_all(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Writes several events in one write, e.g. trials that are decided together."""
+        lines = [_stamped(item) for item in events]
+        _write(self._file, self.folder / FILE, lines)
+        for line in lines:
+            self._fold.add(json.loads(json.dumps(line)))
+
+    def seen_minutes(self, number: int) -> float:
+        """Minutes from the start of a trial's last attempt to the last sign of it: all that is known of a lost one."""
+        start, last = self._fold.spans.get(number, (0.0, 0.0))
+        return (last - start) / 60
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        os.close(self._file)
+        os.close(self._lock)
+
+
+def take_lock(folder: Path) -> int:
+    """The descriptor of a study's lock, held by this process; the kernel frees it however the process ends.
+
+    Raises:
+        UserError: another driver holds it; the message names it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such study")
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UserError(f"{folder}: a driver runs this study already ({owner}); wait for it or stop it") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+    return descriptor
+
+
+def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
+    """Makes the folder and the ledger of a new study and opens it.
+
+    Args:
+        study: without trials.
+        events: of trials that are known from elsewhere.
+
+    Raises:
+        UserError: the folder holds a study already, or cannot be written.
+    """
+    path = study.folder / FILE
+    fields = {name: getattr(study, name) for name in PLAIN} | {"space": space_to_json(study.space)}
+    lines = [_stamped({"event": "study", "version": VERSION, **fields}), *map(_stamped, events)]
+    temporary = study.folder / f".{FILE}.{os.getpid()}"
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(temporary, path, lines)
+    except OSError as error:
+        raise UserError(f"{study.folder}: the study's folder cannot be written ({error.strerror})") from None
+    try:
+        os.link(temporary, path)  # whole or not at all, and never over another
+    except FileExistsError:
+        raise exists(study.folder) from None
+    finally:
+        temporary.unlink()
+    return Ledger(study.folder)
+
+
+def _stamped(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {"event": event["event"], "time": round(time.time(), 3), **event}
+
+
+def _write_whole(temporary: Path, path: Path, lines: list[dict]) -> None:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _write(descriptor, path, lines)
+    finally:
+        os.close(descriptor)
+
+
+def exists(folder: Path) -> UserError:
+    """The refusal of a new study in a folder that holds one."""
+    return UserError(f"{folder} exists already: --resume {folder} goes on with it, or give another --study NAME")
+
+
+def read(folder: Path) -> Study:
+    """The study of a folder, without its lock: what the ledger's events add up to.
+
+    Raises:
+        UserError: there is no study, or its first line is not readable.
+    """
+    fold = _Fold(folder)
+    for event in _events(folder / FILE):
+        fold.add(event)
+    return fold.done()
+
+
+def trial_event(trial: Trial) -> dict[str, Any]:
+    """The event that decides a trial."""
+    names = ("values", "kind", "seed", "repeats", "folder", "name")
+    return {"event": "trial", "trial": trial.number} | {name: getattr(trial, name) for name in names}
+
+
+def imported_events(trial: Trial) -> Iterator[dict[str, Any]]:
+    """The events that bring in a trial that ran elsewhere, with its curve (or its value alone) and its end."""
+    yield trial_event(dataclasses.replace(trial, kind="imported"))
+    known = [] if trial.value is None else [(max(trial.epochs, 1), trial.value)]
+    for epoch, value in trial.curve or known:
+        scores = trial.scores if value == trial.value else {}
+        yield {"event": "epoch", "trial": trial.number, "attempt": 0, "epoch": epoch, "value": value, "scores": scores}
+    yield {
+        "event": "end", "trial": trial.number, "attempt": 0, "state": trial.state, "reason": trial.reason,
+        "minutes": trial.minutes, "estimate": trial.estimate,
+    }  # fmt: skip
+
+
+def _heal(descriptor: int, path: Path) -> None:
+    """Ends a line that its writer did not get to end."""
+    size = path.stat().st_size
+    if size:
+        with path.open("rb") as file:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                os.write(descriptor, b"\n")
+
+
+def _write(descriptor: int, path: Path, lines: list[dict]) -> None:
+    data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
+    size = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, data)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free the disk, then --resume") from None
+    if written != len(data):
+        os.ftruncate(descriptor, size)  # this process holds the lock, nobody else has appended
+        raise UserError(f"{path}: cannot be written (disk full); free the disk, then --resume")
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    """Events in file order; lines that are no JSON object with an event are passed over."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: no study can be read there ({error.strerror})") from None
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and "event" in event:
+                yield event
+
+
+class _Fold:
+    """Adds events up to a study."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.study: Study | None = None
+        self._scores: dict[tuple[int, int], dict] = {}  # (trial, epoch) -> all scores of that evaluation
+        self.spans: dict[int, tuple[float, float]] = {}  # trial -> times of its last start and of its last event
+
+    def done(self) -> Study:
+        """The study; UserError when its first line is missing."""
+        if self.study is None:
+            raise UserError(f"{self.folder / FILE}: no study: its first line is missing or damaged")
+        return self.study
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Takes one event in."""
+        kind = event["event"]
+        if kind == "study" and self.study is None:
+            self.study = _study(self.folder, event)
+        if self.study is None or kind == "study":
+            return
+        if kind == "extend":
+            for name in ("budget", "agents", "runner"):
+                setattr(self.study, name, event.get(name, getattr(self.study, name)))
+        elif kind == "trial" and event["trial"] == len(self.study.trials):
+            names = ("values", "kind", "seed", "repeats", "folder", "name")
+            self.study.trials.append(Trial(number=event["trial"], **{name: event[name] for name in names}))
+        elif kind in ("start", "epoch", "cut", "end") and event["trial"] < len(self.study.trials):
+            getattr(self, f"_{kind}")(self.study.trials[event["trial"]], event)
+
+    def _start(self, trial: Trial, event: dict) -> None:
+        trial.state, trial.attempts = "running", event["attempt"]
+        self.spans[trial.number] = (event["time"], event["time"])
+
+    def _epoch(self, trial: Trial, event: dict) -> None:
+        curve = dict(trial.curve) | {event["epoch"]: event["value"]}
+        trial.curve = sorted(curve.items())
+        self._scores[trial.number, event["epoch"]] = event.get("scores") or {}
+        trial.epochs = trial.curve[-1][0]
+        self.spans[trial.number] = (self.spans.get(trial.number, (event["time"],))[0], event["time"])
+        best, trial.value = max(trial.curve, key=lambda point: self.study.sign * point[1])
+        trial.scores = self._scores[trial.number, best]
+
+    def _cut(self, trial: Trial, event: dict) -> None:
+        trial.state = "asked"
+        trial.retries += bool(event.get("outside"))
+        trial.minutes += event.get("minutes") or 0.0
+
+    def _end(self, trial: Trial, event: dict) -> None:
+        trial.state, trial.reason = event["state"], event.get("reason", "")
+        assert trial.state in ENDED
+        trial.minutes += event.get("minutes") or 0.0
+        trial.estimate = tuple(event["estimate"]) if event.get("estimate") else None
+        if trial.state == "infeasible":
+            trial.value, trial.scores = None, {}
+
+
+def _study(folder: Path, event: dict) -> Study:
+    if event.get("version") != VERSION:
+        raise UserError(f"{folder / FILE}: version {event.get('version')} of the ledger; this engine reads {VERSION}")
+    space: Space = space_from_json(event["space"])
+    return Study(folder=folder, space=space, **{name: event[name] for name in PLAIN if name in event})

@@ -1,0 +1,368 @@
+"""From the command line to a study that is checked and not yet on disk.
+
+Every bound of the space goes through `engine.config.load_config` with the settings of the trials, so that whatever a
+training would refuse is refused here, in one line, before anything has been created.
+"""
+
+import dataclasses
+import datetime
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.cautions import warnings
+from engine.config import DEFAULT_PRESET, Config, load_config
+from engine.search import ledger, rungs, sweep, table
+from engine.search.options import NEWEST, Options
+from engine.search.space import Parameter, Space
+from engine.search.study import Study, Trial
+from pipelines.errors import UserError
+
+OWN = {  # settings that the search gives to every trial itself, and what to use instead
+    "run_root": "--study-root FOLDER",
+    "name": "--study NAME",
+    "resume": "--resume STUDY",
+    "seed": "--seed N",
+    "wandb_group": "--study NAME",
+    "wandb_job_type": "nothing",
+}
+# Fields of engine.train's validation records that rank a model (engine.evaluate).
+METRICS = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
+BUDGET = 8
+HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
+KEPT = ("executor", "timeout", "stall", "fixed")  # of the runner, by a refined study
+FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
+
+
+def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[dict]]:
+    """The study that a command line asks for, alone or from what another study or a table knows.
+
+    Returns:
+        the study, notices, and the events that bring in the trials that are known.
+    """
+    known: list[Trial] = []
+    if options.refine:
+        study, notices, known = _refined(options, items)
+    else:
+        study, notices = new_study(options, items)
+        if options.import_:
+            known = table.read(options.import_, study.space, study.metric, study.goal)
+            study.budget = options.budget or 0  # a table alone is reported, nothing is trained
+    check_method(study, known=bool(known))
+    most = size(study.space)
+    if study.budget > most:
+        notices.append(f"note: the space has {most} configurations; the budget is {most}, not {study.budget}")
+        study.budget = int(most)
+    return study, notices, [event for trial in known for event in ledger.imported_events(trial)]
+
+
+def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[Trial]]:
+    """A study in the narrowed space around another's best, which knows that one's trials.
+
+    Raises:
+        UserError: there is too little to narrow it by, or settings are given that the older study has decided.
+    """
+    from engine.search import findings, refine
+
+    mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
+    mine += ("--timeout", "--stall", "--method", "--early-stop", "--baseline", "--dry-run")
+    late = [flag for flag in options.given() if flag not in mine] + list(items)
+    if late:
+        raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
+    old = ledger.read(find_study(options.refine, options))
+    space, first, known = refine.refined(old, findings.fitted(old))
+    name = _folder_name(options.study or f"{old.name}-refined")
+    folder = options.root / name if options.study_root or options.study else old.folder.parent / name
+    if (folder / ledger.FILE).exists():
+        raise ledger.exists(folder)
+    study = dataclasses.replace(
+        old, folder=folder, name=name, space=space, first=first, trials=[], budget=options.budget or BUDGET,
+        agents=options.agents or old.agents, method=options.method or old.method, seed=options.seed or old.seed,
+        runner=runner(options, {k: v for k, v in old.runner.items() if k in KEPT}),
+    )  # fmt: skip
+    if options.early_stop:
+        study.early_stop = _rules(old.max_epochs)[options.early_stop]
+    return study, [f"note: {len(known)} trials of {old.folder} are known here"], known
+
+
+def size(space: Space) -> float:
+    """Number of configurations of a space; infinite with a continuous range."""
+
+    def values(p: Parameter) -> float:
+        if p.values:
+            return len(p.values)
+        step = p.step or (1.0 if p.kind == "int" else 0.0)
+        return math.floor(p.high / step + 1e-9) - math.ceil(p.low / step - 1e-9) + 1 if step else math.inf
+
+    return math.prod(values(p) for p in space.parameters)
+
+
+def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
+    """A study from a sweep file and settings.
+
+    Args:
+        options: the flags.
+        items: `preset=... key=value ...` of every trial.
+
+    Returns:
+        the study, without trials; notices to print, one line each.
+
+    Raises:
+        UserError: whatever is wrong.
+    """
+    if options.objective and not options.sweep:
+        raise UserError("--objective needs --sweep FILE: the space of the function's values")
+    path = Path(options.sweep) if options.sweep else sweep.default_file(_preset(items))
+    found = sweep.read(path, free_keys=bool(options.objective))
+    arguments = _arguments(items, found.fixed)
+    notices = list(found.notices)
+    if options.objective:
+        first, epochs = _objective(options, found.space, items)
+        arguments = []
+    else:
+        first, epochs, more = _training(options, found, arguments)
+        notices += more
+        arguments = [item for item in arguments if item.partition("=")[0] not in found.space.names]
+    first, moved = _into_space(found.space, first)
+    rule = _early_stop(options, found.early_stop, epochs)
+    rungs.check(rule)
+    name = _folder_name(options.study or default_name(arguments, options.objective))
+    how = runner(options, {"fixed": found.fixed} if options.objective and found.fixed else {})
+    study = Study(
+        folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
+        method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
+        agents=options.agents or 1, seed=_seed(options, found.fixed), max_epochs=epochs,
+        early_stop=rule, arguments=arguments, first=first,
+        objective=options.objective or "", runner=how,
+    )  # fmt: skip
+    if study.folder.exists() and (study.folder / ledger.FILE).exists():
+        raise ledger.exists(study.folder)
+    return study, notices + moved
+
+
+def _seed(options: Options, fixed: dict[str, Any]) -> int:
+    """The flag's, else the sweep file's single value, else 0."""
+    return int(fixed.get("seed", 0)) if options.seed is None else options.seed
+
+
+def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """The rule of the flag, else the sweep file's, else the learning-curve model's."""
+    if options.objective and not options.epochs:
+        if options.early_stop not in (None, "none") or found:
+            raise UserError("early stopping with --objective needs --epochs N, the length of a whole curve")
+        return {"type": "none"}
+    if options.early_stop in (None, found.get("type")):
+        return found or rungs.default_rule(epochs)
+    return _rules(epochs)[options.early_stop]
+
+
+def _rules(epochs: int) -> dict[str, dict[str, Any]]:
+    return {"curve": rungs.default_rule(epochs), "hyperband": HYPERBAND, "none": {"type": "none"}}
+
+
+def check_method(study: Study, known: bool) -> None:
+    """Refuses a search that could only be called Bayesian: all its trials are asked before one has come back.
+
+    Args:
+        known: whether there are results already.
+    """
+    if study.method == "grid" and any(p.kind == "float" and not p.step for p in study.space.parameters):
+        raise UserError("--method grid: a parameter with a continuous range has no grid; give values or a q_ step")
+    if study.method == "bayes" and study.agents >= study.budget > 1 and not known:
+        raise UserError(
+            f"--agents {study.agents} with --budget {study.budget}: no result comes back before the last trial is "
+            f"asked, so this would be a random search; use --agents {max(1, study.budget // 2)} or fewer, "
+            "--method prior (points near the preset's configuration) or --method random"
+        )
+
+
+def runner(options: Options, before: dict[str, Any]) -> dict[str, Any]:
+    """How the driver runs a study: what is given, else what it was, else the default."""
+    default = {"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0, "baseline": None} | before
+    given = {name: getattr(options, name, None) for name in default}
+    return {name: value if given[name] is None else given[name] for name, value in default.items()}
+
+
+def find_study(text: str, options: Options) -> Path:
+    """The folder of the study that --resume, --refine or --report names: a path, a name below the root, or the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    if text != NEWEST:
+        for folder in (Path(text), options.root / text):
+            if (folder / ledger.FILE).is_file():
+                return folder
+        raise UserError(f"{text}: no study there (a folder with {ledger.FILE}), nor in {options.root}")
+    files = sorted(options.root.glob(f"*/{ledger.FILE}"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise UserError(f"--resume: {options.root} holds no study; start one with --budget N")
+    return files[-1].parent
+
+
+def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict[str, Any]:
+    """Fields of the `extend` event that a --resume asks for; {} when nothing changes.
+
+    Raises:
+        UserError: something is given that the study has decided long ago, or a budget that takes trials away.
+    """
+    late = [f"--{name.rstrip('_').replace('_', '-')}" for name in FIXED_BY_STUDY if getattr(options, name) is not None]
+    if late or items:
+        raise UserError(
+            f"{(late + list(items))[0]}: a resumed study keeps its own; --resume takes --budget, --agents, --confirm, "
+            "--executor, --timeout, --stall and --baseline"
+        )
+    if options.budget is not None and options.budget < len(study.searched):
+        raise UserError(f"--budget {options.budget}: the study has {len(study.searched)} trials already")
+    most = size(study.space)
+    if options.budget is not None and options.budget > most:
+        raise UserError(f"--budget {options.budget}: the space has {most} configurations")
+    asked = {"budget": options.budget, "agents": options.agents, "runner": runner(options, study.runner)}
+    return {name: value for name, value in asked.items() if value not in (None, getattr(study, name))}
+
+
+def _preset(items: Sequence[str]) -> str:
+    """Name of the preset among `items`, without folder and ending."""
+    names = [Path(item.partition("=")[2]).stem for item in items if item.startswith("preset=")]
+    return names[-1] if names else DEFAULT_PRESET
+
+
+def _folder_name(name: str) -> str:
+    if "/" in name or name in (".", ".."):
+        raise UserError(f"--study {name}: expected a plain folder name; the folder above it is --study-root")
+    return name
+
+
+def default_name(items: Sequence[str], objective: str | None) -> str:
+    """Preset (or function) and UTC time, as runs are named."""
+    stem = objective.rpartition(":")[2] if objective else _preset(items)
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{stem}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
+
+
+def shown(value: Any) -> str:
+    """A value as `key=value` has it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(shown(item) for item in value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _arguments(items: Sequence[str], fixed: dict[str, Any]) -> list[str]:
+    """Settings of every trial: the sweep file's single values, then the command line's, which win."""
+    for item in items:
+        key, equals, _ = item.partition("=")
+        if equals and key in OWN:
+            raise UserError(f"{item}: the search sets {key} for every trial; use {OWN[key]}")
+    return [*(f"{key}={shown(value)}" for key, value in fixed.items() if key not in OWN), *items]
+
+
+def _training(options: Options, found: Any, arguments: list[str]) -> tuple[dict, int, list[str]]:
+    """The preset's own values of the searched keys, epochs, notices; every bound has been tried by then."""
+    if options.epochs:
+        raise UserError("--epochs is for --objective; a training's length is trainer.max_epochs=N")
+    config, _ = load_config(arguments)
+    first = sweep.preset_values(found.space, arguments)
+    notices = []
+    for parameter in found.space.parameters:
+        notices += _check_parameter(parameter, arguments, config)
+        if parameter.name in {item.partition("=")[0] for item in arguments}:
+            notices.append(f"{parameter.name} is searched: the value given is where trial 0 starts")
+    key = found.metric.rpartition("/")[2]
+    if key not in METRICS:
+        raise UserError(f"metric {found.metric}: a training measures {', '.join(f'val/{name}' for name in METRICS)}")
+    selected = "hmean" if config.eval.select == "micro" else "hmean_macro"
+    if key in ("hmean", "hmean_macro") and key != selected:
+        notices.append(f"note: the search goes by {found.metric}, a trial's best checkpoint by val/{selected}")
+    return first, config.trainer.max_epochs, notices
+
+
+def _check_parameter(parameter: Parameter, arguments: list[str], config: Config) -> list[str]:
+    """Tries a parameter's bounds (or values) and one in between; returns cautions."""
+    if parameter.name in OWN or parameter.name == "preset":
+        raise UserError(f"{parameter.name} cannot be searched: the search sets it for every trial")
+    tried = list(parameter.values) or [parameter.value(0.0), parameter.value(1.0), parameter.value(0.37)]
+    idle = []
+    for value in tried:
+        try:
+            trial, _ = load_config([*arguments, f"{parameter.name}={shown(value)}"])
+        except UserError as error:
+            raise UserError(f"the space of the search: {error}") from None
+        idle.append([line for line in warnings(trial) if line.startswith(f"{parameter.name}=") and "no effect" in line])
+    lines = [found[0] for found in idle if found]
+    # a value that equals the default is never reported, so the others decide
+    if len(lines) >= len(tried) - 1 and lines:
+        return [f"WARNING: searching {parameter.name} is of no use with these settings: {lines[0]}"]
+    return []
+
+
+def _objective(options: Options, space: Space, items: Sequence[str]) -> tuple[dict, int]:
+    """Where the search of a function starts (`key=value` of searched keys, else the space's middle), and epochs."""
+    _check_objective(options.objective)
+    middle = space.values([0.5] * len(space.parameters))
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or key not in space.names:
+            raise UserError(f"{item}: with --objective only searched keys can be given, as the start: {space.names}")
+        parameter = next(p for p in space.parameters if p.name == key)
+        middle[key] = _number_or_text(parameter, text)
+        parameter.unit(middle[key])
+    return middle, options.epochs or 1
+
+
+def _number_or_text(parameter: Parameter, text: str) -> Any:
+    if parameter.kind == "choice":
+        return next((value for value in parameter.values if shown(value) == text), text)
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{parameter.name}={text}: expected a number") from None
+
+
+def _check_objective(text: str) -> None:
+    """Refuses a function whose module cannot be found; it is imported in the trials only, whatever it needs."""
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise UserError(f"--objective {text}: expected module:function")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        known = importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        known = False
+    if not known:
+        raise UserError(f"--objective {text}: there is no module {module} here; start where it can be imported")
+
+
+def _into_space(space: Space, first: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The first configuration, moved to the nearest values of the space where it lies outside, with notices."""
+    inside, notices = {}, []
+    for parameter in space.parameters:
+        value = first[parameter.name]
+        if parameter.contains(value) and not parameter.step:
+            inside[parameter.name] = value
+            continue
+        if parameter.kind == "choice":
+            nearest = parameter.values[0]
+        else:
+            nearest = parameter.value(parameter.unit(value))
+        inside[parameter.name] = nearest
+        if nearest != value:
+            notices.append(
+                f"note: {parameter.name}={shown(value)} lies outside the space; trial 0 has {shown(nearest)}"
+            )
+    return inside, notices
+
+
+def describe(study: Study) -> list[str]:
+    """The plan in a few lines, for --dry-run and the start of a search."""
+    trials = f"{study.budget} trials, {study.method}" if study.budget else "a table alone"
+    lines = [f"study {study.folder}: {trials}, {study.goal} {study.metric}"]
+    for p in study.space.parameters:
+        span = ", ".join(map(shown, p.values)) if p.values else f"{p.low:g} to {p.high:g} {p.scale}"
+        lines.append(f"  {p.name}: {span}; trial 0 has {shown(study.first[p.name])}")
+    stop = ", ".join(f"{key} {value}" for key, value in study.early_stop.items() if key != "type")
+    lines.append(f"  early stop: {study.early_stop.get('type', 'none')}{f' ({stop})' if stop else ''}")
+    return lines

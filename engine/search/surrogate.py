@@ -1,0 +1,342 @@
+"""The surrogate: where to look next, and what the trials so far say. scikit-optimize's Gaussian process, made for 8.
+
+Model of the metric f at units u (centre c = the preset's own configuration, z = u - c, all in units of `scale`):
+
+    f(u) = m - sum_i k_i z_i^2                   a quadratic valley: curvature k_i,
+           + linear(z), variance (2 k_i t)^2     whose optimum lies N(0, t^2) away from the centre,
+           + z_i z_j, variance (4 r^2 k_i k_j)   whose axes may be tilted,
+           + Matern-5/2(u), ARD                  and whatever a quadratic does not say
+    observed = f + N(0, noise^2 + (sd of an estimate)^2)
+
+The hyperparameters (k, t, length scales, amplitude, noise) are not fitted: at 8 trials a maximum of the likelihood is
+arbitrary. `DRAWS` sets of them are drawn from the priors below, each is one Gaussian process, and each counts by its
+marginal likelihood. So the prior on the preset (t) loosens by itself when the data disagree, and nothing is trapped.
+
+Next point: the largest mean + 1.5 sd of the mixture over candidates, pending trials fantasised at their mean; the last
+of the budget goes to the recommendation, so that it is a measured one. Recommended: the largest mean - 0.5 sd over the
+whole space, tried or not. Numbers behind these choices: `python -m bench.bench_search_regret`.
+
+Losses are compressed logarithmically beyond `BAD` of the best (a diverged training at H 0.2 says only "bad").
+Sources: Rasmussen and Williams 2006, sections 2.7 (explicit basis functions) and 5.4 (marginal likelihood); kriging
+believer, Ginsbourger et al. 2010.
+"""
+
+import dataclasses
+import itertools
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from skopt.learning import GaussianProcessRegressor
+from skopt.learning.gaussian_process.kernels import Kernel
+
+from engine.search.space import Space
+from engine.search.study import Study, Trial
+from pipelines.errors import UserError
+
+DRAWS = 64
+LEAST_WEIGHT = 1e-4  # of the heaviest draw; lighter ones change nothing and cost a prediction each
+H_METRICS = ("hmean", "hmean_macro", "precision", "recall", "score")
+H_SCALE, H_NOISE, H_BAD = 3e-3, 1e-3, 3e-2  # effects, noise of a training (published runs), and where losses are just bad
+CURVATURE, AWAY, TILT = (1.2, 0.7), (0.15, 0.5), 0.3  # k: median and log sd; t: log-uniform between; r
+ROUGHNESS, LENGTH, NOISE_LOG_SD = (0.3, 0.6), (0.5, 0.4), 0.4  # Matern amplitude and length scales: median, log sd
+OFFSET_VARIANCE = 25.0  # of m, in scale^2: as good as unknown
+EXPLORE, CAUTION = 1.5, 0.5
+
+
+class Valley(Kernel):
+    """Covariance of the model above for one draw of hyperparameters; inputs are features minus the centre's.
+
+    Args:
+        curvature, length: float (E,). away, roughness: floats. `E` = number of features.
+    """
+
+    def __init__(self, curvature: np.ndarray, away: float, roughness: float, length: np.ndarray) -> None:
+        self.curvature, self.away, self.roughness, self.length = curvature, away, roughness, length
+
+    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> np.ndarray:
+        assert not eval_gradient, "hyperparameters are drawn, not fitted"
+        Y = X if Y is None else Y
+        tilt = 2 * TILT * self.curvature  # product of two of them: variance 4 r^2 k_i k_j
+        straight = OFFSET_VARIANCE + (X * (2 * self.curvature * self.away) ** 2) @ Y.T
+        products = (X * tilt) @ Y.T
+        squares = (X * X * tilt**2) @ (Y * Y).T
+        crossed = (products**2 - squares) / 2  # sum over i < j of z_i z_j z'_i z'_j times the variance
+        a, b = X / self.length, Y / self.length
+        distance = np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T, 0.0)
+        r = np.sqrt(5 * distance)
+        return straight + crossed + self.roughness**2 * (1 + r + r * r / 3) * np.exp(-r)
+
+    def diag(self, X: np.ndarray) -> np.ndarray:
+        """Variance at each row of X (N, E), float (N,)."""
+        tilt = 2 * TILT * self.curvature
+        straight = OFFSET_VARIANCE + (X * X) @ (2 * self.curvature * self.away) ** 2
+        crossed = (((X * X) @ tilt) ** 2 - ((X * X) ** 2) @ tilt**2) / 2
+        return straight + crossed + self.roughness**2
+
+    def is_stationary(self) -> bool:
+        """Not: it knows a centre."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the model learns from: units, heights (higher is better, metric units) and sds of estimates, all (N,)."""
+
+    units: np.ndarray  # (N, P); trials known from a wider space may lie outside [0, 1]
+    heights: np.ndarray
+    sds: np.ndarray
+
+
+def _told(study: Study) -> Told:
+    """The ended trials. Stopped ones count with their extrapolated value and its sd; infeasible ones as the worst
+    measured height less one `scale`, give or take one: close by is not worth a training, farther away is open."""
+    rows, lost = [], []
+    for trial in study.trials:
+        if trial.state == "stopped" and trial.estimate is not None:
+            rows.append((trial, *trial.estimate))
+        elif trial.state in ("finished", "stopped") and trial.value is not None:
+            rows.append((trial, trial.value, 0.0))
+        elif trial.state == "infeasible":
+            lost.append(trial)
+    heights = [study.sign * height for _, height, _ in rows]
+    one = _scale(study.metric, np.array(heights))
+    bad = min(heights, default=0.0) - one
+    trials = [row[0] for row in rows] + lost
+    units = [study.space.coordinates(trial.values) for trial in trials]
+    return Told(
+        np.array(units).reshape(len(trials), len(study.space.parameters)),
+        np.array(heights + [bad] * len(lost)),
+        np.array([sd for *_, sd in rows] + [one] * len(lost)),
+    )
+
+
+def _scale(metric: str, heights: np.ndarray) -> float:
+    """Size of the effects of hyperparameters, in the metric's units."""
+    spread = float(heights.std()) if len(heights) > 1 else 0.0
+    if metric.rsplit("/", 1)[-1] in H_METRICS:
+        return max(H_SCALE, spread)
+    return spread or 1.0
+
+
+class Posterior:
+    """What the model says after the told trials; see `fit`.
+
+    `predict` and `sample` speak of f, without the noise of a training, in the metric's own units and direction.
+    """
+
+    def __init__(self, study: Study, told: Told) -> None:
+        self.space, self.sign = study.space, study.sign
+        self._tried = told.units
+        in_h = study.metric.rsplit("/", 1)[-1] in H_METRICS
+        self._bad = H_BAD if in_h else 10 * _scale(study.metric, told.heights)
+        self._top = float(told.heights.max())
+        losses = self._top - told.heights
+        warped = -self._bad * np.log1p(losses / self._bad)
+        self._scale = _scale(study.metric, warped)
+        self._shift = float(warped.mean())
+        self._centre = self.space.features(self.space.unit(study.first)[None])[0]
+        noise = H_NOISE / math.sqrt(H_SCALE * self._scale) if in_h else 1 / 3
+        squash = 1 / (1 + losses / self._bad)  # slope of the compression: an sd shrinks with it
+        self._draw(noise, (warped - self._shift) / self._scale, told.sds * squash / self._scale)
+
+    def _draw(self, noise_median: float, heights: np.ndarray, sds: np.ndarray) -> None:
+        """Draws hyperparameters, fits one process for each, weighs them by marginal likelihood."""
+        rng = np.random.default_rng(DRAWS)  # the same draws in every study: a search repeats exactly
+        size = len(self._centre)
+        away = np.exp(rng.uniform(*np.log(AWAY), DRAWS))
+        curvature = CURVATURE[0] * np.exp(CURVATURE[1] * rng.standard_normal((DRAWS, size)))
+        roughness = ROUGHNESS[0] * np.exp(ROUGHNESS[1] * rng.standard_normal(DRAWS))
+        length = LENGTH[0] * np.exp(LENGTH[1] * rng.standard_normal((DRAWS, size)))
+        noise = noise_median * np.exp(NOISE_LOG_SD * rng.standard_normal(DRAWS))
+        z = self._features(self._tried)
+        self._processes, likelihoods = [], []
+        for i in range(DRAWS):
+            kernel = Valley(curvature[i], away[i], roughness[i], length[i])
+            process = GaussianProcessRegressor(kernel, alpha=noise[i] ** 2 + sds**2, optimizer=None, normalize_y=False)
+            process.fit(z, heights - self._valley(z, curvature[i]))
+            self._processes.append((process, curvature[i]))
+            likelihoods.append(process.log_marginal_likelihood_value_)
+        weights = np.exp(np.array(likelihoods) - max(likelihoods))
+        kept = weights >= LEAST_WEIGHT
+        self._processes = [process for process, keep in zip(self._processes, kept) if keep]
+        self._weights = weights[kept] / weights[kept].sum()
+        self.noise_sd = float(self._weights @ noise[kept]) * self._scale
+
+    def _features(self, units: np.ndarray) -> np.ndarray:
+        return self.space.features(np.asarray(units, float)) - self._centre
+
+    @staticmethod
+    def _valley(z: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+        return -(z * z) @ curvature
+
+    def mixture(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd (N,) of the mixture at units (N, P), higher is better, in the compressed heights of the model."""
+        z = self._features(units)
+        mean, square = np.zeros(len(z)), np.zeros(len(z))
+        for weight, (process, curvature) in zip(self._weights, self._processes, strict=True):
+            with warnings.catch_warnings():  # a variance of -1e-12 at a told point is rounding
+                warnings.filterwarnings("ignore", message="Predicted variances smaller than 0")
+                mu, sd = process.predict(z, return_std=True)
+            mu = mu + self._valley(z, curvature)
+            mean += weight * mu
+            square += weight * (mu * mu + sd * sd)
+        sd = np.sqrt(np.maximum(square - mean**2, 0.0))
+        return self._shift + self._scale * mean, self._scale * sd
+
+    def predict(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and sd of the metric without noise, float (N,) each, at units (N, P)."""
+        mean, sd = self.mixture(units)
+        return self._metric(mean), sd * np.exp(np.clip(-mean / self._bad, -5, 5))
+
+    def _metric(self, heights: np.ndarray) -> np.ndarray:
+        """Undoes the compression; what the model expects above the best told value stays linear."""
+        losses = np.maximum(-heights, 0.0)
+        return self.sign * (self._top + np.maximum(heights, 0.0) - self._bad * np.expm1(np.minimum(losses / self._bad, 5)))
+
+    def sample(self, units: np.ndarray, draws: int, seed: int) -> np.ndarray:
+        """`draws` joint samples of the noise-free metric at units (N, P), float (draws, N)."""
+        rng = np.random.default_rng(seed)
+        z = self._features(units)
+        counts = rng.multinomial(draws, self._weights)
+        samples = []
+        for count, (process, curvature) in zip(counts, self._processes, strict=True):
+            if count:
+                mean, covariance = process.predict(z, return_cov=True)
+                values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+                root = vectors * np.sqrt(np.maximum(values, 0.0))
+                mean = mean + self._valley(z, curvature)
+                samples.append(mean + rng.standard_normal((count, len(z))) @ root.T)
+        heights = self._shift + self._scale * np.concatenate(samples)
+        return self._metric(rng.permutation(heights))
+
+    def best(self) -> dict[str, Any]:
+        """The recommended configuration: the largest mean - 0.5 sd over the whole space, tried or not."""
+        units = _candidates(self.space, self._tried, np.random.default_rng(1), 1000)
+        for spread in (0.05, 0.02):
+            mean, sd = self.mixture(units)
+            top = units[int(np.argmax(mean - CAUTION * sd))]
+            near = top + spread * np.random.default_rng(2).standard_normal((200, len(top)))
+            units = np.vstack([top, self.space.snap(near)])
+        mean, sd = self.mixture(units)
+        return self.space.values(units[int(np.argmax(mean - CAUTION * sd))])
+
+
+def fit(study: Study) -> Posterior:
+    """The posterior of a study's ended trials, imported and repeated ones among them.
+
+    Raises:
+        UserError: none of them has a measured value.
+    """
+    told = _told(study)
+    if not len(told.heights):
+        raise UserError(f"study {study.name}: no trial has ended yet, so there is nothing to learn from")
+    return Posterior(study, told)
+
+
+def ask(study: Study, number: int) -> tuple[dict[str, Any], str]:
+    """The configuration of trial `number` and where it comes from (one of `study.KINDS`).
+
+    Trial 0 is the preset's own configuration. Before the first result the model is asked all the same, with what it
+    believes of the trials under way (kind `prior`: points around the preset that tell most apart). Depends on the study
+    only: asked again it answers the same. Trials asked or running are taken into account, nothing is repeated.
+
+    Raises:
+        UserError: every configuration of a finite space has been asked for.
+    """
+    rng = np.random.default_rng([study.seed, number])
+    asked = [trial for trial in study.trials if trial.kind != "confirm"]
+    tried = {tuple(trial.values[name] for name in study.space.names) for trial in asked}
+    if study.method == "grid":
+        return _grid(study.space, tried), "grid"
+    if study.method == "random":
+        return _fresh(study.space, rng.uniform(size=(1000, len(study.space.parameters))), tried), "random"
+    if not study.searched:
+        own = tuple(study.first[name] for name in study.space.names)
+        if own not in tried:
+            return dict(study.first), "preset"
+    told = _told(study)
+    if study.method == "prior":
+        told, pending = _told(dataclasses.replace(study, trials=[])), asked
+    else:
+        pending = [trial for trial in asked if trial.state in ("asked", "running")]
+    kind = "model" if len(told.heights) else "prior"
+    return _fresh(study.space, _by_promise(study, _fantasised(study, told, pending), rng), tried), kind
+
+
+def _fantasised(study: Study, told: Told, pending: list[Trial]) -> Told:
+    """The told trials and the pending ones at the heights the model expects; before the first result at the prior's."""
+    if not pending:
+        return told
+    units = np.array([study.space.coordinates(trial.values) for trial in pending])
+    if len(told.heights):
+        believed = study.sign * Posterior(study, told).predict(units)[0]
+    else:
+        z = study.space.features(units) - study.space.features(study.space.unit(study.first)[None])
+        believed = -CURVATURE[0] * math.exp(CURVATURE[1] ** 2 / 2) * _scale(study.metric, told.heights) * (z * z).sum(1)
+    return Told(
+        np.vstack([told.units, units]),
+        np.concatenate([told.heights, believed]),
+        np.concatenate([told.sds, np.zeros(len(units))]),
+    )
+
+
+def _by_promise(study: Study, told: Told, rng: np.random.Generator) -> np.ndarray:
+    """Candidates (N, P), the most promising first."""
+    posterior = Posterior(study, told)
+    best = told.units[int(np.argmax(told.heights))]
+    centres = np.vstack([best[None], study.space.unit(study.first)[None]])
+    candidates = _candidates(study.space, centres, rng, 600)
+    mean, sd = posterior.mixture(candidates)
+    last = len(study.searched) + 1 >= study.budget
+    promise = mean - CAUTION * sd if last else mean + EXPLORE * sd
+    order = np.argsort(-promise, kind="stable")
+    if last:  # what `best` recommends, measured
+        return np.vstack([study.space.unit(posterior.best())[None], candidates[order]])
+    return candidates[order]
+
+
+def _candidates(space: Space, centres: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Units (about 1.5 `count`, P): uniform ones, and some around each of the centres."""
+    size = centres.shape[1]
+    each = max(20, count // (2 * len(centres)))
+    around = centres[:, None] + 0.12 * rng.standard_normal((len(centres), each, size))
+    return space.snap(np.vstack([rng.uniform(size=(count, size)), around.reshape(-1, size)]))
+
+
+def _fresh(space: Space, units: np.ndarray, tried: set[tuple]) -> dict[str, Any]:
+    """The values of the first of `units` that no trial has."""
+    for unit in space.snap(units):
+        values = space.values(unit)
+        if tuple(values.values()) not in tried:
+            return values
+    return _grid(space, tried)  # a space of few configurations
+
+
+def grid_size(space: Space) -> int:
+    """Number of configurations of a space whose every parameter has finitely many values.
+
+    Raises:
+        UserError: one has not.
+    """
+    return math.prod(len(_values(p)) for p in space.parameters)
+
+
+def _values(parameter: Any) -> list:
+    if parameter.kind in ("ordinal", "choice"):
+        return list(parameter.values)
+    if parameter.kind == "int" or parameter.step:
+        step = parameter.step or 1
+        count = int((parameter.high - parameter.low) / step) + 2
+        values = [parameter.value(parameter.unit(parameter.low + i * step)) for i in range(count)]
+        return list(dict.fromkeys(values))
+    raise UserError(f"{parameter.name}: a continuous parameter has no grid; give it `values`, or use another method")
+
+
+def _grid(space: Space, tried: set[tuple]) -> dict[str, Any]:
+    """The first configuration of the grid, the last parameter changing fastest, that no trial has."""
+    for values in itertools.product(*(_values(p) for p in space.parameters)):
+        if values not in tried:
+            return dict(zip(space.names, values, strict=True))
+    raise UserError(f"the space has {grid_size(space)} configurations and all are tried: lower --budget or widen it")

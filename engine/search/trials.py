@@ -1,0 +1,130 @@
+"""From a study and a trial to the child that runs it, and from the child's metrics.jsonl back to epochs."""
+
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import load_config
+from engine.search import objective
+from engine.search.executors import Attempt
+from engine.search.plan import shown
+from engine.search.space import Space
+from engine.search.study import Study, Trial
+
+
+def command(study: Study, trial: Trial, gpus: int) -> list[str]:
+    """The command of a trial's child, the same for each attempt: it goes on from the trial's checkpoint, if any.
+
+    Args:
+        gpus: of the agent; 0 = CPU.
+    """
+    folder = run_folder(study, trial)
+    if study.objective:
+        values = study.runner.get("fixed", {}) | trial.values  # the sweep file's single values are the function's too
+        return objective.command(study.objective, values, folder, study.metric)
+    launch = [sys.executable, "-m"]
+    if gpus > 1:
+        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
+    return [*launch, "engine.train", *settings(study, trial)]
+
+
+def settings(study: Study, trial: Trial) -> list[str]:
+    """`key=value` of a trial's training; what its run folder needs comes last."""
+    values = [f"{key}={shown(value)}" for key, value in trial.values.items()]
+    folder = run_folder(study, trial)
+    own = [f"run_root={folder.parent}", f"name={folder.name}", "resume=auto", f"seed={trial.seed}"]
+    group = [f"wandb_group={study.name}", f"wandb_job_type={trial.kind}"] if _tracked(study) else []
+    return [*study.arguments, *values, *own, *group]
+
+
+def reproduce(study: Study, trial: Trial) -> list[str]:
+    """The command that runs a trial's training again outside the study, in a run folder of its own."""
+    values = [f"{key}={shown(value)}" for key, value in trial.values.items()]
+    return ["python", "-m", "engine.train", *study.arguments, *values, f"seed={trial.seed}"]
+
+
+def _tracked(study: Study) -> bool:
+    return load_config(study.arguments)[0].wandb
+
+
+def on_cpu(study: Study) -> bool:
+    """Whether a training of this study uses no GPU whatever there is."""
+    return not study.objective and load_config(study.arguments)[0].trainer.device == "cpu"
+
+
+def run_folder(study: Study, trial: Trial) -> Path:
+    """STUDY/trials/007, absolute: nodes of a cluster start elsewhere."""
+    return study.folder.resolve() / "trials" / f"{trial.number:03d}"
+
+
+def log_file(study: Study, trial: Trial, attempt: int) -> Path:
+    """STUDY/logs/007.1.log, absolute."""
+    return study.folder.resolve() / "logs" / f"{trial.number:03d}.{attempt}.log"
+
+
+def attempt_of(study: Study, trial: Trial, gpus: int) -> Attempt:
+    """The next attempt at a trial, as the executor takes it."""
+    number = trial.attempts + 1
+    return Attempt(
+        trial=trial.number, attempt=number, id=secrets.token_hex(8), command=command(study, trial, gpus),
+        environment={}, log=log_file(study, trial, number), folder=run_folder(study, trial), gpus=gpus,
+    )  # fmt: skip
+
+
+def new_trial(study: Study, values: dict[str, Any], kind: str, seed: int, repeats: int | None = None) -> Trial:
+    """The next trial of a study, not in it yet."""
+    number = len(study.trials)
+    return Trial(number, plain_values(study.space, values), kind, seed, repeats, folder=f"trials/{number:03d}")
+
+
+def plain_values(space: Space, values: dict[str, Any]) -> dict[str, Any]:
+    """The searched keys of `values` in the order of the space."""
+    return {name: values[name] for name in space.names}
+
+
+class Tail:
+    """Reads the validation records that were appended to a metrics.jsonl since the last look.
+
+    A resumed training replaces the file by one without the records after its checkpoint, an objective by an empty one;
+    the file is then read from its start, and the caller finds records it knows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file, self._offset = 0, 0  # inode
+
+    def read(self) -> list[dict[str, Any]]:
+        """New records of kind validation, in file order; a line that is still being written waits for its end."""
+        try:
+            with self.path.open("rb") as file:
+                import os
+
+                state = os.fstat(file.fileno())
+                if state.st_ino != self._file or state.st_size < self._offset:
+                    self._file, self._offset = state.st_ino, 0
+                if state.st_size == self._offset:
+                    return []
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:  # not there yet, or just replaced
+            return []
+        whole = data.rpartition(b"\n")[0]
+        self._offset += len(whole) + bool(whole)
+        return [record for line in whole.split(b"\n") if (record := _record(line))]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # torn by a kill
+        return None
+    known = isinstance(record, dict) and record.get("kind") == "validation" and isinstance(record.get("epoch"), int)
+    return record if known else None
+
+
+def scores_of(record: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """The numbers of a validation record that a report shows."""
+    return {name: record[name] for name in names if isinstance(record.get(name), (int, float))}
