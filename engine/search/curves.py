@@ -10,8 +10,9 @@ t = e / E:
 g falls from 1 at the first evaluation to 0 at the last, as a power law e^-p or an exponential (two of the families of
 Domhan et al., IJCAI 2015), so A and a_j are final levels; g' is its derivative by the log of the speed; f is the share
 of a level that shows late; h and r_j are Ornstein-Uhlenbeck processes. All is Gaussian given the shape of g, the spread
-of a_j, f and the noise, so curves are taken up one after the other by exact updates, and those four are weighed on a
-grid by how well they explain all curves: with no other curve the priors speak, with many the study's own habits do.
+of a_j, f and the noise (which may fall during a run), so curves are taken up one after the other by exact updates, and
+those are weighed on a grid by how well they explain all curves: with no other curve the priors speak, with many the
+study's own habits do.
 
 Known bias (200 problems of `bench/search_problems.py`): trials that deserve to be stopped end 0.5 to 0.8 sd below the
 mean told for them, since what they lose late does not show early.
@@ -29,6 +30,7 @@ SHAPES = (("power", 0.5), ("power", 1.0), ("power", 2.0), ("exp", 2.0), ("exp", 
 SPREADS = (0.03, 0.1, 0.3)  # sd of the final levels of trials, in rises
 FANS = (0.0, 0.5)  # share of a final level's difference that appears late: curves fan out
 NOISES = (0.003, 0.01, 0.03)  # sd of one evaluation, in rises: 1.5e-4 to 1.5e-3 of H when H rises by 0.05
+NOISE_FALLS = (0.0, 4.0)  # noise is 1 to 5 times as large at first: it falls with the learning rate
 LEVEL_SD, RISE_SD, COMMON_SD = 0.5, 0.5, 0.1  # of A, B and h
 OWN_RISE_SD, OWN_SPEED_SD = 0.2, 0.3  # of b_j (beside the spread) and c_j
 LATE_SHARE, WANDER_SHARE = 1.0, 0.2  # of the spread: sd of l_j and r_j
@@ -141,23 +143,29 @@ def _draw(own: tuple, known: list[tuple], ahead: list[float], last: int, base: f
     mean, total, evidence = _update(mean, shared + own_terms, np.zeros_like(own_terms), noise, at, values)
     weight = np.exp(weight + evidence - (weight + evidence).max())
     to_come = [times.index(e) for e in ahead]
-    spot = np.ix_(range(len(weight)), to_come, to_come)
-    return _best_of(weight / weight.sum(), mean[:, to_come], total[spot] + noise**2 * np.eye(len(to_come)))
+    total = total[np.ix_(range(len(weight)), to_come, to_come)]
+    return _best_of(weight / weight.sum(), mean[:, to_come], total + _diagonal(noise[:, to_come]))
+
+
+def _diagonal(sd: np.ndarray) -> np.ndarray:
+    """Diagonal covariances (cells, M, M) of independent terms of sd (cells, M)."""
+    return sd[:, :, None] ** 2 * np.eye(sd.shape[1])
 
 
 def _habits(known: tuple, times: tuple[float, ...], last: int, base: float, rise: float) -> tuple[np.ndarray, ...]:
-    """What the other curves teach about any curve at `times`, in every cell (shape, spread, fan, noise) of the grid.
+    """What the other curves teach about any curve at `times`, in every cell of the grid.
 
     Returns:
         mean (cells, times) and covariance (cells, times, times) of what curves share; covariance of a curve's own
-        terms; sd of the noise (cells, 1, 1); log weight (cells,).
+        terms; sd of the noise (cells, times); log weight (cells,).
     """
     epochs = np.array(times)
-    cells = np.array(list(itertools.product(range(len(SHAPES)), SPREADS, FANS, NOISES)))
+    cells = np.array(list(itertools.product(range(len(SHAPES)), SPREADS, FANS, NOISES, NOISE_FALLS)))
     g, slope = (x[cells[:, 0].astype(int)] for x in _basis(epochs, times[0], float(last)))  # (cells, times)
-    spread, fan, noise = cells[:, 1:].T[:, :, None, None]
+    spread, fan, *loud = cells[:, 1:].T[:, :, None, None]
     wander = np.exp(-np.abs(epochs[:, None] - epochs[None]) / (MEMORY * last))
     late = 1 - (epochs / last) ** 2
+    noise = (loud[0] * (1 + loud[1] * (1 - epochs / last)))[:, 0]  # (cells, times)
     level = 1 - fan[:, 0] * late
     own_level = level[:, :, None] * level[:, None] + LATE_SHARE**2 * np.outer(late, late) + WANDER_SHARE**2 * wander
     own_terms = (
@@ -184,7 +192,7 @@ def _update(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gaussian process given values (M,) at `at`, in every cell: mean, covariance, log evidence (cells,)."""
     cells = range(len(mean))
-    seen = cov[np.ix_(cells, at, at)] + own[np.ix_(cells, at, at)] + noise**2 * np.eye(len(at))
+    seen = cov[np.ix_(cells, at, at)] + own[np.ix_(cells, at, at)] + _diagonal(noise[:, at])
     gain = np.linalg.solve(seen, cov[:, at, :]).transpose(0, 2, 1)  # (cells, times, M)
     off = values - mean[:, at]
     surprise = np.einsum("ci,ci->c", off, np.linalg.solve(seen, off[:, :, None])[:, :, 0])
