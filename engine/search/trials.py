@@ -1,6 +1,7 @@
 """From a study and a trial to the child that runs it, and from the child's metrics.jsonl back to epochs."""
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -100,8 +101,6 @@ class Tail:
         """New records of kind validation, in file order; a line that is still being written waits for its end."""
         try:
             with self.path.open("rb") as file:
-                import os
-
                 state = os.fstat(file.fileno())
                 if state.st_ino != self._file or state.st_size < self._offset:
                     self._file, self._offset = state.st_ino, 0
