@@ -14,7 +14,7 @@ of a_j, f and the noise (which may fall during a run), so curves are taken up on
 those are weighed on a grid by how well they explain all curves: with no other curve the priors speak, with many the
 study's own habits do.
 
-Known bias (200 problems of `bench/search_problems.py`): trials that deserve to be stopped end 0.5 to 0.8 sd below the
+Known bias (200 problems of `bench/search_problems.py`): trials that deserve to be stopped end 0.4 to 0.9 sd below the
 mean told for them, since what they lose late does not show early.
 """
 
