@@ -234,10 +234,12 @@ def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
     asks(monkeypatch, *({"lr": 1e-4 / (k + 1), "T_max": 15} for k in range(3)))
     going, late = rungs.Decision(False, "", None), rungs.Decision(True, "late", (0.8, 0.01))
     monkeypatch.setattr(rungs, "decide", lambda trial, study: late if (trial.number, trial.epochs) == (2, 2) else going)
-    monkeypatch.setattr(confirm, "chosen", lambda study: study.trials[:2])
+    monkeypatch.setattr(confirm, "untried", lambda study: {"lr": 3e-5, "T_max": 18})
+    monkeypatch.setattr(confirm, "chosen", lambda study: study.trials[2:4])
     calm, _, _ = run(place, "quadratic", Again(), budget=3, runner={"confirm": 1})
     states = [(trial.kind, trial.state, trial.value, trial.curve) for trial in calm.trials]
-    assert [state for _, state, *_ in states] == ["finished", "finished", "stopped", "finished", "finished"]
+    assert [state for _, state, *_ in states] == ["finished", "finished", "stopped", *["finished"] * 3]
+    assert [kind for kind, *_ in states][3:] == ["recommended", "confirm", "confirm"]
     lines = (calm.folder / ledger.FILE).read_bytes().splitlines(keepends=True)
     for count in range(1, len(lines) + 1):
         folder = place / f"cut{count}"
@@ -250,13 +252,14 @@ def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
         assert [(t.repeats, t.seed) for t in found.trials] == [(t.repeats, t.seed) for t in calm.trials], count
         assert len(set(executor.started)) == len(executor.started)
         ended = [trial.number for trial in ledger.read(folder).trials if trial.state in ENDED]
-        assert ended == list(range(5)), count
+        assert ended == list(range(6)), count
 
 
 def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15}, {"lr": 5e-5, "T_max": 15}, {"lr": 2e-5, "T_max": 15})
     from engine.search import confirm
 
+    monkeypatch.setattr(confirm, "untried", lambda study: None)  # what the model recommends is among the three
     monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[k] for k in (1, 2, 0)])
     study, _, _ = run(place, "quadratic", budget=3, runner={"confirm": 2})
     extra = [(trial.repeats, trial.seed, trial.kind, trial.state) for trial in study.trials[3:]]
@@ -267,6 +270,15 @@ def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     again.append("extend", runner={**study.runner, "confirm": 3})
     assert [(event["repeats"], event["seed"]) for event in loop.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
     again.close()
+
+
+def test_what_the_model_recommends_is_measured_before_repeats_are_chosen(place):
+    study, _, _ = run(place, "quadratic", budget=4, runner={"confirm": 1})
+    assert [trial.kind for trial in study.trials[:5]] == ["preset", "model", "model", "model", "recommended"]
+    before = Study(**{**vars(study), "trials": study.trials[:4]})
+    assert study.trials[4].values == surrogate.fit(before).best()
+    assert study.trials[4].state == "finished" and len(study.searched) == 4
+    assert {trial.kind for trial in study.trials[5:]} == {"confirm"} and len(study.trials) in (7, 8)
 
 
 def test_commands_of_trainings():

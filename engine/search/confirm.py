@@ -56,6 +56,17 @@ def ranked(study: Study, posterior: Any | None) -> list[Trial]:
     return list(unique.values())
 
 
+def untried(study: Study) -> dict[str, Any] | None:
+    """The configuration that the model recommends, if no trial has it; None too where the trials are too few for one."""
+    from engine.search.findings import fitted  # brings scikit-optimize: only when it is needed
+
+    posterior = fitted(study)
+    if posterior is None:
+        return None
+    values = posterior.best()
+    return None if any(trial.values == values for trial in study.trials) else values
+
+
 def chosen(study: Study, posterior: Any | None = None) -> list[Trial]:
     """Configurations to repeat: the two best by posterior mean among the tried ones, and the baseline.
 

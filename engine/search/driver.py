@@ -21,7 +21,7 @@ from engine.search import fence, rungs, surrogate, trials
 from engine.search.dashboard import of
 from engine.search.executors import Attempt, Exit
 from engine.search.ledger import Ledger, trial_event
-from engine.search.study import ENDED, Trial
+from engine.search.study import ENDED, Study, Trial
 
 POLL_S = 0.2
 GRACE_S = 20.0  # a stopped training's time to end by itself; a checkpoint of HRNet-W44 is written in 3 s
@@ -137,11 +137,25 @@ def _ask(driver: Driver) -> bool:
         values, kind = surrogate.ask(study, number)
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))
         return True
-    if not study.runner.get("confirm") or any(trial.state not in ENDED for trial in searched):
+    pending = any(trial.state not in ENDED for trial in study.trials if trial.kind != "confirm")
+    if not study.runner.get("confirm") or pending:
         return False
-    events = confirming(driver.book)
+    events = recommending(study) or confirming(driver.book)
     driver.book.append_all(events)
     return bool(events)
+
+
+def recommending(study: Study) -> list[dict[str, Any]]:
+    """The trial event of the model's recommendation, where no trial has its values: it is measured before it is chosen
+    for repeats. Once for a budget."""
+    from engine.search import confirm
+
+    last = max((trial.number for trial in study.searched), default=-1)
+    known = any(trial.kind == "recommended" and trial.number > last for trial in study.trials)
+    if known or study.runner.get("chosen_after") == last:
+        return []
+    values = confirm.untried(study)
+    return [trial_event(trials.new_trial(study, values, "recommended", study.seed))] if values else []
 
 
 def confirming(book: Ledger) -> list[dict[str, Any]]:

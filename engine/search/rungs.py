@@ -60,7 +60,7 @@ def check(rule: dict[str, Any]) -> None:
 def decide(trial: Trial, study: Study) -> Decision:
     """Whether to stop `trial` now.
 
-    Never: before its first value, after its last epoch, confirming and imported trials. By the curve rule never: during
+    Never: before its first value, after its last epoch, imported trials and those of --confirm. By the curve rule never: during
     warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before a trial with a curve has
     finished.
 
@@ -70,7 +70,7 @@ def decide(trial: Trial, study: Study) -> Decision:
     """
     rule = study.early_stop or default_rule(study.max_epochs)
     values = _finite(trial)
-    if rule["type"] == "none" or not values or trial.kind in ("confirm", "imported"):
+    if rule["type"] == "none" or not values or trial.kind in ("recommended", "confirm", "imported"):
         return Decision(False)
     if max(epoch for epoch, _ in values) >= study.max_epochs:
         return Decision(False)

@@ -15,8 +15,8 @@ from engine.search.space import Space
 STATES = ("asked", "running", "finished", "stopped", "infeasible")
 ENDED = ("finished", "stopped", "infeasible")
 # Where a trial's values come from: the preset's own configuration, near it, the surrogate, a uniform draw, a grid,
-# another study or a table, a repeat with another seed.
-KINDS = ("preset", "prior", "model", "random", "grid", "imported", "confirm")
+# the model's recommendation once the budget is spent, another study or a table, a repeat with another seed.
+KINDS = ("preset", "prior", "model", "random", "grid", "recommended", "imported", "confirm")
 
 
 @dataclasses.dataclass
@@ -52,7 +52,7 @@ class Study:
     metric: str = "val/hmean"
     goal: str = "maximize"  # or minimize
     method: str = "bayes"  # or prior (near the preset, no model), random, grid
-    budget: int = 8  # number of trials, early-stopped ones included, confirming and imported ones not
+    budget: int = 8  # number of trials, early-stopped ones included; those of --confirm and imported ones not
     agents: int = 1
     seed: int = 0
     max_epochs: int = 20
@@ -73,7 +73,7 @@ class Study:
     @property
     def searched(self) -> list[Trial]:
         """Trials that count towards the budget."""
-        return [trial for trial in self.trials if trial.kind not in ("imported", "confirm")]
+        return [trial for trial in self.trials if trial.kind not in ("recommended", "imported", "confirm")]
 
     def incumbent(self) -> Trial | None:
         """The ended trial with the best measured value; None before the first."""
