@@ -12,7 +12,7 @@ The hyperparameters (k, t, length scales, amplitude, noise) are not fitted: at 8
 arbitrary. `DRAWS` sets of them are drawn from the priors below, each is one Gaussian process, and each counts by its
 marginal likelihood. So the prior on the preset (t) loosens by itself when the data disagree, and nothing is trapped.
 
-Next point: the largest mean + 1.5 sd of the mixture over candidates, pending trials fantasised at their mean.
+Next point: the largest mean + 1.25 sd of the mixture over candidates, pending trials fantasised at their mean.
 Recommended: the largest mean - 0.5 sd over the whole space, tried or not (`--confirm` trains it). The numbers behind
 these choices: `python -m bench.bench_search_regret`.
 
@@ -21,13 +21,18 @@ Sources: Rasmussen and Williams 2006, sections 2.7 (explicit basis functions) an
 believer, Ginsbourger et al. 2010.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import sklearn
+from scipy.special import ndtri
+from scipy.stats import qmc
 from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import Kernel
 from threadpoolctl import ThreadpoolController
@@ -36,7 +41,7 @@ from engine.search.space import Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError
 
-DRAWS = 64
+DRAWS = 128  # a power of 2, as Sobol points want
 LEAST_WEIGHT = 1e-4  # of the heaviest draw; lighter ones change nothing and cost a prediction each
 H_METRICS = ("hmean", "hmean_macro", "precision", "recall", "score")
 H_SCALE, H_NOISE, H_BAD = (
@@ -47,10 +52,18 @@ H_SCALE, H_NOISE, H_BAD = (
 CURVATURE, AWAY, TILT = (1.2, 0.7), (0.15, 0.5), 0.3  # k: median and log sd; t: log-uniform between; r
 ROUGHNESS, LENGTH, NOISE_LOG_SD = (0.3, 0.6), (0.5, 0.4), 0.4  # Matern amplitude and length scales: median, log sd
 OFFSET_VARIANCE = 25.0  # of m, in scale^2: as good as unknown
-EXPLORE, CAUTION = 1.5, 0.5
+EXPLORE, CAUTION = 1.25, 0.5
 
-# Matrices of at most some hundred rows: BLAS threads that wait for cores, which trainings keep busy, cost 20 times more.
-_one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
+_THREADS = ThreadpoolController()
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Small matrices: BLAS threads that wait for cores, which trainings keep busy, cost 10 times more than they bring;
+    a third of the time of a fit is scikit-learn's looking at its arguments."""
+    checked = sklearn.config_context(assume_finite=True, skip_parameter_validation=True)
+    with _THREADS.limit(limits=1, user_api="blas"), checked:
+        yield
 
 
 class Valley(Kernel):
@@ -149,16 +162,18 @@ class Posterior:
         squash = 1 / (1 + losses / self._bad)  # slope of the compression: an sd shrinks with it
         self._draw(noise, (warped - self._shift) / self._scale, told.sds * squash / self._scale)
 
-    @_one_thread
+    @_lean()
     def _draw(self, noise_median: float, heights: np.ndarray, sds: np.ndarray) -> None:
         """Draws hyperparameters, fits one process for each, weighs them by marginal likelihood."""
-        rng = np.random.default_rng(DRAWS)  # the same draws in every study: a search repeats exactly
         size = len(self._centre)
-        away = np.exp(rng.uniform(*np.log(AWAY), DRAWS))
-        curvature = CURVATURE[0] * np.exp(CURVATURE[1] * rng.standard_normal((DRAWS, size)))
-        roughness = ROUGHNESS[0] * np.exp(ROUGHNESS[1] * rng.standard_normal(DRAWS))
-        length = LENGTH[0] * np.exp(LENGTH[1] * rng.standard_normal((DRAWS, size)))
-        noise = noise_median * np.exp(NOISE_LOG_SD * rng.standard_normal(DRAWS))
+        # Spread evenly, and the same in every study: a search repeats exactly.
+        cube = qmc.Sobol(2 * size + 3, seed=0).random(DRAWS)
+        normal = ndtri(cube)
+        away = AWAY[0] * (AWAY[1] / AWAY[0]) ** cube[:, 0]
+        roughness = ROUGHNESS[0] * np.exp(ROUGHNESS[1] * normal[:, 1])
+        noise = noise_median * np.exp(NOISE_LOG_SD * normal[:, 2])
+        curvature = CURVATURE[0] * np.exp(CURVATURE[1] * normal[:, 3 : 3 + size])
+        length = LENGTH[0] * np.exp(LENGTH[1] * normal[:, 3 + size :])
         z = self._features(self._tried)
         self._processes, likelihoods = [], []
         for i in range(DRAWS):
@@ -180,7 +195,7 @@ class Posterior:
     def _valley(z: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         return -(z * z) @ curvature
 
-    @_one_thread
+    @_lean()
     def mixture(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sd (N,) of the mixture at units (N, P), higher is better, in the compressed heights of the model."""
         z = self._features(units)
@@ -207,7 +222,7 @@ class Posterior:
             self._top + np.maximum(heights, 0.0) - self._bad * np.expm1(np.minimum(losses / self._bad, 5))
         )
 
-    @_one_thread
+    @_lean()
     def sample(self, units: np.ndarray, draws: int, seed: int) -> np.ndarray:
         """`draws` joint samples of the noise-free metric at units (N, P), float (draws, N)."""
         rng = np.random.default_rng(seed)
