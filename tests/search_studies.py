@@ -57,6 +57,14 @@ class Posterior:
         variance = 1 - np.einsum("ij,jk,ik->i", cross, self.inverse, cross, optimize=True)
         return cross @ self.weights * self.scale + self.centre, np.sqrt(np.maximum(variance, 0)) * self.scale
 
+    def best(self) -> dict:
+        rng, space = np.random.default_rng(1), self.study.space
+        known = np.clip([space.coordinates(t.values) for t in self.study.trials], 0.0, 1.0)
+        near = known[rng.integers(len(known), size=2000)] + 0.1 * rng.standard_normal((2000, known.shape[1]))
+        units = space.snap(np.vstack([known, near, rng.random((2000, known.shape[1]))]))
+        mean, sd = self.predict(units)
+        return space.values(units[int(np.argmax(self.study.sign * mean - 1.645 * sd))])
+
     def sample(self, units: np.ndarray, draws: int, seed: int) -> np.ndarray:
         mean, covariance = self._joint(units)
         factor = np.linalg.cholesky(covariance + np.eye(len(mean)) * 1e-6)

@@ -57,7 +57,7 @@ def ranked(study: Study, posterior: Any | None) -> list[Trial]:
 
 
 def untried(study: Study) -> dict[str, Any] | None:
-    """The configuration that the model recommends, if no trial has it; None too where the trials are too few for one."""
+    """The configuration that the model recommends, if no trial has it; None with too few trials for a model."""
     from engine.search.findings import fitted  # brings scikit-optimize: only when it is needed
 
     posterior = fitted(study)

@@ -88,19 +88,8 @@ def grid_of(parameter: Parameter, points: int) -> np.ndarray:
 
 
 def recommended(study: Study, posterior: Any) -> np.ndarray:
-    """Units (P,) with the largest lower end of the 90 % interval, among candidates: uniform ones, near trials, then
-    around the best so far. Their seed is the study's: asked again it answers the same.
-    """
-    rng, space = np.random.default_rng(study.seed), study.space
-    size = len(space.parameters)
-    known = np.clip([space.coordinates(t.values) for t in measured(study)], 0.0, 1.0)
-    near = known[rng.integers(len(known), size=400)] + 0.1 * rng.standard_normal((400, size))
-    units = space.snap(np.vstack([known, near, rng.random((400, size))]))
-    for spread in (0.06, 0.02, 0.0):
-        mean, sd = posterior.predict(units)
-        top = units[int(np.argmax(study.sign * mean - Z90 * sd))]
-        units = np.vstack([top, space.snap(top + spread * rng.standard_normal((200, size)))])
-    return top
+    """Units (P,) of the configuration that the model recommends, `surrogate.Posterior.best`."""
+    return study.space.unit(posterior.best())
 
 
 def effects(study: Study, posterior: Any, optimum: np.ndarray) -> list[Effect]:

@@ -60,9 +60,9 @@ def check(rule: dict[str, Any]) -> None:
 def decide(trial: Trial, study: Study) -> Decision:
     """Whether to stop `trial` now.
 
-    Never: before its first value, after its last epoch, imported trials and those of --confirm. By the curve rule never: during
-    warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before a trial with a curve has
-    finished.
+    Never: before its first value, after its last epoch, imported trials and those of --confirm. By the curve rule
+    never: during warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before a trial with
+    a curve has finished.
 
     Args:
         trial: running, its curve up to date.
