@@ -13,13 +13,17 @@ import argparse
 import importlib.util
 import json
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from bench.search_methods import METHODS, OURS, RANDOM, RIVAL
-from bench.search_problems import chains, problem
+from bench.search_methods import METHODS, OURS, RANDOM, RIVAL, plain_skopt
+from bench.search_problems import FIRST, SPACE, chains, problem
+from engine.search import surrogate
+from engine.search.study import Study, Trial
 
 BUDGET = 8
 CELLS = (("fitted", 1), ("fitted", 4), ("fitted", 8), ("moved", 1), ("moved", 4))
@@ -89,6 +93,30 @@ def comparisons(results: dict[str, list[float]], rival: str) -> str:
             f"| {(pair[:, 1] - pair[:, 0]).mean():+.2f} ({gain[0]:+.2f} to {gain[1]:+.2f}) |"
         )
     return "\n".join(lines)
+
+
+def test_eight_problems():
+    """Ours loses less than random on 8 fitted problems, and nothing it recommends is outside the space."""
+    mean = {name: np.mean(regrets(name, "fitted", 1, range(8), 1)) for name in (OURS, RANDOM)}
+    assert mean[OURS] < 0.8 * mean[RANDOM], mean
+
+
+@pytest.mark.quick
+def test_ask_and_tell(measure):
+    """One tell and one ask at 64 trials; below a second is the promise, scikit-optimize's own Optimizer the peer."""
+    one = problem("fitted", 0, 0)
+    rng = np.random.default_rng(0)
+    trials = [SPACE.values(unit) for unit in rng.uniform(size=(64, 4))]
+    heights = [float(one.curve(SPACE.unit(values), i).max()) for i, values in enumerate(trials)]
+    told = [Trial(i, v, "model", 0, state="finished", value=h) for i, (v, h) in enumerate(zip(trials, heights))]
+    study = Study(Path(), "", SPACE, budget=100, first=FIRST, trials=told)
+    measure(
+        "search.ask", "64 trials", lambda: surrogate.ask(study, 64), plain_skopt(trials, heights),
+        peer_name="scikit-optimize", rounds=5,
+    )  # fmt: skip
+    start = time.perf_counter()
+    surrogate.ask(study, 64)
+    assert time.perf_counter() - start < 1.0
 
 
 def main(argv: list[str]) -> int:

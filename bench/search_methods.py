@@ -108,16 +108,21 @@ def _optuna(sampler: str, first: bool, ordinal: bool, **options) -> Method:
     return method
 
 
+def _skopt_dimensions() -> list:
+    import skopt
+
+    return [
+        skopt.space.Real(p.low, p.high, prior="log-uniform") if p.kind == "float" else skopt.space.Categorical(T_VALUES)
+        for p in SPACE.parameters
+    ]
+
+
 def skopt_default(problem: Problem, budget: int, agents: int, seed: int) -> dict:
     """scikit-optimize as it comes: Optimizer(dimensions), `ask` and `tell`."""
     import skopt
 
     clock, told = Clock(problem, agents), 0
-    dimensions = [
-        skopt.space.Real(p.low, p.high, prior="log-uniform") if p.kind == "float" else skopt.space.Categorical(T_VALUES)
-        for p in SPACE.parameters
-    ]
-    optimizer = skopt.Optimizer(dimensions, random_state=seed)
+    optimizer = skopt.Optimizer(_skopt_dimensions(), random_state=seed)
     points = []
     for _ in range(budget):
         while told < clock.ended:
@@ -126,6 +131,22 @@ def skopt_default(problem: Problem, budget: int, agents: int, seed: int) -> dict
         points.append(optimizer.ask())
         clock.start({n: (int(v) if n == SPACE.names[2] else float(v)) for n, v in zip(SPACE.names, points[-1])})
     return clock.highest()
+
+
+def plain_skopt(trials: list[dict], heights: list[float]) -> Callable[[], object]:
+    """One tell and one ask of scikit-optimize's Optimizer that knows `trials` already; its GP, EI, 4 restarts."""
+    import skopt
+
+    points = [list(values.values()) for values in trials]
+    optimizer = skopt.Optimizer(_skopt_dimensions(), "GP", acq_func="EI", random_state=0)
+    optimizer.tell(points[:-1], [-height for height in heights[:-1]])
+
+    def once() -> object:
+        again = optimizer.copy(random_state=0)
+        again.tell(points[-1], -heights[-1])
+        return again.ask()
+
+    return once
 
 
 def wandb_bayes(problem: Problem, budget: int, agents: int, seed: int) -> dict:

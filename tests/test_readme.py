@@ -32,6 +32,8 @@ def _how(command: str) -> str | None:
         return None  # test_benchmarks below
     if command.startswith("torchrun") and "preset=" not in command:
         return None  # test_eight_ranks_of_the_default_preset below
+    if command.startswith("python -m engine.search"):
+        return _search(command)
     if "hrnet_w44" in command:
         local = "models.encoder.weights=hrnet_w44.safetensors"
         # The presets take timm's weights from its hub, which tests do without.
@@ -42,6 +44,18 @@ def _how(command: str) -> str | None:
     if "receipts_cpu" in command:
         return command + SMALL
     return command + " --dry-run" if "name=tuned" in command else command
+
+
+def _search(command: str) -> str:
+    """The command with --dry-run; where it makes or goes on with a study, that too, with a function for a training."""
+    if "--import" in command:
+        return command.replace("bench/data", str(ROOT / "bench" / "data"))
+    if "--study mine" in command:
+        function = "--study mine --objective search_objective:quadratic --sweep sweep.yaml --confirm 1"
+        return f"{command} --dry-run && python -m engine.search --budget 5 {function}"
+    if "--resume" in command or "--refine" in command:
+        return re.sub(r"--budget \d+", "--budget 7" if "--resume" in command else "--budget 2", command)
+    return command if "--report" in command else f"{command} --dry-run"
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +83,18 @@ def desk(tmp_path_factory):
         (folder / "SROIE" / "box" / f"{ids[-1]}.csv").write_text("\n".join(rows) + "\n")
     for name in ("train.txt", "val.txt"):
         (folder / "SROIE" / name).write_text("\n".join(ids) + "\n")
+    sweep = (
+        "method: bayes\nmetric: {name: val/hmean, goal: maximize}\nparameters:\n  T_max: {values: [15, 18, 20, 25]}\n"
+    )
+    lr = "  lr: {distribution: log_uniform_values, min: 1e-5, max: 2e-4}\n"
+    (folder / "sweep.yaml").write_text(sweep + lr)
     safetensors.torch.save_file(timm.create_model("hrnet_w44").state_dict(), folder / "hrnet_w44.safetensors")
     return folder
 
 
 def _run(command: str, folder: Path, timeout: float) -> subprocess.CompletedProcess:
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": paths, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    environment = {**os.environ, "PATH": paths, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WANDB_MODE": "offline"}
     environment.pop("TRITON_INTERPRET", None)  # a user's process has none
     done = subprocess.run(
         ["bash", "-c", command],
