@@ -19,6 +19,7 @@ mean told for them, since what they lose late does not show early.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -152,6 +153,7 @@ def _diagonal(sd: np.ndarray) -> np.ndarray:
     return sd[:, :, None] ** 2 * np.eye(sd.shape[1])
 
 
+@functools.lru_cache(maxsize=16)  # ended trials are the same for every epoch of a running one: 0.3 s -> 5 ms
 def _habits(known: tuple, times: tuple[float, ...], last: int, base: float, rise: float) -> tuple[np.ndarray, ...]:
     """What the other curves teach about any curve at `times`, in every cell of the grid.
 
