@@ -20,7 +20,7 @@ from search_studies import (
     synthetic,
 )
 
-from engine.search import confirm, effects, findings, refine, table
+from engine.search import confirm, effects, findings, refine, report, table
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError
@@ -263,6 +263,20 @@ def test_the_baseline_stays_when_the_repeats_show_no_gain(tmp_path):
     assert (best.number, best.failed, len(best.values)) == (4, 1, 2)
     assert best.low < 0 < best.high
     assert confirm.recommended(study) == 0
+
+
+def test_repeats_that_are_all_worse_than_the_baselines_are_called_a_loss(tmp_path):
+    """A search on receipts: its winner lost 0.0027 in both repeats, and the report said that no difference is shown."""
+    study = synthetic(tmp_path, 12)
+    for number, values in ((0, (0.91575, 0.89947)), (4, (0.91277, 0.89712))):
+        for seed, value in enumerate(values, 1):
+            trial = Trial(len(study.trials), study.trials[number].values, "confirm", seed, number, "finished")
+            trial.value = value
+            study.trials.append(trial)
+    gain = findings.find(study, None).gain
+    assert (gain.verdict, gain.trial) == ("a loss", 4) and gain.high < 0
+    assert confirm.recommended(study) == 0
+    assert "no gain, the baseline is better" in report.write(study).with_suffix(".md").read_text()
 
 
 # Influence, ranges, reasons

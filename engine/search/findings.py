@@ -38,7 +38,7 @@ class Gain:
     high: float | None
     by: str  # "repeats", "model" or "values"
     trial: int  # whose `expected` is: the best measured one, or the best of the repeated ones
-    verdict: str  # "shown", "no difference shown", "unknown", "the baseline is the best"
+    verdict: str  # "shown", "no difference shown", "a loss", "unknown", "the baseline is the best"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +154,7 @@ def noise_of(study: Study, posterior: Any | None) -> Noise:
 
 def gain_of(study: Study, posterior: Any | None, noise: Noise, baseline: float | None) -> Gain | None:
     """The best trial against the baseline; None where one of the two is missing."""
-    best, base = study.incumbent(), confirm.baseline_trial(study)
-    trials = measured(study)
+    base, trials = confirm.baseline_trial(study), measured(study)
     best = max(trials, key=lambda t: study.sign * t.value, default=None)
     if baseline is None and (base is None or base.value is None):
         return None
@@ -167,8 +166,7 @@ def gain_of(study: Study, posterior: Any | None, noise: Noise, baseline: float |
     repeated = [r for r in confirm.statistics(study) if r.gain is not None]
     if baseline is None and repeated:
         winner = repeated[0]
-        shown = winner.low is not None and winner.low > 0
-        verdict = "shown" if shown else "unknown" if winner.low is None else "no difference shown"
+        verdict = "unknown" if winner.low is None else _verdict(winner.low, winner.high)
         return Gain(
             value, source, best.value, raw, winner.gain, winner.low, winner.high, "repeats", winner.number, verdict
         )
@@ -178,8 +176,12 @@ def gain_of(study: Study, posterior: Any | None, noise: Noise, baseline: float |
         return Gain(value, source, best.value, raw, None, None, None, "values", best.number, "unknown")
     mean, sd = _model_gain(study, posterior, best, base if baseline is None else None, value, noise.sd)
     low, high = mean - Z90 * sd, mean + Z90 * sd
-    verdict = "shown" if low > 0 else "no difference shown"
-    return Gain(value, source, best.value, raw, mean, low, high, "model", best.number, verdict)
+    return Gain(value, source, best.value, raw, mean, low, high, "model", best.number, _verdict(low, high))
+
+
+def _verdict(low: float, high: float) -> str:
+    """In words, of a 90 % interval."""
+    return "shown" if low > 0 else "a loss" if high < 0 else "no difference shown"
 
 
 def _model_gain(study: Study, posterior: Any, best: Trial, base: Trial | None, value: float, noise: float) -> tuple:

@@ -196,7 +196,7 @@ def _verdict(found: Findings) -> str:
         "model": "the model, which allows for luck",
     }[gain.by]
     spread = f"{difference(gain.expected)} ({difference(gain.low)} to {difference(gain.high)}, 90 %)"
-    ending = "the gain is shown" if gain.verdict == "shown" else "no difference shown"
+    ending = {"shown": "the gain is shown", "a loss": "no gain, the baseline is better"}.get(gain.verdict, gain.verdict)
     return f"{measured} By {by}: {spread}: {ending}."
 
 
