@@ -20,7 +20,6 @@ others.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 
@@ -196,23 +195,3 @@ def problem(family: str, seed: int, block: int) -> Problem:
         rng = np.random.default_rng([20260206, block, seed])
         s = dataclasses.replace(s, place=rng.uniform(size=(1, 3)), offset=rng.permuted(s.offset, axis=1))
     return Problem(s, float(s.top[0]), int(np.random.SeedSequence([block, seed]).generate_state(1)[0]))
-
-
-def run(
-    problem: Problem, ask: Callable[[list], tuple[dict, str]], budget: int, agents: int
-) -> list[tuple[dict, float]]:
-    """Runs a search: `agents` trainings under way at once, all of equal length, a new one asked as soon as one ends.
-
-    Args:
-        ask: gets [(values, value or None)] in the order asked, None = under way; returns (values, ...).
-
-    Returns:
-        [(values, observed value)] in the order asked.
-    """
-    trials: list[list] = []
-    for number in range(budget):
-        for ended in range(max(0, number - agents + 1)):
-            trials[ended][1] = trials[ended][2]
-        values = ask([(t[0], t[1]) for t in trials])[0]
-        trials.append([values, None, float(problem.curve(SPACE.unit(values), number).max())])
-    return [(t[0], t[2]) for t in trials]

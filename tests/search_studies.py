@@ -72,10 +72,24 @@ class Posterior:
         return (mean + normal @ factor.T) * self.scale + self.centre
 
 
+def study_of(path: Path | str, folder: Path, space: Space, metric: str, goal: str, first: dict) -> Study:
+    """A study made of a table alone, for a report: budget = its rows, epochs = those of its longest row.
+
+    Args:
+        first: the preset's own values; {} = the middle of the space, so that the model prefers no corner of it.
+    """
+    trials = table.read(path, space, metric, goal)
+    first = first or space.values([0.5] * len(space.parameters))
+    epochs = max((trial.epochs for trial in trials), default=0)
+    return Study(
+        folder, folder.name, space, metric, goal, budget=len(trials), max_epochs=epochs, first=first, trials=trials
+    )
+
+
 def published(folder: Path, first: dict | None = None) -> Study:
     """The published study's eight rows; `first` = what the model takes for the preset, the middle when empty."""
     path = ROOT / "bench/data/published_search.csv"
-    return table.study_of(path, folder, PUBLISHED, "val/hmean", "maximize", first or {})
+    return study_of(path, folder, PUBLISHED, "val/hmean", "maximize", first or {})
 
 
 def surface(values: dict) -> float:

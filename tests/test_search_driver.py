@@ -296,7 +296,6 @@ def test_commands_of_trainings():
     ]  # fmt: skip
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=8", "-m"]
     assert eight == [sys.executable, *launcher, *one[2:]]
-    assert trials.reproduce(study, trial)[3:] == [*study.arguments, "models.optimizer.lr=1.5e-05", "seed=4"]
 
 
 def test_metrics_are_read_as_they_grow(tmp_path):

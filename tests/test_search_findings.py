@@ -212,10 +212,11 @@ def test_nothing_is_concluded_from_nothing(tmp_path, count):
 def test_noise_comes_from_repeats_once_there_are_enough(tmp_path):
     study = repeated(synthetic(tmp_path, 12), [4])
     assert "model" in findings.noise_of(study, Posterior(study)).source
-    study = repeated(synthetic(tmp_path, 12), [0, 4])
+    study = repeated(synthetic(tmp_path, 12), [0, 4, 5])
     noise = findings.noise_of(study, None)
-    pooled = [t.value - np.mean([u.value for u in study.trials if u.repeats == t.repeats]) for t in study.trials[12:]]
-    assert noise.sd == pytest.approx(math.sqrt(sum(d * d for d in pooled) / 4))
+    table = np.array([t.value for t in study.trials[12:]]).reshape(3, 3)
+    residual = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
+    assert noise.sd == pytest.approx(math.sqrt((residual**2).sum() / 4))
     assert "repeats" in noise.source
 
 
@@ -277,6 +278,25 @@ def test_repeats_that_are_all_worse_than_the_baselines_are_called_a_loss(tmp_pat
     assert (gain.verdict, gain.trial) == ("a loss", 4) and gain.high < 0
     assert confirm.recommended(study) == 0
     assert "no gain, the baseline is better" in report.write(study).with_suffix(".md").read_text()
+
+
+def test_the_noise_of_repeats_leaves_out_what_a_seed_does_to_all(tmp_path):
+    study = synthetic(tmp_path, 12)
+    for number, level in ((0, 0.967), (4, 0.973), (5, 0.970)):
+        for seed, luck in ((1, 0.02), (2, -0.02), (3, 0.0)):
+            trial = Trial(len(study.trials), study.trials[number].values, "confirm", seed, number, "finished")
+            trial.value = level + luck + 0.001 * ((number + seed) % 2)
+            study.trials.append(trial)
+    sd, degrees = confirm.pooled_noise(study)
+    assert degrees == 4 and 0.0002 < sd < 0.001
+
+
+def test_values_are_rounded_to_what_their_range_can_tell_apart():
+    narrow = Parameter("trainer.ema_decay", "float", 0.99, 0.9999)
+    assert (effects.digits2(narrow, 0.99552), effects.digits2(narrow, 0.992512)) == (0.9955, 0.9925)
+    wide = Parameter("lr", "float", 1e-5, 2e-4, "log")
+    assert (effects.digits2(wide, 1.1234e-5), effects.digits2(wide, 1.96e-4)) == (1.1e-5, 2e-4)
+    assert effects.digits2(Parameter("a", "float", -1.0, 1.0), 0.0) == 0.0
 
 
 # Influence, ranges, reasons

@@ -74,7 +74,7 @@ def test_what_the_sections_say(whole):
     assert "1 of 16 ended trials are infeasible (6 %)" in text
     assert "4 of 15 trials were stopped early: 189 epochs trained instead of 225, 16 % saved." in text
     assert "By the paired repeats of trial 4 with other seeds" in text
-    assert re.search(r"noise of one training \| sd 0\.\d+, from repeats with other seeds, 6 degrees of freedom", text)
+    assert re.search(r"noise of one training \| sd 0\.\d+, from repeats with other seeds, 4 degrees of freedom", text)
     assert f"After the repeats: trial {confirm.recommended(study)}." in text
     rows = re.findall(r"^\| \*{0,2}(\d+)\*{0,2} \| [\[*]*(\d+)", text.split("## Gain")[0], re.MULTILINE)
     by_value = sorted((t for t in study.trials[:16] if t.value), key=lambda t: -t.value)
@@ -90,7 +90,8 @@ def test_the_commands_are_those_of_a_shell(whole):
     )
     words = shlex.split(line)
     assert words[:5] == ["python", "-m", "engine.train", "preset=hrnet_w44_1280", "data.train=my receipts/train.json"]
-    assert dict(word.split("=") for word in words[5:]) == {name: str(value) for name, value in best.items()}
+    settings = {name: str(value) for name, value in best.items()} | {"seed": str(found.ranked[0].seed)}
+    assert dict(word.split("=") for word in words[5:]) == settings
 
 
 def test_it_is_self_contained_and_small(whole):

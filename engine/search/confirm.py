@@ -140,10 +140,19 @@ def recommended(study: Study) -> int | None:
 
 
 def pooled_noise(study: Study) -> tuple[float | None, int]:
-    """Standard deviation of one training from all repeats together, and its degrees of freedom; (None, 0) without."""
-    squares, degrees = 0.0, 0
-    for result in statistics(study):
-        values = np.array(result.values)
-        squares += float(((values - values.mean()) ** 2).sum())
-        degrees += len(values) - 1
-    return (math.sqrt(squares / degrees), degrees) if degrees else (None, 0)
+    """Standard deviation between trainings of one seed, and its degrees of freedom; (None, 0) without repeats.
+
+    Trials of a search share their seed, and so do the repeats of a seed: what a seed does to all of them alike is no
+    noise between them. It is the residual of the table configuration x seed, (n - 1)(k - 1) degrees of freedom, over
+    the seeds that every configuration has; with one configuration alone the scatter of its seeds, n - 1.
+    """
+    groups = [dict(zip(result.seeds, result.values)) for result in statistics(study)]
+    seeds = sorted(set.intersection(*(set(group) for group in groups))) if groups else []
+    table = np.array([[group[seed] for seed in seeds] for group in groups])  # (k, n)
+    if len(seeds) < 2:
+        return None, 0
+    residual = table - table.mean(axis=1, keepdims=True)
+    if len(table) > 1:
+        residual = residual - residual.mean(axis=0, keepdims=True)
+    degrees = (len(seeds) - 1) * max(1, len(table) - 1)
+    return math.sqrt(float((residual**2).sum()) / degrees), degrees

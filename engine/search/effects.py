@@ -71,10 +71,15 @@ class Range:
 
 
 def digits2(parameter: Parameter, value: Any) -> Any:
-    """A number with 2 significant digits and inside the bounds; values of ordinal and choice as they are."""
-    if parameter.kind == "float":
-        return min(max(float(f"{value:.1e}"), parameter.low), parameter.high)
-    return value
+    """A number to 2 significant digits, or to a hundredth of its range where that is finer (0.9955 in 0.99 to 0.9999),
+    and inside the bounds; values of ordinal and choice as they are."""
+    if parameter.kind != "float":
+        return value
+    digits = 1 - math.floor(math.log10(abs(value))) if value else 0
+    fine = 1 - math.floor(math.log10(parameter.high - parameter.low))
+    wide = parameter.scale == "log" and parameter.high > 2 * parameter.low
+    rounded = round(value, digits if wide else max(digits, fine))
+    return min(max(float(f"{rounded:.12g}"), parameter.low), parameter.high)
 
 
 def grid_of(parameter: Parameter, points: int) -> np.ndarray:
@@ -166,17 +171,18 @@ def _range(study: Study, posterior: Any, optimum: np.ndarray, noise: float, colu
     here = int(np.argmin(np.abs(grid - optimum[column])))
     loss = study.sign * (draws[:, here, None] - draws)
     best = parameter.value(optimum[column])
-    found = []
+    found, whole = [], False
     for sure in SURE:
         good = (loss < noise).mean(axis=0) >= sure
         good[here] = True  # its loss is 0, also where the noise is
         if parameter.kind in ("ordinal", "choice"):
             found.append(tuple(parameter.value(u) for u in grid[good]))
+            whole = bool(good.all())
             continue
         first, last = _run(good, here)
+        whole = first == 0 and last == len(grid) - 1
         found.append(tuple(digits2(parameter, parameter.value(grid[i])) for i in (first, last)))
     safe, wider = found
-    whole = wider == parameter.values if parameter.values else wider == (parameter.low, parameter.high)
     return Range(parameter.name, digits2(parameter, best), safe, wider, whole)
 
 

@@ -148,7 +148,7 @@ def noise_of(study: Study, posterior: Any | None) -> Noise:
     if sd and degrees >= RELIABLE:
         return Noise(sd, f"from repeats with other seeds, {degrees} degrees of freedom")
     if posterior is not None:
-        return Noise(float(posterior.noise_sd), "estimated by the model from the scatter of the trials, no repeats")
+        return Noise(float(posterior.noise_sd), "estimated by the model from the scatter of the trials")
     return Noise(None, "unknown: too few trials and no repeats")
 
 

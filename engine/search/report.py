@@ -9,6 +9,7 @@ from engine.search import confirm, figures
 from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
 from engine.search.effects import digits2, reached
 from engine.search.findings import Findings, find, fitted
+from engine.search.plan import shown
 from engine.search.space import Parameter
 from engine.search.study import Study, Trial
 from engine.search.words import called, difference, duration, number, short, show
@@ -111,7 +112,7 @@ def _overview(study: Study, found: Findings) -> list[Block]:
     if found.noise.sd:
         rows.append(["noise of one training", f"sd {found.noise.sd:.2g}, {found.noise.source}"])
     blocks: list[Block] = [Table(["", ""], rows)]
-    lead = _lead(found)
+    lead = _lead(study, found)
     return [*([Text(lead)] if lead else []), *([Items(found.limits)] if found.limits else []), *blocks]
 
 
@@ -121,14 +122,18 @@ def _rule(rule: dict) -> str:
     return kind + (f" ({rest})" if rest else "")
 
 
-def _lead(found: Findings) -> str:
+def _lead(study: Study, found: Findings) -> str:
     """The result in three sentences."""
     if not found.ranked:
         return ""
     best = found.ranked[0]
     text = f"Best: {called(best)} with {number(best.value)}."
     text += f" {_verdict(found)}" if found.gain else ""
-    if found.ranges:
+    after = confirm.recommended(study)
+    if after is not None:
+        text += f" After the repeats, use trial {after}'s values:"
+        text += ", ".join(f" {short(name)} {show(value)}" for name, value in study.trials[after].values.items()) + "."
+    elif found.ranges:
         text += " Recommended: " + ", ".join(f"{short(r.name)} {show(r.optimum)}" for r in found.ranges) + "."
     return text
 
@@ -337,7 +342,7 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
     mean, sd = found.optimum_value
     expected = f"{number(mean)} ± {1.645 * sd:.1g} (90 %)"
     text = (
-        "The surest of the good configurations: the highest lower end of the model's 90 % interval, here "
+        "By the model, the surest of the good configurations: the highest lower end of the model's 90 % interval, here "
         f"{expected}, rounded to 2 digits. Safe: 90 % sure to lose less than one noise sd against it, the other "
         "parameters as recommended; wider: two to one. Not told apart: the wider range is all that was searched."
     )
@@ -368,28 +373,29 @@ def _confirmed(study: Study, found: Findings) -> list[Block]:
 def _reproduction(study: Study, found: Findings) -> list[Block]:
     if not found.ranked:
         return []
-    best = found.ranked[0].values
+    best = found.ranked[0]
     blocks: list[Block] = [
         Heading("Reproduction"),
         Text("The best measured configuration:"),
-        Code(command(study, best)),
+        Code(command(study, best.values, best.seed)),
     ]
     after = confirm.recommended(study)
     if after is not None:
-        values = next(t.values for t in study.trials if t.number == after)
-        blocks += [Text(f"After the repeats, trial {after}:"), Code(command(study, values))]
+        trial = study.trials[after]
+        blocks += [Text(f"After the repeats, trial {after}:"), Code(command(study, trial.values, trial.seed))]
     if found.optimum:
         values = {p.name: digits2(p, found.optimum[p.name]) for p in study.space.parameters}
-        blocks += [Text("The model's recommended values:"), Code(command(study, values))]
+        blocks += [Text("The model's recommended values:"), Code(command(study, values, study.seed))]
     if not study.objective:
         blocks.append(Text("On several GPUs: torchrun --standalone --nproc_per_node N in place of python."))
     return blocks
 
 
-def command(study: Study, values: dict[str, Any]) -> str:
+def command(study: Study, values: dict[str, Any], seed: int) -> str:
     """The training with these values, for a shell; of an objective, the call in Python."""
     if study.objective:
         module, _, function = study.objective.partition(":")
+        values = study.runner.get("fixed", {}) | values
         return f"from {module} import {function}\n{function}({values!r}, lambda epoch, value: None)"
-    settings = [f"{name}={value}" for name, value in values.items()]
-    return shlex.join(["python", "-m", "engine.train", *study.arguments, *settings])
+    settings = [f"{name}={shown(value)}" for name, value in values.items()]
+    return shlex.join(["python", "-m", "engine.train", *study.arguments, *settings, f"seed={seed}"])

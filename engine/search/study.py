@@ -76,6 +76,8 @@ class Study:
         return [trial for trial in self.trials if trial.kind not in ("recommended", "imported", "confirm")]
 
     def incumbent(self) -> Trial | None:
-        """The ended trial with the best measured value; None before the first."""
-        known = [t for t in self.trials if t.value is not None and t.state in ("finished", "stopped")]
+        """The ended trial with the best measured value, repeats left out; None before the first."""
+        known = [
+            t for t in self.trials if t.kind != "confirm" and t.value is not None and t.state in ("finished", "stopped")
+        ]
         return max(known, key=lambda t: self.sign * t.value, default=None)

@@ -51,6 +51,7 @@ H_SCALE, H_NOISE, H_BAD = (
 )  # effects, noise of a training (published runs), and where losses are just bad
 CURVATURE, AWAY, TILT = (1.2, 0.7), (0.15, 0.5), 0.3  # k: median and log sd; t: log-uniform between; r
 ROUGHNESS, LENGTH, NOISE_LOG_SD = (0.3, 0.6), (0.5, 0.4), 0.4  # Matern amplitude and length scales: median, log sd
+WORST = 3.0  # compressed losses end here: 20 times H_BAD is as bad as can be
 OFFSET_VARIANCE = 25.0  # of m, in scale^2: as good as unknown
 EXPLORE, CAUTION = 1.25, 1.645
 
@@ -112,10 +113,15 @@ class Told:
 
 def _told(study: Study) -> Told:
     """The ended trials. Stopped ones count with their extrapolated value and its sd; infeasible ones as the worst
-    measured height less one `scale`, give or take one: close by is not worth a training, farther away is open."""
+    measured height less one `scale`, give or take one: close by is not worth a training, farther away is open. From
+    repeats is taken what their seed did to all of them alike: the others had another seed."""
     rows, lost = [], []
+    shifts = _seed_shifts(study)
     for trial in study.trials:
-        if trial.state == "stopped" and trial.estimate is not None:
+        if trial.kind == "confirm":
+            if trial.state == "finished" and trial.value is not None and trial.seed in shifts:
+                rows.append((trial, trial.value - shifts[trial.seed], 0.0))
+        elif trial.state == "stopped" and trial.estimate is not None:
             rows.append((trial, *trial.estimate))
         elif trial.state in ("finished", "stopped") and trial.value is not None:
             rows.append((trial, trial.value, 0.0))
@@ -133,12 +139,32 @@ def _told(study: Study) -> Told:
     )
 
 
+def _seed_shifts(study: Study) -> dict[int, float]:
+    """{seed of repeats: mean of its values less that of the same configurations' first values}, of seeds that at least
+    two configurations have; with one, a seed and luck cannot be told apart."""
+    pairs: dict[int, list[float]] = {}
+    for trial in study.trials:
+        first = study.trials[trial.repeats] if trial.kind == "confirm" and trial.repeats is not None else None
+        if first is not None and trial.state == first.state == "finished" and None not in (trial.value, first.value):
+            pairs.setdefault(trial.seed, []).append(trial.value - first.value)
+    return {seed: float(np.mean(found)) for seed, found in pairs.items() if len(found) > 1}
+
+
 def _scale(metric: str, heights: np.ndarray) -> float:
     """Size of the effects of hyperparameters, in the metric's units."""
     spread = float(heights.std()) if len(heights) > 1 else 0.0
     if metric.rsplit("/", 1)[-1] in H_METRICS:
         return max(H_SCALE, spread)
     return spread or 1.0
+
+
+def _beyond(metric: str, heights: np.ndarray) -> float:
+    """The loss against the best from which on bad is bad. Of a metric that is no H-mean it is known by its values only:
+    20 times the spread of the better half, which one diverged trial does not move."""
+    if metric.rsplit("/", 1)[-1] in H_METRICS:
+        return H_BAD
+    better = np.sort(heights)[len(heights) // 2 :]
+    return 20 * float(better.std()) or 10 * _scale(metric, heights)
 
 
 class Posterior:
@@ -151,10 +177,10 @@ class Posterior:
         self.space, self.sign = study.space, study.sign
         self._tried = told.units
         in_h = study.metric.rsplit("/", 1)[-1] in H_METRICS
-        self._bad = H_BAD if in_h else 10 * _scale(study.metric, told.heights)
+        self._bad = _beyond(study.metric, told.heights)
         self._top = float(told.heights.max())
         losses = self._top - told.heights
-        warped = -self._bad * np.log1p(losses / self._bad)
+        warped = -self._bad * np.minimum(np.log1p(losses / self._bad), WORST)
         self._scale = _scale(study.metric, warped)
         self._shift = float(warped.mean())
         self._centre = self.space.features(self.space.unit(study.first)[None])[0]
@@ -213,7 +239,7 @@ class Posterior:
     def predict(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean and sd of the metric without noise, float (N,) each, at units (N, P)."""
         mean, sd = self.mixture(units)
-        return self._metric(mean), sd * np.exp(np.clip(-mean / self._bad, -5, 5))
+        return self._metric(mean), sd * np.exp(np.clip(-mean / self._bad, 0, 5))
 
     def _metric(self, heights: np.ndarray) -> np.ndarray:
         """Undoes the compression; what the model expects above the best told value stays linear."""
@@ -278,12 +304,12 @@ def ask(study: Study, number: int) -> tuple[dict[str, Any], str]:
     tried = {tuple(trial.values[name] for name in study.space.names) for trial in asked}
     if study.method == "grid":
         return _grid(study.space, tried), "grid"
-    if study.method == "random":
-        return _fresh(study.space, rng.uniform(size=(1000, len(study.space.parameters))), tried), "random"
-    if not study.searched:
+    if not study.searched and study.method != "grid":
         own = tuple(study.first[name] for name in study.space.names)
         if own not in tried:
             return dict(study.first), "preset"
+    if study.method == "random":
+        return _fresh(study.space, rng.uniform(size=(1000, len(study.space.parameters))), tried), "random"
     told = _told(study)
     if study.method == "prior":
         told, pending = _told(dataclasses.replace(study, trials=[])), asked

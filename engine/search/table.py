@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.search import curves
 from engine.search.space import Parameter, Space
-from engine.search.study import ENDED, Study, Trial
+from engine.search.study import ENDED, Trial
 from pipelines.errors import UserError
 
 ORDERS = ("order", "number", "trial", "run")
@@ -54,20 +54,6 @@ def read(path: Path | str, space: Space, metric: str = "val/hmean", goal: str = 
     for number, trial in enumerate(trials):
         trial.number = number
     return trials
-
-
-def study_of(path: Path | str, folder: Path, space: Space, metric: str, goal: str, first: dict[str, Any]) -> Study:
-    """A study made of a table alone, for a report: budget = its rows, epochs = those of its longest row.
-
-    Args:
-        first: the preset's own values; {} = the middle of the space, so that the model prefers no corner of it.
-    """
-    trials = read(path, space, metric, goal)
-    first = first or space.values([0.5] * len(space.parameters))
-    epochs = max((trial.epochs for trial in trials), default=0)
-    return Study(
-        folder, folder.name, space, metric, goal, budget=len(trials), max_epochs=epochs, first=first, trials=trials
-    )
 
 
 def _cells(path: Path) -> tuple[list[str], list[list[str]]]:

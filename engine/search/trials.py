@@ -41,12 +41,6 @@ def settings(study: Study, trial: Trial) -> list[str]:
     return [*study.arguments, *values, *own, *group]
 
 
-def reproduce(study: Study, trial: Trial) -> list[str]:
-    """The command that runs a trial's training again outside the study, in a run folder of its own."""
-    values = [f"{key}={shown(value)}" for key, value in trial.values.items()]
-    return ["python", "-m", "engine.train", *study.arguments, *values, f"seed={trial.seed}"]
-
-
 def _tracked(study: Study) -> bool:
     return load_config(study.arguments)[0].wandb
 
