@@ -228,6 +228,19 @@ def test_warm_up_is_read_from_arguments_and_searched_values():
     assert not rungs.decide(trial, study).stop
 
 
+def test_an_imported_value_of_a_longer_training_is_nothing_to_beat():
+    """A table of 30 epochs with trainings of 15 had stopped what was well on its way."""
+    *whole, own = some_curves(3, 6)
+    study = make_study(whole, [own[:8]])
+    trial = study.trials[-1]
+    before = rungs.decide(trial, study)
+    study.trials.insert(0, Trial(99, {}, "imported", 0, state="finished", value=0.999, epochs=30, curve=[(30, 0.999)]))
+    assert rungs.decide(trial, study) == before
+    study.trials[0].epochs = EPOCHS
+    study.trials[0].curve = [(EPOCHS, 0.999)]
+    assert rungs.decide(trial, study) != before
+
+
 def test_who_is_never_stopped():
     whole = some_curves(2, 3)
     study = make_study(whole, [HOPELESS[:8]])

@@ -90,15 +90,22 @@ def _finite(trial: Trial) -> list[tuple[int, float]]:
 
 
 def _forecast(trial: Trial, study: Study) -> curves.Forecast:
-    ended = [t.curve for t in study.trials if t.number != trial.number and t.state in ("finished", "stopped")]
+    others = [t for t in _comparable(study).trials if t.number != trial.number]
+    ended = [t.curve for t in others if t.state in ("finished", "stopped")]
     return curves.forecast(trial.curve, [c for c in ended if c], study.max_epochs, study.sign)
+
+
+def _comparable(study: Study) -> Study:
+    """Without imported trials of longer trainings: no trial here can be asked to beat a value of 15 epochs in 5."""
+    known = [t for t in study.trials if t.kind != "imported" or t.epochs <= study.max_epochs]
+    return dataclasses.replace(study, trials=known)
 
 
 def _curve(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
     first = min(trial.number, *(t.number for t in study.searched))
     done = max(epoch for epoch, _ in _finite(trial))
     least = rule.get("min_epochs", default_rule(study.max_epochs)["min_epochs"])
-    incumbent = study.incumbent()
+    incumbent = _comparable(study).incumbent()
     finished = any(t.state == "finished" and len(t.curve) > 1 for t in study.trials)
     if trial.number == first or done < max(least, _warmup(trial, study)) or not finished or incumbent is None:
         return Decision(False)
