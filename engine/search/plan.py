@@ -90,14 +90,8 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
 
 def size(space: Space) -> float:
     """Number of configurations of a space; infinite with a continuous range."""
-
-    def values(p: Parameter) -> float:
-        if p.values:
-            return len(p.values)
-        step = p.step or (1.0 if p.kind == "int" else 0.0)
-        return math.floor(p.high / step + 1e-9) - math.ceil(p.low / step - 1e-9) + 1 if step else math.inf
-
-    return math.prod(values(p) for p in space.parameters)
+    options = [parameter.options() for parameter in space.parameters]
+    return math.inf if None in options else math.prod(map(len, options))
 
 
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
@@ -169,7 +163,7 @@ def check_method(study: Study, known: bool) -> None:
     Args:
         known: whether there are results already.
     """
-    if study.method == "grid" and any(p.kind == "float" and not p.step for p in study.space.parameters):
+    if study.method == "grid" and size(study.space) == math.inf:
         raise UserError("--method grid: a parameter with a continuous range has no grid; give values or a q_ step")
     if study.method == "bayes" and study.agents >= study.budget > 1 and not known:
         raise UserError(
