@@ -20,7 +20,7 @@ from engine.search import ledger, rungs, surrogate, trials
 from engine.search.executors import Exit
 from engine.search.executors.local import LocalExecutor
 from engine.search.space import Parameter, Space
-from engine.search.study import ENDED, Study
+from engine.search.study import ENDED, Study, Trial
 
 TESTS = Path(__file__).parent
 LR = Parameter("lr", "float", 1e-5, 2e-4, "log")
@@ -91,6 +91,18 @@ def test_a_search_ends_with_every_trial_told(place):
     assert study.trials[0].kind == "preset" and study.trials[0].values == study.first
     assert len({tuple(trial.values.items()) for trial in study.trials}) == 5
     assert sum("starts" in line for line in lines) == sum("finished" in line for line in lines) == 5
+
+
+def test_a_space_that_is_known_before_the_budget_is_spent_ends_the_search(place):
+    """A budget of 4 for the 4 configurations of a space, two of which came from elsewhere."""
+    study = Study(place / "s", "s", Space((T_MAX,)), budget=4, agents=2, max_epochs=5, runner=RUNNER)
+    study.objective, study.first, study.early_stop = "search_objective:slow_T_max", {"T_max": 15}, {"type": "none"}
+    known = [Trial(0, {"T_max": 18}, "imported", 0, state="finished", value=0.8)]
+    known.append(Trial(1, {"T_max": 20}, "recommended", 0, state="finished", value=0.7))
+    book = ledger.create(study, [event for trial in known for event in ledger.imported_events(trial)])
+    found, _, done = run(place, "", book=book)
+    assert done and [trial.values["T_max"] for trial in found.searched] == [15, 25]
+    assert {(trial.state, trial.attempts) for trial in found.searched} == {("finished", 1)}
 
 
 def test_ill_trials_are_infeasible_and_the_search_goes_on(place, monkeypatch):

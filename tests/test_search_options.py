@@ -311,6 +311,17 @@ def test_a_small_space_bounds_the_budget(here):
     assert plan.size(Space((Parameter("a", "int", 2, 5), Parameter("b", "float")))) == float("inf")
 
 
+def test_what_is_known_of_a_small_space_is_not_part_of_the_budget(here):
+    path = sweep_file(here, "  models.scheduler.T_max: {values: [15, 18, 20, 25]}\n")
+    (here / "t.csv").write_text("T_max,val/hmean\n18,0.9\n18,0.91\n19,0.92\n")
+    given = options.parse(["--import", "t.csv", "--sweep", path, "--budget", "4", "--study", "a"])
+    study, notices, events = plan.prepare(*given)
+    assert study.budget == 3 and any("3 are left" in line for line in notices)
+    ledger.create(study, events).close()
+    with pytest.raises(UserError, match="--budget 4: .* 3 configurations"):
+        plan.resume_changes(ledger.read(study.folder), *options.parse(["--resume", "a", "--budget", "4"]))
+
+
 def test_help_is_quick_and_a_dry_run_creates_nothing(here):
     command = [sys.executable, "-X", "importtime", "-m", "engine.search"]
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.progress import duration
-from engine.search import fence, rungs, surrogate, trials
+from engine.search import fence, plan, rungs, surrogate, trials
 from engine.search.dashboard import of
 from engine.search.executors import Attempt, Exit
 from engine.search.ledger import Ledger, trial_event
@@ -131,8 +131,8 @@ def fill(driver: Driver) -> None:
 def _ask(driver: Driver) -> bool:
     """Decides the next trial, or all confirming ones; False when nothing is left to decide."""
     study = driver.book.study
-    searched = study.searched
-    if len(searched) < study.budget:
+    # trials that count towards no budget (imported, recommended) use up a finite space all the same
+    if len(study.searched) < study.budget and plan.untried(study.space, study.trials) > 0:
         number = len(study.trials)
         values, kind = surrogate.ask(study, number)
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))

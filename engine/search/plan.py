@@ -52,9 +52,10 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
             known = table.read(options.import_, study.space, study.metric, study.goal)
             study.budget = options.budget or 0  # a table alone is reported, nothing is trained
     check_method(study, known=bool(known))
-    most = size(study.space)
+    most = untried(study.space, known)
     if study.budget > most:
-        notices.append(f"note: the space has {most} configurations; the budget is {most}, not {study.budget}")
+        words = f"of the {size(study.space)} configurations of the space {most} are left"
+        notices.append(f"note: {words}; the budget is {most}, not {study.budget}")
         study.budget = int(most)
     return study, notices, [event for trial in known for event in ledger.imported_events(trial)]
 
@@ -92,6 +93,15 @@ def size(space: Space) -> float:
     """Number of configurations of a space; infinite with a continuous range."""
     options = [parameter.options() for parameter in space.parameters]
     return math.inf if None in options else math.prod(map(len, options))
+
+
+def untried(space: Space, trials: Sequence[Trial]) -> float:
+    """Number of configurations of a space that no trial has, repeats left out; infinite with a continuous range."""
+    if size(space) == math.inf:
+        return math.inf
+    options = [set(parameter.options()) for parameter in space.parameters]
+    tried = {tuple(trial.values[name] for name in space.names) for trial in trials if trial.kind != "confirm"}
+    return size(space) - sum(all(map(set.__contains__, options, values)) for values in tried)
 
 
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
@@ -211,9 +221,9 @@ def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict
         )
     if options.budget is not None and options.budget < len(study.searched):
         raise UserError(f"--budget {options.budget}: the study has {len(study.searched)} trials already")
-    most = size(study.space)
+    most = len(study.searched) + untried(study.space, study.trials)
     if options.budget is not None and options.budget > most:
-        raise UserError(f"--budget {options.budget}: the space has {most} configurations")
+        raise UserError(f"--budget {options.budget}: the space has no more than {most} configurations to search")
     asked = {"budget": options.budget, "agents": options.agents, "runner": runner(options, study.runner)}
     return {name: value for name, value in asked.items() if value not in (None, getattr(study, name))}
 
