@@ -318,7 +318,7 @@ def test_what_is_known_of_a_small_space_is_not_part_of_the_budget(here):
     study, notices, events = plan.prepare(*given)
     assert study.budget == 3 and any("3 are left" in line for line in notices)
     ledger.create(study, events).close()
-    with pytest.raises(UserError, match="--budget 4: .* 3 configurations"):
+    with pytest.raises(UserError, match=r"--budget 4: .* 3 configurations"):
         plan.resume_changes(ledger.read(study.folder), *options.parse(["--resume", "a", "--budget", "4"]))
 
 
