@@ -222,6 +222,25 @@ def test_the_objectives_start(here):
         assert words in message("--sweep", path, "--objective", *argv), argv
 
 
+def test_an_objective_starts_with_values_of_the_parameters_own_types(here):
+    path = sweep_file(here, "  n: {min: 1, max: 9}\n  T_max: {values: [15, 20]}\n  c: {values: [[1, 2], [3]]}\n")
+    (here / "mine.py").touch()
+    given = ("--objective", "mine:f", "--sweep", path)
+    study, notices = study_of(*given, "n=3", "T_max=15.0", "c=[1,2]")
+    assert json.dumps(study.first) == '{"n": 3, "T_max": 15, "c": "[1,2]"}' and notices == []
+    study, notices = study_of(*given, "n=12", "T_max=16")
+    assert json.dumps([study.first["n"], study.first["T_max"]]) == "[9, 15]" and len(notices) == 2
+    assert "n=3.5: expected a whole number" in message(*given, "n=3.5")
+    assert "expected one of [1,2], [3]" in message(*given, "c=[4]")
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5", "true"])
+def test_the_seed_of_a_sweep_file_is_checked_as_the_flags(here, seed):
+    (here / "mine.py").touch()
+    path = sweep_file(here, f"  x: {{min: 0.0, max: 1.0}}\n  seed: {{value: {seed}}}\n")
+    assert f"seed {seed}: " in message("--objective", "mine:f", "--sweep", path)
+
+
 def test_what_a_resume_can_change(tmp_path):
     space = Space((Parameter("x", "float"),))
     study = Study(

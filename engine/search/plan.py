@@ -16,7 +16,7 @@ from typing import Any
 from engine.cautions import warnings
 from engine.config import DEFAULT_PRESET, Config, load_config
 from engine.search import ledger, rungs, sweep, table
-from engine.search.options import NEWEST, Options
+from engine.search.options import FIELDS, NEWEST, Options, value_of
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError
@@ -148,8 +148,10 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
 
 
 def _seed(options: Options, fixed: dict[str, Any]) -> int:
-    """The flag's, else the sweep file's single value, else 0."""
-    return int(fixed.get("seed", 0)) if options.seed is None else options.seed
+    """The flag's, else the sweep file's single value, which may be no other than the flag's, else 0."""
+    if options.seed is not None:
+        return options.seed
+    return value_of("parameters: seed", shown(fixed.get("seed", 0)), FIELDS["--seed"])
 
 
 def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
@@ -320,9 +322,12 @@ def _number_or_text(parameter: Parameter, text: str) -> Any:
     if parameter.kind == "choice":
         return next((value for value in parameter.values if shown(value) == text), text)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise UserError(f"{parameter.name}={text}: expected a number") from None
+    if parameter.kind == "int" and not number.is_integer():
+        raise UserError(f"{parameter.name}={text}: expected a whole number")
+    return int(number) if number.is_integer() and parameter.kind != "float" else number
 
 
 def _check_objective(text: str) -> None:
@@ -345,13 +350,12 @@ def _into_space(space: Space, first: dict[str, Any]) -> tuple[dict[str, Any], li
     inside, notices = {}, []
     for parameter in space.parameters:
         value = first[parameter.name]
-        if parameter.contains(value) and not parameter.step:
-            inside[parameter.name] = value
-            continue
         if parameter.kind == "choice":
-            nearest = parameter.values[0]
+            nearest = value if parameter.contains(value) else parameter.values[0]
+        elif parameter.kind == "float" and parameter.contains(value) and not parameter.step:
+            nearest = value  # with all its digits
         else:
-            nearest = parameter.value(parameter.unit(value))
+            nearest = parameter.value(parameter.unit(value))  # of the parameter's own type: no 15.0 for 15
         inside[parameter.name] = nearest
         if nearest != value:
             notices.append(
