@@ -330,6 +330,12 @@ def test_a_small_space_bounds_the_budget(here):
     assert plan.size(Space((Parameter("a", "int", 2, 5), Parameter("b", "float")))) == float("inf")
 
 
+def test_a_method_is_checked_against_the_budget_that_the_space_leaves(here):
+    path = sweep_file(here, "  models.scheduler.T_max: {values: [15, 18, 20, 25]}\n")
+    text = message("--sweep", path, "--budget", "8", "--agents", "4")
+    assert "--agents 4 with --budget 4" in text and "--agents 2" in text
+
+
 def test_what_is_known_of_a_small_space_is_not_part_of_the_budget(here):
     path = sweep_file(here, "  models.scheduler.T_max: {values: [15, 18, 20, 25]}\n")
     (here / "t.csv").write_text("T_max,val/hmean\n18,0.9\n18,0.91\n19,0.92\n")

@@ -51,12 +51,12 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
         if options.import_:
             known = table.read(options.import_, study.space, study.metric, study.goal)
             study.budget = options.budget or 0  # a table alone is reported, nothing is trained
-    check_method(study, known=bool(known))
     most = untried(study.space, known)
     if study.budget > most:
         words = f"of the {size(study.space)} configurations of the space {most} are left"
         notices.append(f"note: {words}; the budget is {most}, not {study.budget}")
         study.budget = int(most)
+    check_method(study, known=bool(known))
     return study, notices, [event for trial in known for event in ledger.imported_events(trial)]
 
 
