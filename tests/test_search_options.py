@@ -316,6 +316,13 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
             ("imported", 0.97431),
         ]
     assert "exists already" in message("--refine", "a")
+    refined = ["--refine", "b", "--study", "c"]
+    old = dataclasses.replace(study, folder=study.folder.with_name("b"), name="b", seed=7)
+    old.runner = {**study.runner, "baseline": 0.96}
+    ledger.create(old).close()
+    kept, given = (plan.prepare(*options.parse([*refined, *more]))[0] for more in ([], ["--seed=0", "--baseline=0.9"]))
+    assert (kept.seed, kept.runner["baseline"]) == (7, 0.96)
+    assert (given.seed, given.runner["baseline"]) == (0, 0.9)
     assert "preset=demo: --refine keeps" in message("--refine", "a", "preset=demo")
     assert "--sweep: --refine keeps" in message("--refine", "a", "--sweep", "x.yaml")
 

@@ -33,7 +33,7 @@ OWN = {  # settings that the search gives to every trial itself, and what to use
 METRICS = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
 BUDGET = 8
 HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
-KEPT = ("executor", "timeout", "stall", "fixed")  # of the runner, by a refined study
+KEPT = ("executor", "timeout", "stall", "fixed", "baseline")  # of the runner, by a refined study
 FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
 
 
@@ -81,7 +81,8 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
         raise ledger.exists(folder)
     study = dataclasses.replace(
         old, folder=folder, name=name, space=space, first=first, trials=[], budget=options.budget or BUDGET,
-        agents=options.agents or old.agents, method=options.method or old.method, seed=options.seed or old.seed,
+        agents=options.agents or old.agents, method=options.method or old.method,
+        seed=old.seed if options.seed is None else options.seed,
         runner=runner(options, {k: v for k, v in old.runner.items() if k in KEPT}),
     )  # fmt: skip
     if options.early_stop:
