@@ -151,7 +151,7 @@ class Script:
     slots, gpus, notice = 1, 0, ""
 
     def __init__(self, acts: dict) -> None:
-        self.acts, self.stopped = acts, []
+        self.acts, self.stopped, self.forgotten = acts, [], []
 
     def start(self, attempt):
         records, exit = self.acts[attempt.trial].pop(0)
@@ -167,6 +167,12 @@ class Script:
     def stop(self, handle, grace_s):
         assert handle[0].id not in self.stopped, "stopped twice"
         self.stopped.append(handle[0].id)
+
+    def waits(self, handle):
+        return False
+
+    def forget(self, folder):
+        self.forgotten.append(folder)
 
     def close(self):
         return None
@@ -218,7 +224,9 @@ def test_a_trial_whose_stop_the_driver_did_not_live_to_note(place, monkeypatch):
     book.append("start", trial=0, attempt=1, id="a", where="local")
     for epoch in (1, 2):
         book.append("epoch", trial=0, attempt=1, epoch=epoch, value=0.5, scores={})
-    found, _, _ = run(place, "", Script({}), book)
+    script = Script({})
+    found, _, _ = run(place, "", script, book)
+    assert script.forgotten == [trials.run_folder(study, found.trials[0])]  # its job may be with Slurm still
     assert (found.trials[0].state, found.trials[0].reason, found.trials[0].attempts) == ("stopped", "late", 1)
 
 

@@ -114,6 +114,7 @@ def recover(driver: Driver) -> None:
         if trial.state == "asked" and trial.curve:  # it may have ended between its last epoch and the decision
             decision = rungs.decide(trial, study)
             if decision.stop:
+                driver.executor.forget(trials.run_folder(study, trial))  # a job outlives its driver
                 _end(driver, trial, trial.attempts, "stopped", decision.reason, 0.0, decision.estimate)
 
 
