@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY
 
 from engine.search import driver as loop
-from engine.search import ledger, rungs, surrogate, trials
+from engine.search import fence, ledger, rungs, surrogate, trials
 from engine.search.executors import Exit
 from engine.search.executors.local import LocalExecutor
 from engine.search.space import Parameter, Space
@@ -132,6 +133,55 @@ def test_a_trial_that_hangs_is_given_up(place, monkeypatch, limit):
     (trial,) = study.trials
     assert (trial.state, trial.value, trial.attempts) == ("infeasible", None, 1)
     assert {"timeout": "timed out", "stall": "no evaluation for"}[limit] in trial.reason
+
+
+class Queue:
+    """An executor whose one job waits or runs as the test says."""
+
+    slots, gpus, notice, waiting = 1, 0, "", True
+
+    def start(self, attempt):
+        attempt.folder.parent.mkdir(parents=True)
+        return attempt
+
+    def poll(self, handle):
+        return None
+
+    def waits(self, handle):
+        return self.waiting
+
+    def stop(self, handle, grace_s):
+        return None
+
+
+@pytest.mark.parametrize(("limit", "reason"), [({"stall": 10}, "no evaluation for 10"), ({"timeout": 20}, "after 2")])
+def test_the_time_in_which_a_requeued_job_waits_is_not_the_trials(place, monkeypatch, limit, reason):
+    minutes = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60 * minutes[0]))
+    space, runner = Space((LR, T_MAX)), RUNNER | limit
+    book = ledger.create(Study(place / "s", "s", space, budget=1, objective="x:y", runner=runner))
+    book.append(**ledger.trial_event(trials.new_trial(book.study, {"lr": 1e-4, "T_max": 15}, "preset", 0)))
+    driver = loop.Driver(book, Queue(), Lines())
+    loop.start(driver, book.study.trials[0])
+    (run,) = driver.running
+
+    def later(passed: float, token: str = "") -> float:
+        """Looks at the attempt after so many minutes of waiting, or of a life with this token."""
+        minutes[0] += passed
+        driver.executor.waiting = not token
+        if token:
+            record = {"attempt": 1, "id": run.attempt.id, "token": token}
+            fence.side_file(run.attempt.folder, "lock").write_text(json.dumps(record))
+        loop.watch(driver, run)
+        return run.minutes
+
+    assert later(100) == 0
+    assert later(0, "a") == 0 and later(9, "a") == pytest.approx(9)
+    assert later(300) == later(200) == pytest.approx(9)  # its node was lost
+    assert later(0, "b") == pytest.approx(9) and later(9, "b") == pytest.approx(18) and run.verdict is None
+    later(4, "b")
+    assert run.verdict["state"] == "infeasible" and reason in run.verdict["reason"]
+    book.close()
 
 
 def test_a_trial_that_is_stopped_keeps_its_estimate(place, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -104,6 +105,9 @@ def test_slurm_forgets_a_trial_by_cancelling_the_job_that_an_earlier_driver_left
     note = tmp_path / "007.job"
     note.write_text("4711\n")
     executor.forget(tmp_path / "007")
+    jobs = [SimpleNamespace(job=SimpleNamespace(job_id=text)) for text in "1234"]
+    executor._states = {"1": "PENDING", "2": "RUNNING", "3": "COMPLETED"}  # Slurm knows nothing of 4
+    assert [executor.waits(job) for job in jobs] == [True, False, False, False]
     assert not note.exists() and (tmp_path / "scancel.log").read_text() == "4711\n"
 
 

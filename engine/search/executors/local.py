@@ -121,6 +121,10 @@ class LocalExecutor:
             ask_to_stop(handle.attempt, grace_s)
             handle.process.send_signal(signal.SIGTERM)
 
+    def waits(self, handle: Handle) -> bool:
+        """Never: an attempt begins at once."""
+        return False
+
     def forget(self, folder: Path) -> None:
         """Nothing to do: attempts die with their driver."""
 

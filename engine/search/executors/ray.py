@@ -110,6 +110,10 @@ class RayExecutor:
         if fence.read(handle.attempt.folder).get("id") != handle.attempt.id:  # its wrapper has not begun
             self._ray.cancel(handle.task)
 
+    def waits(self, handle: Handle) -> bool:
+        """Never: a task is never queued again, and what waits at first has no fence."""
+        return False
+
     def forget(self, folder: Path) -> None:
         """Nothing to do: tasks end with their driver's job."""
 

@@ -44,6 +44,7 @@ OVER = {
     "TIMEOUT",
     "",
 }
+AT_WORK = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT"}
 
 
 class Job:
@@ -177,6 +178,10 @@ class SlurmExecutor:
         ask_to_stop(handle.attempt, grace_s)
         if self._states.get(handle.job.job_id) == "PENDING":
             _cancel(handle.job.job_id)
+
+    def waits(self, handle: Handle) -> bool:
+        """Whether the job waits for a node, at first or requeued, or is suspended; as `poll` has seen it last."""
+        return self._states.get(handle.job.job_id, "") not in OVER | AT_WORK
 
     def forget(self, folder: Path) -> None:
         """Cancels the job of a run folder that a driver which was killed has left with Slurm."""
