@@ -76,6 +76,11 @@ def slow(values, report):
         report(epoch, 0.9 + 0.01 * epoch - 0.01 * math.log10(values["lr"] / 1e-4) ** 2)
 
 
+def slow_T_max(values, report):
+    """The same where only T_max is searched."""
+    slow({"lr": 1e-4 * values["T_max"] / 15}, report)
+
+
 def sick(values, report):
     """Each T_max another illness."""
     illness = {15: "nan", 18: "killed", 20: "error", 25: "none"}[values["T_max"]]

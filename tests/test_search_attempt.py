@@ -18,7 +18,7 @@ from search_attempts import TREE, attempt_at, tree, wait_for
 
 from engine.runlog import read_metrics
 from engine.search import attempt as wrapper
-from engine.search import executors, fence, objective
+from engine.search import executors, fence, objective, trials
 from engine.search.executors.local import LocalExecutor
 from pipelines.errors import UserError
 
@@ -323,6 +323,20 @@ def test_the_value_an_objective_returns(tmp_path):
         records(lambda values, report: None)
     with pytest.raises(UserError, match="the objective is inf at epoch 1"):
         records(lambda values, report: float("inf"))
+
+
+def test_the_records_of_each_attempt_are_in_a_file_of_its_own(tmp_path):
+    """ext4 gives a new file the number of the one just removed: one who reads on from his place would miss records."""
+    tail = trials.Tail(tmp_path / "metrics.jsonl")
+    for attempt in range(3):
+
+        def function(values, report, attempt=attempt):
+            report(1, 0.5 + attempt)
+            report(2, 0.6 + attempt)
+
+        objective.run(function, {}, tmp_path, "val/hmean")
+        assert [record["hmean"] for record in tail.read()] == [0.5 + attempt, 0.6 + attempt]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("text", ["search_objective", "no_such_module:f", "search_objective:nothing"])

@@ -50,6 +50,17 @@ def test_the_table_as_text(study):
     assert lines[-1].split()[:4] == ["2", "infeasible", "2/20", "0.0001235"]  # no value of a failed trial
 
 
+def test_brackets_in_values_and_names_are_shown_as_they_are(study):
+    lists = ("[/d/a.json,/d/b.json]", "[/d/a.json]")
+    study.space = Space((Parameter("data.[red]files", "choice", values=lists),))
+    study.name, study.metric = "[/mine]", "val/[bold]hmean"
+    for trial in study.trials:
+        trial.values = {"data.[red]files": lists[trial.number % 2]}
+    lines = text_table(study).splitlines()
+    assert lines[0].startswith("[/mine]  4/6 trials  best val/[bold]hmean 0.9800 (trial 5)")
+    assert lines[1].split()[3:5] == ["val/[bold]hmean", "[red]files"] and lines[2].split()[4] == lists[1]
+
+
 def test_time_left(study):
     # trials take 2 minutes; one has run for half of one, one waits: (1.5 + 2) / 2 agents
     assert seconds_left(study, running(study, 0.5)) == pytest.approx(60 * 3.5 / 2, abs=1)

@@ -11,16 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY
 
 from engine.search import driver as loop
-from engine.search import ledger, rungs, surrogate, trials
+from engine.search import fence, ledger, rungs, surrogate, trials
 from engine.search.executors import Exit
 from engine.search.executors.local import LocalExecutor
 from engine.search.space import Parameter, Space
-from engine.search.study import ENDED, Study
+from engine.search.study import ENDED, Study, Trial
 
 TESTS = Path(__file__).parent
 LR = Parameter("lr", "float", 1e-5, 2e-4, "log")
@@ -93,6 +94,18 @@ def test_a_search_ends_with_every_trial_told(place):
     assert sum("starts" in line for line in lines) == sum("finished" in line for line in lines) == 5
 
 
+def test_a_space_that_is_known_before_the_budget_is_spent_ends_the_search(place):
+    """A budget of 4 for the 4 configurations of a space, two of which came from elsewhere."""
+    study = Study(place / "s", "s", Space((T_MAX,)), budget=4, agents=2, max_epochs=5, runner=RUNNER)
+    study.objective, study.first, study.early_stop = "search_objective:slow_T_max", {"T_max": 15}, {"type": "none"}
+    known = [Trial(0, {"T_max": 18}, "imported", 0, state="finished", value=0.8)]
+    known.append(Trial(1, {"T_max": 20}, "recommended", 0, state="finished", value=0.7))
+    book = ledger.create(study, [event for trial in known for event in ledger.imported_events(trial)])
+    found, _, done = run(place, "", book=book)
+    assert done and [trial.values["T_max"] for trial in found.searched] == [15, 25]
+    assert {(trial.state, trial.attempts) for trial in found.searched} == {("finished", 1)}
+
+
 def test_ill_trials_are_infeasible_and_the_search_goes_on(place, monkeypatch):
     asks(monkeypatch, *({"lr": 1e-4, "T_max": value} for value in T_MAX.values))
     study, _, done = run(place, "sick")
@@ -122,6 +135,55 @@ def test_a_trial_that_hangs_is_given_up(place, monkeypatch, limit):
     assert {"timeout": "timed out", "stall": "no evaluation for"}[limit] in trial.reason
 
 
+class Queue:
+    """An executor whose one job waits or runs as the test says."""
+
+    slots, gpus, notice, waiting = 1, 0, "", True
+
+    def start(self, attempt):
+        attempt.folder.parent.mkdir(parents=True)
+        return attempt
+
+    def poll(self, handle):
+        return None
+
+    def waits(self, handle):
+        return self.waiting
+
+    def stop(self, handle, grace_s):
+        return None
+
+
+@pytest.mark.parametrize(("limit", "reason"), [({"stall": 10}, "no evaluation for 10"), ({"timeout": 20}, "after 2")])
+def test_the_time_in_which_a_requeued_job_waits_is_not_the_trials(place, monkeypatch, limit, reason):
+    minutes = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60 * minutes[0]))
+    space, runner = Space((LR, T_MAX)), RUNNER | limit
+    book = ledger.create(Study(place / "s", "s", space, budget=1, objective="x:y", runner=runner))
+    book.append(**ledger.trial_event(trials.new_trial(book.study, {"lr": 1e-4, "T_max": 15}, "preset", 0)))
+    driver = loop.Driver(book, Queue(), Lines())
+    loop.start(driver, book.study.trials[0])
+    (run,) = driver.running
+
+    def later(passed: float, token: str = "") -> float:
+        """Looks at the attempt after so many minutes of waiting, or of a life with this token."""
+        minutes[0] += passed
+        driver.executor.waiting = not token
+        if token:
+            record = {"attempt": 1, "id": run.attempt.id, "token": token}
+            fence.side_file(run.attempt.folder, "lock").write_text(json.dumps(record))
+        loop.watch(driver, run)
+        return run.minutes
+
+    assert later(100) == 0
+    assert later(0, "a") == 0 and later(9, "a") == pytest.approx(9)
+    assert later(300) == later(200) == pytest.approx(9)  # its node was lost
+    assert later(0, "b") == pytest.approx(9) and later(9, "b") == pytest.approx(18) and run.verdict is None
+    later(4, "b")
+    assert run.verdict["state"] == "infeasible" and reason in run.verdict["reason"]
+    book.close()
+
+
 def test_a_trial_that_is_stopped_keeps_its_estimate(place, monkeypatch):
     decided = rungs.Decision(True, "too slow", (0.93, 0.004))
     going = rungs.Decision(False, "", None)
@@ -139,7 +201,7 @@ class Script:
     slots, gpus, notice = 1, 0, ""
 
     def __init__(self, acts: dict) -> None:
-        self.acts, self.stopped = acts, []
+        self.acts, self.stopped, self.forgotten = acts, [], []
 
     def start(self, attempt):
         records, exit = self.acts[attempt.trial].pop(0)
@@ -155,6 +217,12 @@ class Script:
     def stop(self, handle, grace_s):
         assert handle[0].id not in self.stopped, "stopped twice"
         self.stopped.append(handle[0].id)
+
+    def waits(self, handle):
+        return False
+
+    def forget(self, folder):
+        self.forgotten.append(folder)
 
     def close(self):
         return None
@@ -206,7 +274,9 @@ def test_a_trial_whose_stop_the_driver_did_not_live_to_note(place, monkeypatch):
     book.append("start", trial=0, attempt=1, id="a", where="local")
     for epoch in (1, 2):
         book.append("epoch", trial=0, attempt=1, epoch=epoch, value=0.5, scores={})
-    found, _, _ = run(place, "", Script({}), book)
+    script = Script({})
+    found, _, _ = run(place, "", script, book)
+    assert script.forgotten == [trials.run_folder(study, found.trials[0])]  # its job may be with Slurm still
     assert (found.trials[0].state, found.trials[0].reason, found.trials[0].attempts) == ("stopped", "late", 1)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -88,6 +89,26 @@ def test_a_missing_extra_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=re.escape(f"pip install dbnet-engine[{name}]")):
         executors.open_executor(name, 1)
+
+
+def test_slurm_forgets_a_trial_by_cancelling_the_job_that_an_earlier_driver_left(tmp_path, monkeypatch):
+    from engine.search.executors import slurm
+
+    for program in ("sbatch", "srun", "squeue", "scancel"):
+        path = tmp_path / program
+        path.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/{program}.log\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "_import_submitit", lambda: None)
+    executor = slurm.SlurmExecutor(1, {})
+    executor.forget(tmp_path / "006")  # never submitted
+    note = tmp_path / "007.job"
+    note.write_text("4711\n")
+    executor.forget(tmp_path / "007")
+    jobs = [SimpleNamespace(job=SimpleNamespace(job_id=text)) for text in "1234"]
+    executor._states = {"1": "PENDING", "2": "RUNNING", "3": "COMPLETED"}  # Slurm knows nothing of 4
+    assert [executor.waits(job) for job in jobs] == [True, False, False, False]
+    assert not note.exists() and (tmp_path / "scancel.log").read_text() == "4711\n"
 
 
 def test_close_leaves_nothing(tmp_path):

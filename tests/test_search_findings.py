@@ -1,5 +1,6 @@
 """What a study is said to have found: import of tables, gain and noise, influence, ranges, repeats, refined spaces."""
 
+import dataclasses
 import math
 import re
 
@@ -420,7 +421,7 @@ def test_a_refined_space_lies_around_the_optimum(tmp_path):
         assert new.low <= first[old.name] <= new.high
     lr = space.parameters[0]
     assert lr.high / lr.low < 8  # of 20
-    assert len(kept) == len(effects.measured(study))
+    assert len(kept) == len(study.trials)
     assert {t.kind for t in kept} == {"imported"}
     assert [t.number for t in kept] == list(range(len(kept)))
 
@@ -449,6 +450,19 @@ def test_an_optimum_at_the_edge_keeps_an_eighth_and_few_trials_are_refused(tmp_p
     assert tmax.values == (20, 25)
     with pytest.raises(UserError, match="too few trials"):
         refine.refined(study, None)
+
+
+def test_failed_trials_go_along_and_keep_the_narrow_search_away(tmp_path):
+    study = synthetic(tmp_path, 12)
+    (failed,) = [trial for trial in study.trials if trial.state == "infeasible"]
+    waiting = dataclasses.replace(failed, number=len(study.trials), state="asked")
+    study = repeated(study, [0])
+    study.trials.append(dataclasses.replace(failed, kind="confirm", repeats=0))
+    study.trials.append(waiting)
+    kept = refine.kept_trials(study, study.space)
+    assert [t.number for t in kept] == list(range(12)) and {t.kind for t in kept} == {"imported"}
+    (known,) = [trial for trial in kept if trial.state == "infeasible"]
+    assert (known.values, known.reason, known.value) == (failed.values, failed.reason, None)
 
 
 def test_whole_numbers_and_steps_keep_two_values(tmp_path):

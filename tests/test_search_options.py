@@ -222,6 +222,25 @@ def test_the_objectives_start(here):
         assert words in message("--sweep", path, "--objective", *argv), argv
 
 
+def test_an_objective_starts_with_values_of_the_parameters_own_types(here):
+    path = sweep_file(here, "  n: {min: 1, max: 9}\n  T_max: {values: [15, 20]}\n  c: {values: [[1, 2], [3]]}\n")
+    (here / "mine.py").touch()
+    given = ("--objective", "mine:f", "--sweep", path)
+    study, notices = study_of(*given, "n=3", "T_max=15.0", "c=[1,2]")
+    assert json.dumps(study.first) == '{"n": 3, "T_max": 15, "c": "[1,2]"}' and notices == []
+    study, notices = study_of(*given, "n=12", "T_max=16")
+    assert json.dumps([study.first["n"], study.first["T_max"]]) == "[9, 15]" and len(notices) == 2
+    assert "n=3.5: expected a whole number" in message(*given, "n=3.5")
+    assert "expected one of [1,2], [3]" in message(*given, "c=[4]")
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5", "true"])
+def test_the_seed_of_a_sweep_file_is_checked_as_the_flags(here, seed):
+    (here / "mine.py").touch()
+    path = sweep_file(here, f"  x: {{min: 0.0, max: 1.0}}\n  seed: {{value: {seed}}}\n")
+    assert f"seed {seed}: " in message("--objective", "mine:f", "--sweep", path)
+
+
 def test_what_a_resume_can_change(tmp_path):
     space = Space((Parameter("x", "float"),))
     study = Study(
@@ -297,6 +316,13 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
             ("imported", 0.97431),
         ]
     assert "exists already" in message("--refine", "a")
+    refined = ["--refine", "b", "--study", "c"]
+    old = dataclasses.replace(study, folder=study.folder.with_name("b"), name="b", seed=7)
+    old.runner = {**study.runner, "baseline": 0.96}
+    ledger.create(old).close()
+    kept, given = (plan.prepare(*options.parse([*refined, *more]))[0] for more in ([], ["--seed=0", "--baseline=0.9"]))
+    assert (kept.seed, kept.runner["baseline"]) == (7, 0.96)
+    assert (given.seed, given.runner["baseline"]) == (0, 0.9)
     assert "preset=demo: --refine keeps" in message("--refine", "a", "preset=demo")
     assert "--sweep: --refine keeps" in message("--refine", "a", "--sweep", "x.yaml")
 
@@ -309,6 +335,23 @@ def test_a_small_space_bounds_the_budget(here):
     assert study.budget == 6 and any("6 configurations" in line for line in notices)
     assert plan.size(Space((Parameter("a", "int", 2, 5), Parameter("b", "float", 0.05, 0.3, step=0.1)))) == 4 * 3
     assert plan.size(Space((Parameter("a", "int", 2, 5), Parameter("b", "float")))) == float("inf")
+
+
+def test_a_method_is_checked_against_the_budget_that_the_space_leaves(here):
+    path = sweep_file(here, "  models.scheduler.T_max: {values: [15, 18, 20, 25]}\n")
+    text = message("--sweep", path, "--budget", "8", "--agents", "4")
+    assert "--agents 4 with --budget 4" in text and "--agents 2" in text
+
+
+def test_what_is_known_of_a_small_space_is_not_part_of_the_budget(here):
+    path = sweep_file(here, "  models.scheduler.T_max: {values: [15, 18, 20, 25]}\n")
+    (here / "t.csv").write_text("T_max,val/hmean\n18,0.9\n18,0.91\n19,0.92\n")
+    given = options.parse(["--import", "t.csv", "--sweep", path, "--budget", "4", "--study", "a"])
+    study, notices, events = plan.prepare(*given)
+    assert study.budget == 3 and any("3 are left" in line for line in notices)
+    ledger.create(study, events).close()
+    with pytest.raises(UserError, match=r"--budget 4: .* 3 configurations"):
+        plan.resume_changes(ledger.read(study.folder), *options.parse(["--resume", "a", "--budget", "4"]))
 
 
 def test_help_is_quick_and_a_dry_run_creates_nothing(here):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.search import surrogate
+from engine.search import plan, surrogate
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError
@@ -201,6 +201,30 @@ def test_grid_and_random():
     assert surrogate.ask(study(method="random"), 0) == (FIRST, "preset")  # the baseline of what is drawn after it
     draws = [surrogate.ask(known, number)[0] for number in range(1, 21)]
     assert len({d["lr"] for d in draws}) == 20 and {d["T_max"] for d in draws} == {15, 18, 20, 25}
+
+
+STEPS = [  # values that a parameter can take
+    (Parameter("q", "int", 5, 105, step=10), list(range(10, 101, 10))),
+    (Parameter("q", "float", 0.05, 0.35, step=0.1), [0.1, 0.2, 0.3]),
+    (Parameter("q", "float", 1.0, 16.0, "log", step=2.5), [2.5, 5.0, 7.5, 10.0, 12.5, 15.0]),
+    (Parameter("n", "int", -1, 2), [-1, 0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize(("parameter", "expected"), STEPS)
+def test_the_grid_has_every_value_of_a_step(parameter, expected):
+    space = Space((parameter, Parameter("o", "choice", values=("a", "b"))))
+    assert parameter.options() == expected and surrogate.grid_size(space) == plan.size(space) == 2 * len(expected)
+    one = study(space=space, first={parameter.name: expected[0], "o": "a"}, method="grid", budget=99)
+    for number in range(2 * len(expected)):
+        one.trials.append(Trial(number, *surrogate.ask(one, number), 0))
+    assert [t.values[parameter.name] for t in one.trials if t.values["o"] == "b"] == expected
+    assert {type(t.values[parameter.name]) for t in one.trials} == {type(expected[0])}
+
+
+def test_what_has_no_list_of_values():
+    assert Parameter("x", "float").options() is None
+    assert Parameter("n", "int", 0, 10**9).options() is None  # more than any budget can try: not listed
 
 
 def test_nothing_ended_is_one_line():

@@ -110,17 +110,18 @@ class Dashboard:
 
 
 def table(study: Study, running: list) -> Any:
-    """The rank table as a rich renderable."""
+    """The rank table as a rich renderable. All words are `Text`: a list [/d/a.json] is no markup."""
     from rich.table import Table
+    from rich.text import Text
 
     names = [name.rpartition(".")[2] for name in study.space.names]
-    found = Table(title=head(study, running), title_justify="left", expand=False, box=None, pad_edge=False)
+    found = Table(title=Text(head(study, running)), title_justify="left", expand=False, box=None, pad_edge=False)
     for name in ("trial", "state", "epochs", study.metric, *names, "time", "from"):
-        found.add_column(name, justify="right" if name not in ("state", "from") else "left", no_wrap=True)
+        found.add_column(Text(name), justify="right" if name not in ("state", "from") else "left", no_wrap=True)
     shown_trials = rank(study)[:ROWS]
     styles = {"running": "cyan", "infeasible": "red", "asked": "dim", "stopped": "yellow"}
     for trial in shown_trials:
-        found.add_row(*row(study, trial, running), style=styles.get(trial.state, ""))
+        found.add_row(*map(Text, row(study, trial, running)), style=styles.get(trial.state, ""))
     return found
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.progress import duration
-from engine.search import fence, rungs, surrogate, trials
+from engine.search import fence, plan, rungs, surrogate, trials
 from engine.search.dashboard import of
 from engine.search.executors import Attempt, Exit
 from engine.search.ledger import Ledger, trial_event
@@ -38,13 +38,15 @@ class Running:
     handle: Any  # the executor's
     tail: trials.Tail
     began: float | None = None  # time.monotonic() at which it was seen to run; None while it waits in a queue
-    moved: float = 0.0  # time.monotonic() of its last new epoch
+    moved: float = 0.0  # time.monotonic() of its last new epoch or of the beginning of its life
+    looked: float = 0.0  # time.monotonic() at which `watch` saw to it last
+    token: str = ""  # of its life: a job that is requeued begins another
     verdict: dict[str, Any] | None = None  # how it ends once the stop that was asked has happened
     asked: bool = False  # to stop
 
     @property
     def minutes(self) -> float:
-        """That it has run."""
+        """That it has run; waiting in a queue, before or in between, not counted."""
         return 0.0 if self.began is None else (time.monotonic() - self.began) / 60
 
 
@@ -114,6 +116,7 @@ def recover(driver: Driver) -> None:
         if trial.state == "asked" and trial.curve:  # it may have ended between its last epoch and the decision
             decision = rungs.decide(trial, study)
             if decision.stop:
+                driver.executor.forget(trials.run_folder(study, trial))  # a job outlives its driver
                 _end(driver, trial, trial.attempts, "stopped", decision.reason, 0.0, decision.estimate)
 
 
@@ -131,8 +134,8 @@ def fill(driver: Driver) -> None:
 def _ask(driver: Driver) -> bool:
     """Decides the next trial, or all confirming ones; False when nothing is left to decide."""
     study = driver.book.study
-    searched = study.searched
-    if len(searched) < study.budget:
+    # trials that count towards no budget (imported, recommended) use up a finite space all the same
+    if len(study.searched) < study.budget and plan.untried(study.space, study.trials) > 0:
         number = len(study.trials)
         values, kind = surrogate.ask(study, number)
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))
@@ -196,8 +199,7 @@ def start(driver: Driver, trial: Trial) -> None:
 def watch(driver: Driver, run: Running) -> None:
     """Takes in what an attempt has measured, stops it where it should end, and closes it when it has."""
     exit = driver.executor.poll(run.handle)  # before the records: those of an ended attempt are all there
-    if run.began is None and fence.read(run.attempt.folder).get("id") == run.attempt.id:
-        run.began = run.moved = time.monotonic()
+    _count(driver, run)
     for record in run.tail.read():
         if run.verdict is None:
             _epoch(driver, run, record)
@@ -210,6 +212,18 @@ def watch(driver: Driver, run: Running) -> None:
     if run.verdict is not None and not run.asked:
         driver.executor.stop(run.handle, GRACE_S)
         run.asked = True
+
+
+def _count(driver: Driver, run: Running) -> None:
+    """Sees to the times of an attempt: those in which its job waits for a node once more are not the trial's."""
+    now, record = time.monotonic(), fence.read(run.attempt.folder)
+    if record.get("id") == run.attempt.id and record["token"] != run.token:
+        run.token, run.moved = record["token"], now
+        run.began = now if run.began is None else run.began
+    elif run.began is not None and driver.executor.waits(run.handle):
+        run.began += now - run.looked
+        run.moved += now - run.looked
+    run.looked = now
 
 
 def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:

@@ -56,8 +56,9 @@ def run(function: Callable, values: dict[str, Any], folder: Path, metric: str) -
         UserError: a value is not finite, or there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)  # an objective has no checkpoint: it starts again
-    log, key = MetricsLog(folder / "metrics.jsonl"), metric.rpartition("/")[2]
+    # An objective has no checkpoint: it starts again, -1 keeps no record. The log moves a new file over the old one,
+    # so that its inode, which readers go by, differs; a file removed before may leave it its own.
+    log, key = MetricsLog(folder / "metrics.jsonl", resumed_step=-1), metric.rpartition("/")[2]
     curve: dict[int, float] = {}
 
     def report(epoch: int, value: float) -> None:

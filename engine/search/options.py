@@ -98,7 +98,7 @@ def parse(argv: list[str]) -> tuple[Options, list[str]]:
             continue
         if not equals:
             text = _next_value(flag, items)
-        values[field.name] = _value(flag, text, field)
+        values[field.name] = value_of(flag, text, field)
     return Options(**values), rest
 
 
@@ -117,8 +117,12 @@ def _unknown(flag: str) -> UserError:
     return UserError(f"unknown flag {flag}; {hint}")
 
 
-def _value(flag: str, text: str, field: dataclasses.Field) -> Any:
-    """The text of a flag as its type, within its range."""
+def value_of(flag: str, text: str, field: dataclasses.Field) -> Any:
+    """The text of a flag as its type, within its range.
+
+    Raises:
+        UserError: it is not; the message begins with `flag` and the text.
+    """
     kind = typing.get_args(field.type)[0]
     low, high, choices = (field.metadata[name] for name in ("low", "high", "choices"))
     words = allowed(field.metadata)

@@ -16,7 +16,7 @@ from typing import Any
 from engine.cautions import warnings
 from engine.config import DEFAULT_PRESET, Config, load_config
 from engine.search import ledger, rungs, sweep, table
-from engine.search.options import NEWEST, Options
+from engine.search.options import FIELDS, NEWEST, Options, value_of
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError
@@ -33,7 +33,7 @@ OWN = {  # settings that the search gives to every trial itself, and what to use
 METRICS = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
 BUDGET = 8
 HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
-KEPT = ("executor", "timeout", "stall", "fixed")  # of the runner, by a refined study
+KEPT = ("executor", "timeout", "stall", "fixed", "baseline")  # of the runner, by a refined study
 FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
 
 
@@ -51,11 +51,12 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
         if options.import_:
             known = table.read(options.import_, study.space, study.metric, study.goal)
             study.budget = options.budget or 0  # a table alone is reported, nothing is trained
-    check_method(study, known=bool(known))
-    most = size(study.space)
+    most = untried(study.space, known)
     if study.budget > most:
-        notices.append(f"note: the space has {most} configurations; the budget is {most}, not {study.budget}")
+        words = f"of the {size(study.space)} configurations of the space {most} are left"
+        notices.append(f"note: {words}; the budget is {most}, not {study.budget}")
         study.budget = int(most)
+    check_method(study, known=bool(known))
     return study, notices, [event for trial in known for event in ledger.imported_events(trial)]
 
 
@@ -80,7 +81,8 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
         raise ledger.exists(folder)
     study = dataclasses.replace(
         old, folder=folder, name=name, space=space, first=first, trials=[], budget=options.budget or BUDGET,
-        agents=options.agents or old.agents, method=options.method or old.method, seed=options.seed or old.seed,
+        agents=options.agents or old.agents, method=options.method or old.method,
+        seed=old.seed if options.seed is None else options.seed,
         runner=runner(options, {k: v for k, v in old.runner.items() if k in KEPT}),
     )  # fmt: skip
     if options.early_stop:
@@ -90,14 +92,17 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
 
 def size(space: Space) -> float:
     """Number of configurations of a space; infinite with a continuous range."""
+    options = [parameter.options() for parameter in space.parameters]
+    return math.inf if None in options else math.prod(map(len, options))
 
-    def values(p: Parameter) -> float:
-        if p.values:
-            return len(p.values)
-        step = p.step or (1.0 if p.kind == "int" else 0.0)
-        return math.floor(p.high / step + 1e-9) - math.ceil(p.low / step - 1e-9) + 1 if step else math.inf
 
-    return math.prod(values(p) for p in space.parameters)
+def untried(space: Space, trials: Sequence[Trial]) -> float:
+    """Number of configurations of a space that no trial has, repeats left out; infinite with a continuous range."""
+    if size(space) == math.inf:
+        return math.inf
+    options = [set(parameter.options()) for parameter in space.parameters]
+    tried = {tuple(trial.values[name] for name in space.names) for trial in trials if trial.kind != "confirm"}
+    return size(space) - sum(all(map(set.__contains__, options, values)) for values in tried)
 
 
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
@@ -144,8 +149,10 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
 
 
 def _seed(options: Options, fixed: dict[str, Any]) -> int:
-    """The flag's, else the sweep file's single value, else 0."""
-    return int(fixed.get("seed", 0)) if options.seed is None else options.seed
+    """The flag's, else the sweep file's single value, which may be no other than the flag's, else 0."""
+    if options.seed is not None:
+        return options.seed
+    return value_of("parameters: seed", shown(fixed.get("seed", 0)), FIELDS["--seed"])
 
 
 def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
@@ -169,7 +176,7 @@ def check_method(study: Study, known: bool) -> None:
     Args:
         known: whether there are results already.
     """
-    if study.method == "grid" and any(p.kind == "float" and not p.step for p in study.space.parameters):
+    if study.method == "grid" and size(study.space) == math.inf:
         raise UserError("--method grid: a parameter with a continuous range has no grid; give values or a q_ step")
     if study.method == "bayes" and study.agents >= study.budget > 1 and not known:
         raise UserError(
@@ -217,9 +224,9 @@ def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict
         )
     if options.budget is not None and options.budget < len(study.searched):
         raise UserError(f"--budget {options.budget}: the study has {len(study.searched)} trials already")
-    most = size(study.space)
+    most = len(study.searched) + untried(study.space, study.trials)
     if options.budget is not None and options.budget > most:
-        raise UserError(f"--budget {options.budget}: the space has {most} configurations")
+        raise UserError(f"--budget {options.budget}: the space has no more than {most} configurations to search")
     asked = {"budget": options.budget, "agents": options.agents, "runner": runner(options, study.runner)}
     return {name: value for name, value in asked.items() if value not in (None, getattr(study, name))}
 
@@ -316,9 +323,12 @@ def _number_or_text(parameter: Parameter, text: str) -> Any:
     if parameter.kind == "choice":
         return next((value for value in parameter.values if shown(value) == text), text)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         raise UserError(f"{parameter.name}={text}: expected a number") from None
+    if parameter.kind == "int" and not number.is_integer():
+        raise UserError(f"{parameter.name}={text}: expected a whole number")
+    return int(number) if number.is_integer() and parameter.kind != "float" else number
 
 
 def _check_objective(text: str) -> None:
@@ -341,13 +351,12 @@ def _into_space(space: Space, first: dict[str, Any]) -> tuple[dict[str, Any], li
     inside, notices = {}, []
     for parameter in space.parameters:
         value = first[parameter.name]
-        if parameter.contains(value) and not parameter.step:
-            inside[parameter.name] = value
-            continue
         if parameter.kind == "choice":
-            nearest = parameter.values[0]
+            nearest = value if parameter.contains(value) else parameter.values[0]
+        elif parameter.kind == "float" and parameter.contains(value) and not parameter.step:
+            nearest = value  # with all its digits
         else:
-            nearest = parameter.value(parameter.unit(value))
+            nearest = parameter.value(parameter.unit(value))  # of the parameter's own type: no 15.0 for 15
         inside[parameter.name] = nearest
         if nearest != value:
             notices.append(

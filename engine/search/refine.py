@@ -5,9 +5,9 @@ recommended), but at least 1/8 of the old width around the recommended value, ne
 and choice parameters the values in the wider range stay, at least the two best: a parameter with one value is no
 parameter.
 
-All measured trials go along as knowledge (kind imported), those outside the new space too: the model sees them at their
-own coordinates, below 0 or above 1 (`Space.coordinates`), not moved to the nearest bound, where they were not. Only a
-trial whose choice is no longer offered has no coordinate and stays behind.
+All measured and all failed trials go along as knowledge (kind imported), those outside the new space too: the model
+sees them at their own coordinates, below 0 or above 1 (`Space.coordinates`), not moved to the nearest bound, where they
+were not. Only a trial whose choice is no longer offered has no coordinate and stays behind.
 
 Worked example: lr 1e-5 to 2e-4, wider range 9.7e-5 to 1.1e-4 around 1e-4. An eighth of the log width is a factor of
 20^(1/8) = 1.45, so the new range is 8.3e-5 to 1.2e-4.
@@ -95,9 +95,14 @@ def _at(parameter: Parameter, unit: float) -> float:
 
 
 def kept_trials(study: Study, space: Space) -> list[Trial]:
-    """Measured trials that have a coordinate in the new space, renumbered from 0, kind imported; without repeats."""
+    """Measured and infeasible trials that have a coordinate in the new space, renumbered from 0, kind imported.
+
+    Repeats are left out. Without the infeasible ones the search would go where trainings diverge once more.
+    """
     choices = [p for p in space.parameters if p.kind == "choice"]
-    kept = [t for t in effects.measured(study) if all(t.values[p.name] in p.values for p in choices)]
+    failed = [t for t in study.trials if t.state == "infeasible" and t.kind != "confirm"]
+    known = sorted([*effects.measured(study), *failed], key=lambda trial: trial.number)
+    kept = [t for t in known if all(t.values[p.name] in p.values for p in choices)]
     renamed = {"kind": "imported", "folder": ""}
     return [
         dataclasses.replace(t, number=number, name=t.name or f"{study.name} {t.number}", **renamed)

@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 
 KINDS = ("float", "int", "ordinal", "choice")
 SCALES = ("linear", "log")
+MOST_OPTIONS = 100_000  # ten times the largest budget; a finer range is as good as continuous
 DIGITS = 6  # of a float value: short commands, and a change of 1e-6 of a learning rate is nothing
 
 
@@ -126,6 +127,18 @@ class Parameter:
         if self.kind == "int":
             return int(min(max(round(value), math.ceil(self.low)), math.floor(self.high)))
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+
+    def options(self) -> list | None:
+        """All values in ascending (choice: given) order; None for a continuous range, or one of over MOST_OPTIONS."""
+        if self.values:
+            return list(self.values)
+        step = self.step or (1.0 if self.kind == "int" else 0.0)
+        if not step:
+            return None
+        least, most = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        if most - least >= MOST_OPTIONS:
+            return None
+        return list(dict.fromkeys(self.value(self.unit(step * i)) for i in range(least, most + 1)))
 
     def contains(self, value: Any) -> bool:
         """Whether the value is one this parameter can take (a step is not looked at)."""

@@ -373,14 +373,12 @@ def grid_size(space: Space) -> int:
 
 
 def _values(parameter: Any) -> list:
-    if parameter.kind in ("ordinal", "choice"):
-        return list(parameter.values)
-    if parameter.kind == "int" or parameter.step:
-        step = parameter.step or 1
-        count = int((parameter.high - parameter.low) / step) + 2
-        values = [parameter.value(parameter.unit(parameter.low + i * step)) for i in range(count)]
-        return list(dict.fromkeys(values))
-    raise UserError(f"{parameter.name}: a continuous parameter has no grid; give it `values`, or use another method")
+    values = parameter.options()
+    if values is None:
+        raise UserError(
+            f"{parameter.name}: a continuous parameter has no grid; give it `values`, or use another method"
+        )
+    return values
 
 
 def _grid(space: Space, tried: set[tuple]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ All three have the same few words, and start `engine.search.attempt` around the 
     executor.notice         a line for the user, or ""
     executor.start(attempt) -> handle
     executor.poll(handle)   -> None while it runs, then Exit
+    executor.waits(handle)  -> whether an attempt that has begun waits in a queue once more
     executor.stop(handle, grace_s)    asks it to end (SIGTERM), kills what is left after grace_s; returns at once
+    executor.forget(folder)           ends what a driver that was killed has left of the trial with this run folder
     executor.close()        kills all and waits until they are gone
 """
 

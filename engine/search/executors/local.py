@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine.search.executors import Attempt, Exit, ask_to_stop, end_without_record, read_exit, wrapper_command
 from pipelines.errors import UserError
@@ -119,6 +120,13 @@ class LocalExecutor:
             handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
             ask_to_stop(handle.attempt, grace_s)
             handle.process.send_signal(signal.SIGTERM)
+
+    def waits(self, handle: Handle) -> bool:
+        """Never: an attempt begins at once."""
+        return False
+
+    def forget(self, folder: Path) -> None:
+        """Nothing to do: attempts die with their driver."""
 
     def close(self) -> None:
         """Ends all attempts and returns when nothing of them is left."""

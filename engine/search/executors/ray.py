@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -108,6 +109,13 @@ class RayExecutor:
         ask_to_stop(handle.attempt, grace_s)
         if fence.read(handle.attempt.folder).get("id") != handle.attempt.id:  # its wrapper has not begun
             self._ray.cancel(handle.task)
+
+    def waits(self, handle: Handle) -> bool:
+        """Never: a task is never queued again, and what waits at first has no fence."""
+        return False
+
+    def forget(self, folder: Path) -> None:
+        """Nothing to do: tasks end with their driver's job."""
 
     def close(self) -> None:
         """Ends all attempts, waits for them (CLOSE_WAIT_S at most) and leaves the cluster, which ends what is left."""

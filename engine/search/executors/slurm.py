@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +44,7 @@ OVER = {
     "TIMEOUT",
     "",
 }
+AT_WORK = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT"}
 
 
 class Job:
@@ -106,9 +108,7 @@ class SlurmExecutor:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         order = remote.prepare(attempt)
-        note = side_file(attempt.folder, "job")
-        if note.exists():  # of a driver that was killed
-            _cancel(note.read_text().strip())
+        self.forget(attempt.folder)
         executor = self._submitit.AutoExecutor(attempt.folder.parent.parent / "slurm", cluster="slurm")
         executor.update_parameters(name=f"trial-{attempt.trial}.{attempt.attempt}", **self._settings)
         try:
@@ -116,7 +116,7 @@ class SlurmExecutor:
         except (FailedJobError, FailedSubmissionError) as error:
             line = str(error).strip().splitlines()[-1].removeprefix("sbatch: error: ")
             raise UserError(f"--executor slurm: {line}") from None
-        note.write_text(f"{job.job_id}\n")
+        side_file(attempt.folder, "job").write_text(f"{job.job_id}\n")
         handle = Handle(attempt, job)
         self._running.append(handle)
         self._states[job.job_id] = "PENDING"
@@ -178,6 +178,17 @@ class SlurmExecutor:
         ask_to_stop(handle.attempt, grace_s)
         if self._states.get(handle.job.job_id) == "PENDING":
             _cancel(handle.job.job_id)
+
+    def waits(self, handle: Handle) -> bool:
+        """Whether the job waits for a node, at first or requeued, or is suspended; as `poll` has seen it last."""
+        return self._states.get(handle.job.job_id, "") not in OVER | AT_WORK
+
+    def forget(self, folder: Path) -> None:
+        """Cancels the job of a run folder that a driver which was killed has left with Slurm."""
+        note = side_file(folder, "job")
+        if note.exists():
+            _cancel(note.read_text().strip())
+            note.unlink()
 
     def close(self) -> None:
         """Cancels all jobs and waits until Slurm is done with them (CLOSE_WAIT_S at most)."""
