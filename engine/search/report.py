@@ -373,11 +373,10 @@ def _confirmed(study: Study, found: Findings) -> list[Block]:
 def _reproduction(study: Study, found: Findings) -> list[Block]:
     if not found.ranked:
         return []
-    best = found.ranked[0]
     blocks: list[Block] = [
         Heading("Reproduction"),
         Text("The best measured configuration:"),
-        Code(command(study, best.values, best.seed)),
+        Code(command(study, found.ranked[0].values, found.ranked[0].seed)),
     ]
     after = confirm.recommended(study)
     if after is not None:
