@@ -44,11 +44,8 @@ from pipelines.errors import UserError
 DRAWS = 128  # a power of 2, as Sobol points want
 LEAST_WEIGHT = 1e-4  # of the heaviest draw; lighter ones change nothing and cost a prediction each
 H_METRICS = ("hmean", "hmean_macro", "precision", "recall", "score")
-H_SCALE, H_NOISE, H_BAD = (
-    3e-3,
-    1e-3,
-    3e-2,
-)  # effects, noise of a training (published runs), and where losses are just bad
+H_SCALE, H_NOISE = 3e-3, 1e-3  # of H: effects of hyperparameters in the published study, noise of a training
+H_BAD = 3e-2  # a loss of H beyond which bad is bad
 CURVATURE, AWAY, TILT = (1.2, 0.7), (0.15, 0.5), 0.3  # k: median and log sd; t: log-uniform between; r
 ROUGHNESS, LENGTH, NOISE_LOG_SD = (0.3, 0.6), (0.5, 0.4), 0.4  # Matern amplitude and length scales: median, log sd
 WORST = 3.0  # compressed losses end here: 20 times H_BAD is as bad as can be
