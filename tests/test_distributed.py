@@ -35,6 +35,7 @@ def test_cuda_asked_for_where_there_is_none():
         distributed.start("cuda")
 
 
+@pytest.mark.slow  # 30 s; the README's dry run with eight ranks is among the quick ones
 def test_eight_ranks_train_on_a_machine_without_gpus(tmp_path):
     settings = [
         *TINY,

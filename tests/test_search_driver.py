@@ -497,7 +497,7 @@ def test_a_search_without_any_measurement_says_why(place):
     assert "ZeroDivisionError: as told" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_says_how_to_go_on_and_leaves_nothing_running(place, number):
     child = subprocess.Popen(new(place, 3), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in child.stdout:

@@ -113,6 +113,7 @@ def _start(key: str) -> torch.Tensor:
     return build_model(load_config([*TINY, *EXACT])[0]).double().state_dict()[key]
 
 
+@pytest.mark.slow  # 22 s; two ranks against one are in test_scoring.py
 def test_evaluation_on_1_2_and_3_ranks_gives_the_identical_hmean(trained, tmp_path):
     source = next((trained.parent / ".synthetic").rglob("*.json"))
     scores = []
