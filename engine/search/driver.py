@@ -21,12 +21,11 @@ from engine.search import fence, plan, rungs, surrogate, trials
 from engine.search.dashboard import of
 from engine.search.executors import Attempt, Exit
 from engine.search.ledger import Ledger, trial_event
-from engine.search.study import ENDED, Study, Trial
+from engine.search.study import ENDED, SCORES, Study, Trial, field_of
 
 POLL_S = 0.2
 GRACE_S = 20.0  # a stopped training's time to end by itself; a checkpoint of HRNet-W44 is written in 3 s
 OUTSIDE_RETRIES = 1
-SCORES = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
 
 
 @dataclasses.dataclass
@@ -229,7 +228,7 @@ def _count(driver: Driver, run: Running) -> None:
 def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
     """One validation record -> an epoch event, unless it is known, and the decision whether the trial goes on."""
     study, trial = driver.book.study, run.trial
-    key = study.metric.rpartition("/")[2]
+    key = field_of(study.metric)
     epoch, value = record["epoch"], record.get(key)
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         reason = f"{study.metric} is no number at epoch {epoch}" if key in record else _no_metric(study.metric, record)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.search.effects import Effect, Range, measured, reached, whole_epochs
+from engine.search.effects import Z90, Effect, Range, measured, reached, whole_epochs
 from engine.search.findings import Findings
 from engine.search.space import Parameter
 from engine.search.study import Study
@@ -94,7 +94,7 @@ def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
         means, sds = zip(*[t.estimate for t in guessed])
         style = {"fmt": "none", "ecolor": ORANGE, "alpha": 0.6, "capsize": 3, "lw": 1}
         label = "what the whole training would give (90 %)"
-        axes.errorbar([t.number + 0.12 for t in guessed], means, 1.645 * np.array(sds), label=label, **style)
+        axes.errorbar([t.number + 0.12 for t in guessed], means, Z90 * np.array(sds), label=label, **style)
     if found.incumbents:
         numbers, best = zip(*found.incumbents)
         last = max(t.number for t in trials) + 0.4
@@ -102,7 +102,7 @@ def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
     if baseline is not None:
         axes.axhline(baseline, color=GREY, ls="--", lw=1, label="baseline configuration")
         if found.noise.sd:
-            half = 1.645 * found.noise.sd
+            half = Z90 * found.noise.sd
             axes.axhspan(baseline - half, baseline + half, color=GREY, alpha=0.13, lw=0, label="its noise (90 %)")
     axes.set(xlabel="trial, in order", ylabel=study.metric)
     axes.xaxis.get_major_locator().set_params(integer=True)

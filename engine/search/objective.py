@@ -21,6 +21,7 @@ from typing import Any
 
 from engine import cli
 from engine.runlog import MetricsLog
+from engine.search.study import field_of
 from pipelines.errors import UserError
 
 
@@ -29,17 +30,27 @@ def command(objective: str, values: dict[str, Any], folder: Path, metric: str) -
     return [sys.executable, "-m", "engine.search.objective", objective, json.dumps(values), str(folder), metric]
 
 
-def load(objective: str) -> Callable:
-    """The function that `module:function` names; the working folder is searched first.
+def names(objective: str) -> tuple[str, str]:
+    """Module and function of `module:function`; from here on the working folder is searched first.
 
     Raises:
-        UserError: no such module, or no such function in it.
+        UserError: it is written otherwise.
     """
     module, _, name = objective.partition(":")
     if not module or not name:
         raise UserError(f"--objective {objective}: expected module:function")
     if "" not in sys.path:
         sys.path.insert(0, "")
+    return module, name
+
+
+def load(objective: str) -> Callable:
+    """The function that `module:function` names; the working folder is searched first.
+
+    Raises:
+        UserError: no such module, or no such function in it.
+    """
+    module, name = names(objective)
     try:
         function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
@@ -58,7 +69,7 @@ def run(function: Callable, values: dict[str, Any], folder: Path, metric: str) -
     folder.mkdir(parents=True, exist_ok=True)
     # An objective has no checkpoint: it starts again, -1 keeps no record. The log moves a new file over the old one,
     # so that its inode, which readers go by, differs; a file removed before may leave it its own.
-    log, key = MetricsLog(folder / "metrics.jsonl", resumed_step=-1), metric.rpartition("/")[2]
+    log, key = MetricsLog(folder / "metrics.jsonl", resumed_step=-1), field_of(metric)
     curve: dict[int, float] = {}
 
     def report(epoch: int, value: float) -> None:

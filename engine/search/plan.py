@@ -8,17 +8,16 @@ import dataclasses
 import datetime
 import importlib.util
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.cautions import warnings
 from engine.config import DEFAULT_PRESET, Config, load_config
-from engine.search import ledger, rungs, sweep, table
+from engine.search import ledger, objective, rungs, sweep, table
 from engine.search.options import FIELDS, NEWEST, Options, value_of
 from engine.search.space import Parameter, Space
-from engine.search.study import Study, Trial
+from engine.search.study import SCORES, Study, Trial, field_of
 from pipelines.errors import UserError
 
 OWN = {  # settings that the search gives to every trial itself, and what to use instead
@@ -29,8 +28,6 @@ OWN = {  # settings that the search gives to every trial itself, and what to use
     "wandb_group": "--study NAME",
     "wandb_job_type": "nothing",
 }
-# Fields of engine.train's validation records that rank a model (engine.evaluate).
-METRICS = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
 BUDGET = 8
 HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
 KEPT = ("executor", "timeout", "stall", "fixed", "baseline")  # of the runner, by a refined study
@@ -277,9 +274,9 @@ def _training(options: Options, found: Any, arguments: list[str]) -> tuple[dict,
         notices += _check_parameter(parameter, arguments, config)
         if parameter.name in {item.partition("=")[0] for item in arguments}:
             notices.append(f"{parameter.name} is searched: the value given is where trial 0 starts")
-    key = found.metric.rpartition("/")[2]
-    if key not in METRICS:
-        raise UserError(f"metric {found.metric}: a training measures {', '.join(f'val/{name}' for name in METRICS)}")
+    key = field_of(found.metric)
+    if key not in SCORES:
+        raise UserError(f"metric {found.metric}: a training measures {', '.join(f'val/{name}' for name in SCORES)}")
     selected = "hmean" if config.eval.select == "micro" else "hmean_macro"
     if key in ("hmean", "hmean_macro") and key != selected:
         notices.append(f"note: the search goes by {found.metric}, a trial's best checkpoint by val/{selected}")
@@ -333,11 +330,7 @@ def _number_or_text(parameter: Parameter, text: str) -> Any:
 
 def _check_objective(text: str) -> None:
     """Refuses a function whose module cannot be found; it is imported in the trials only, whatever it needs."""
-    module, _, name = text.partition(":")
-    if not module or not name:
-        raise UserError(f"--objective {text}: expected module:function")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    module, _ = objective.names(text)
     try:
         known = importlib.util.find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):

@@ -7,11 +7,11 @@ from typing import Any
 
 from engine.search import confirm, figures
 from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
-from engine.search.effects import digits2, reached
+from engine.search.effects import Z90, digits2, reached
 from engine.search.findings import Findings, find, fitted
 from engine.search.plan import shown
 from engine.search.space import Parameter
-from engine.search.study import Study, Trial
+from engine.search.study import Study, Trial, field_of
 from engine.search.words import called, difference, duration, number, short, show
 
 UNFITTED = object()  # None is a posterior too: that of too few trials
@@ -157,12 +157,12 @@ def _ranks(study: Study, found: Findings) -> list[Block]:
     trials = found.ranked + sorted(rest, key=lambda t: t.number)
     if not trials:
         return [Heading("Ranking"), Text("No trial was started yet.")]
-    key = study.metric.rsplit("/", 1)[-1]
+    key = field_of(study.metric)
     scores = [name for name in ("precision", "recall") if any(name in t.scores for t in trials)]
     several = len({t.kind for t in trials}) > 1
     optional = {
         "from": lambda t: t.kind if several else "",
-        "expected": lambda t: f"{t.estimate[0]:#.5g} ± {1.645 * t.estimate[1]:.1g}" if t.estimate else "",
+        "expected": lambda t: f"{t.estimate[0]:#.5g} ± {Z90 * t.estimate[1]:.1g}" if t.estimate else "",
         "time": lambda t: duration(t.minutes),
         "name": lambda t: t.name,
     }
@@ -340,7 +340,7 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
         cells = [show(item.optimum), _spread(parameter, item.safe), _spread(parameter, item.wider), note]
         rows.append([item.name, *cells])
     mean, sd = found.optimum_value
-    expected = f"{number(mean)} ± {1.645 * sd:.1g} (90 %)"
+    expected = f"{number(mean)} ± {Z90 * sd:.1g} (90 %)"
     text = (
         "By the model, the surest of the good configurations: the highest lower end of the model's 90 % interval, here "
         f"{expected}, rounded to 2 digits. Safe: 90 % sure to lose less than one noise sd against it, the other "

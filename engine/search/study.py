@@ -17,6 +17,13 @@ ENDED = ("finished", "stopped", "infeasible")
 # Where a trial's values come from: the preset's own configuration, near it, the surrogate, a uniform draw, a grid,
 # the model's recommendation once the budget is spent, another study or a table, a repeat with another seed.
 KINDS = ("preset", "prior", "model", "random", "grid", "recommended", "imported", "confirm")
+# Fields of engine.train's validation records that rank a model (engine.evaluate).
+SCORES = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
+
+
+def field_of(metric: str) -> str:
+    """The field of a validation record that a metric names: val/hmean -> hmean."""
+    return metric.rpartition("/")[2]
 
 
 @dataclasses.dataclass

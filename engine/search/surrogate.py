@@ -38,7 +38,7 @@ from skopt.learning.gaussian_process.kernels import Kernel
 from threadpoolctl import ThreadpoolController
 
 from engine.search.space import Space
-from engine.search.study import Study, Trial
+from engine.search.study import Study, Trial, field_of
 from pipelines.errors import UserError
 
 DRAWS = 128  # a power of 2, as Sobol points want
@@ -150,7 +150,7 @@ def _seed_shifts(study: Study) -> dict[int, float]:
 def _scale(metric: str, heights: np.ndarray) -> float:
     """Size of the effects of hyperparameters, in the metric's units."""
     spread = float(heights.std()) if len(heights) > 1 else 0.0
-    if metric.rsplit("/", 1)[-1] in H_METRICS:
+    if field_of(metric) in H_METRICS:
         return max(H_SCALE, spread)
     return spread or 1.0
 
@@ -158,7 +158,7 @@ def _scale(metric: str, heights: np.ndarray) -> float:
 def _beyond(metric: str, heights: np.ndarray) -> float:
     """The loss against the best from which on bad is bad. Of a metric that is no H-mean it is known by its values only:
     20 times the spread of the better half, which one diverged trial does not move."""
-    if metric.rsplit("/", 1)[-1] in H_METRICS:
+    if field_of(metric) in H_METRICS:
         return H_BAD
     better = np.sort(heights)[len(heights) // 2 :]
     return 20 * float(better.std()) or 10 * _scale(metric, heights)
@@ -173,7 +173,7 @@ class Posterior:
     def __init__(self, study: Study, told: Told) -> None:
         self.space, self.sign = study.space, study.sign
         self._tried = told.units
-        in_h = study.metric.rsplit("/", 1)[-1] in H_METRICS
+        in_h = field_of(study.metric) in H_METRICS
         self._bad = _beyond(study.metric, told.heights)
         self._top = float(told.heights.max())
         losses = self._top - told.heights

@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.search import curves
 from engine.search.space import Parameter, Space
-from engine.search.study import ENDED, Trial
+from engine.search.study import ENDED, Trial, field_of
 from pipelines.errors import UserError
 
 ORDERS = ("order", "number", "trial", "run")
@@ -81,7 +81,7 @@ def _plain(text: str) -> str:
 
 def _columns(path: Path, header: list[str], space: Space, metric: str) -> dict[str, int]:
     """{parameter's name, "metric", "order", "name", "epochs", ...: column}; the optional ones only where present."""
-    last = _plain(metric.rsplit("/", 1)[-1])
+    last = _plain(field_of(metric))
     wanted = {p.name: [_plain(p.name), _plain(p.name.rsplit(".", 1)[-1])] for p in space.parameters}
     wanted["metric"] = [_plain(metric), last, f"val_{last}"]
     if last == "hmean":
@@ -115,7 +115,7 @@ def _trial(where: str, row: list[str], columns: dict[str, int], space: Space, me
     epochs = _number(where, "epochs", cells.get("epochs") or "0")
     order = _number(where, "order", cells.get("order") or "0")
     scores = {name: _number(where, name, cells[name]) for name in SCORES if cells.get(name)}
-    key = metric.rsplit("/", 1)[-1]
+    key = field_of(metric)
     return Trial(
         number=round(order),
         values=values,

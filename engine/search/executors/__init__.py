@@ -14,9 +14,11 @@ All three have the same few words, and start `engine.search.attempt` around the 
 """
 
 import dataclasses
+import math
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,14 @@ def end_without_record(code: int, asked: bool) -> Exit:
     if code == EXIT_FENCED:
         return Exit(shell, TOOK_OVER, True)
     return Exit(shell, f"the attempt could not be started (code {code}): see its log", True)
+
+
+def drain(running: list, poll: Callable[[Any], Exit | None], every_s: float, end: float = math.inf) -> None:
+    """Polls until no attempt is left, or until time.monotonic() has reached `end`; `poll` takes the ended ones out."""
+    while running and time.monotonic() < end:
+        for handle in list(running):
+            poll(handle)
+        time.sleep(every_s)
 
 
 def read_record(attempt: Attempt) -> dict[str, Any]:

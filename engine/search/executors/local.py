@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.search.executors import Attempt, Exit, ask_to_stop, end_without_record, read_exit, wrapper_command
+from engine.search.executors import Attempt, Exit, ask_to_stop, drain, end_without_record, read_exit, wrapper_command
 from pipelines.errors import UserError
 
 CLOSE_GRACE_S = 3.0  # of `close`: time of a training to end by itself
@@ -133,7 +133,4 @@ class LocalExecutor:
         for handle in self._running:
             self.stop(handle, CLOSE_GRACE_S)
             handle.deadline = min(handle.deadline, time.monotonic() + CLOSE_GRACE_S + FORCE_AFTER_S)
-        while self._running:
-            for handle in list(self._running):
-                self.poll(handle)
-            time.sleep(0.02)
+        drain(self._running, self.poll, 0.02)

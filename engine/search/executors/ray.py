@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from engine.search import fence
-from engine.search.executors import Attempt, Exit, ask_to_stop, end_without_record, read_exit, remote
+from engine.search.executors import Attempt, Exit, ask_to_stop, drain, end_without_record, read_exit, remote
 from pipelines.errors import UserError
 
 OPTIONS = ("gpus", "cpus", "address")
@@ -122,10 +122,7 @@ class RayExecutor:
         end = time.monotonic() + CLOSE_WAIT_S
         for handle in self._running:
             self.stop(handle, CLOSE_GRACE_S)
-        while self._running and time.monotonic() < end:
-            for handle in list(self._running):
-                self.poll(handle)
-            time.sleep(0.05)
+        drain(self._running, self.poll, 0.05, end)
         self._ray.shutdown()
 
 

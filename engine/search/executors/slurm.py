@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine.search.executors import Attempt, Exit, ask_to_stop, read_exit, remote
+from engine.search.executors import Attempt, Exit, ask_to_stop, drain, read_exit, remote
 from engine.search.fence import side_file
 from pipelines.errors import UserError
 
@@ -195,10 +195,7 @@ class SlurmExecutor:
         end = time.monotonic() + CLOSE_WAIT_S
         for handle in self._running:
             self.stop(handle, CLOSE_GRACE_S)
-        while self._running and time.monotonic() < end:
-            for handle in list(self._running):
-                self.poll(handle)
-            time.sleep(0.2)
+        drain(self._running, self.poll, 0.2, end)
 
 
 def _cancel(job: str) -> None:
