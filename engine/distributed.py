@@ -130,12 +130,6 @@ class Agreement:
         return tensor.tolist()
 
 
-def barrier() -> None:
-    """Returns once all ranks have come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def from_main(ranks: Ranks, work: Callable[[], Any]) -> Any:
     """The picklable result of `work`, done by rank 0 only, on every rank; its UserError ends all of them."""
     result = on_main_first(ranks, lambda: work() if ranks.main else None)

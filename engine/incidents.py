@@ -18,13 +18,12 @@ MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
 
 
 class Diverged(UserError):
-    """Too many steps in a row had a loss or a gradient that is no number; `lr_scale` is what they were tried with."""
+    """The training has lost its way; `lr_scale` is the factor on the learning rate it was tried with."""
 
-    def __init__(self, row: int, step: int, lr_scale: float, folder: Path) -> None:
+    def __init__(self, what: str, step: int, lr_scale: float, folder: Path) -> None:
         super().__init__(
-            f"diverged: {row} steps in a row up to step {step} had a loss or gradient that is not finite and were "
-            "skipped: lower models.optimizer.lr, set trainer.clip_norm, or trainer.on_nonfinite=rollback; the last "
-            f"checkpoint is in {folder / 'checkpoints'}, the inputs in {folder / 'nonfinite'}"
+            f"diverged at step {step}: {what}: lower models.optimizer.lr, set trainer.clip_norm, or "
+            f"trainer.on_nonfinite=rollback; the last checkpoint is in {folder / 'checkpoints'}"
         )
         self.lr_scale = lr_scale
 

@@ -115,7 +115,8 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
     failures = run.writer.failures if run.writer is not None else 0
     asked, row, failures = run.agreement.maxima(bool(run.sentinel.asked), row, failures)
     if row >= limits.nonfinite_limit:
-        raise incidents.Diverged(row, position.step, position.lr_scale, run.folder)
+        words = f"{row} steps in a row were skipped, loss or gradient is not finite"
+        raise incidents.Diverged(words, position.step, position.lr_scale, run.folder)
     return bool(asked)
 
 
@@ -165,7 +166,19 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
 
 
 def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
-    """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync."""
+    """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync.
+
+    Raises:
+        Diverged: on all ranks: the last loss was a number, but the update or the statistics after it are not.
+    """
+    parts, lost = {}, ""
+    if run.writer is not None:
+        parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
+        names = checkpoint.not_finite(parts["model"])
+        lost = f"{len(names)} weights are not finite (e.g. {names[0]}) and are not saved" if names else ""
+    lost = distributed.broadcast_object(lost)
+    if lost:
+        raise incidents.Diverged(lost, position.step, position.lr_scale, run.folder)
     if run.writer is None:
         return
     position.minutes = minutes(run)
@@ -176,13 +189,6 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
         "score": scores["score"] if scores else None,
         "scores": scores,
     }
-    parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
-    lost = checkpoint.not_finite(parts["model"])
-    if lost:  # the last loss was a number, the update after it was not
-        raise UserError(
-            f"{len(lost)} weights are not finite after step {position.step} (e.g. {lost[0]}) and are not saved: lower "
-            f"models.optimizer.lr or set trainer.clip_norm; earlier checkpoints are in {run.folder / 'checkpoints'}"
-        )
     run.writer.save(parts, state, to_yaml(run.config), best=scores is not None and position.stale == 0)
 
 
@@ -224,10 +230,11 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         finally:
             if writer is not None:
                 writer.wait()
-        if writer is not None and writer.failures:
-            say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
+        # All ranks wait for rank 0's last write: under torchrun the first to leave ends the others.
+        failures = distributed.broadcast_object(writer.failures if writer is not None else 0)
+        if failures:
+            say = f"the last {failures} checkpoints could not be written to {folder / 'checkpoints'}"
             raise UserError(f"{say}: free the disk and start again with resume=auto")
-        distributed.barrier()  # the first rank to leave ends the others, and rank 0 has just been writing
         sentinel.defer(False)
         if stopped:
             log.say(f"stopped ({sentinel.asked}) at step {position.step}; the same command with resume=auto goes on")
