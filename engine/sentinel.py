@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import torch.distributed as dist
 
@@ -63,6 +64,10 @@ class Sentinel:
     def __enter__(self) -> "Sentinel":
         if threading.current_thread() is threading.main_thread():  # Python's condition for handlers
             self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            # Python's resource tracker lets SIGTERM and SIGINT pass, and SIGUSR1 if it was started with that ignored.
+            before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            resource_tracker.ensure_running()
+            signal.signal(signal.SIGUSR1, before)
             for number in (signal.SIGTERM, signal.SIGUSR1):  # Ctrl-C before the first step is just that
                 self._before[number] = signal.signal(number, lambda *_: None)
         self._thread.start()

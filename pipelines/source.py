@@ -6,6 +6,7 @@ epochs, exact resume from any position, and the same batches from any number of 
 """
 
 import math
+import multiprocessing
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
+from pipelines.worker_signals import leave_to_parent
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
 NOT_AUGMENTED = AugmentConfig(enabled=False)
@@ -204,6 +206,12 @@ class TrainSource:
         self.num_samples = sampler.num_samples(self.lengths, self.weights)
         self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, global_batch)
         self._epoch, self._order, self._repeats = -1, np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled in a worker of DALI's."""
+        self.__dict__.update(state)
+        if multiprocessing.parent_process() is not None:
+            leave_to_parent()
 
     def position(self, iteration: int) -> tuple[int, int, int]:
         """(epoch, step, micro) of a batch number."""

@@ -2,8 +2,8 @@
 
     FAULT='{"kind": "nan", "rank": 1, "steps": [5, 6]}' torchrun ... -m tests.faults.inject preset=demo ...
 
-Kinds: nan, inf (the loss becomes that, and its gradient), gradient (the loss stays a number, its gradient does not), memory
-(torch's own error), sleep (the rank stands still). The rest of the run is the real thing.
+Kinds: nan, inf (the loss becomes that, and its gradient), gradient (the loss stays a number, its gradient does not),
+memory (torch's own error), sleep (the rank stands still). The rest of the run is the real thing.
 """
 
 import json

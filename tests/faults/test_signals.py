@@ -121,3 +121,15 @@ def test_a_signal_in_an_evaluation_leaves_it_to_the_next_session(tmp_path):
         for name in ("plain", "cut")
     ]
     assert told[0] == told[1] and len(told[0]) == 2
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_every_process_of_a_job_leaves_the_workers_at_work(tmp_path, number):
+    """As Slurm, systemd and a terminal send it."""
+    settings = ("data.workers=1", "eval.workers=1", "trainer.max_epochs=1000", "wandb=true")
+    job = harness.start(command(tmp_path, "all", *settings), tmp_path, env={"WANDB_MODE": "offline"})
+    harness.wait_until_step(job, tmp_path / "all", 3)
+    harness.send(job, number)
+    assert harness.finish(job, 60) == 75, harness.output(job)
+    assert "Traceback" not in harness.output(job)
+    assert harness.saved_step(tmp_path / "all") == harness.last_step(tmp_path / "all") >= 3
