@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
+from engine import checkpoint, cli, distributed, dryrun, elastic, finish, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Ranks
@@ -175,15 +175,33 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
 
 
 def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
-    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one."""
-    if config.resume == "none":
-        return None
-    if config.resume == "auto":
-        return distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
+    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one.
+
+    Workers that torchrun starts again go on as with `resume=auto`, whatever was asked for.
+    """
+    again = config.resume == "auto" or distributed.from_main(ranks, lambda: runlog.same_job(folder))
+    newest = distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints")) if again else None
+    if newest or config.resume in ("none", "auto"):
+        return newest
     source = distributed.from_main(ranks, lambda: checkpoint.locate(config.resume, prefer="last", key="resume"))
-    if folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve():
+    foreign = folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve()
+    if foreign and not again:
         raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
     return source
+
+
+def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> Config:
+    """With another number of ranks than at the checkpoint: `accumulate` such that an update sees as many pages.
+
+    Unchanged where that does not divide or data.batch_size is another one, too; `restore` refuses then.
+    """
+    saved, pages = checkpoint.load_settings(source), checkpoint.load_state(source)["global_batch"]
+    batch = saved["data"]["batch_size"]
+    accumulate, rest = divmod(pages, batch * ranks.world_size)
+    same_ranks = pages == batch * saved["trainer"]["accumulate"] * ranks.world_size
+    if same_ranks or rest or batch != config.data.batch_size:
+        return config
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, accumulate=accumulate))
 
 
 def stream(config: Config, data: Data) -> dict:
@@ -225,6 +243,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
     source = find_resume(config, ranks, folder)
+    asked, config = config, keep_global_batch(config, ranks, source) if source else config
     trainee = build(config, ranks, resumed=source is not None)
     position = restore(trainee, source, config, ranks, data) if source else Position()
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
@@ -239,6 +258,9 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         recorder = Recorder(config, ranks, folder, log.say)
         run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder)
         announce(run, source, loader.steps_per_epoch, position)
+        if config.trainer.accumulate != asked.trainer.accumulate:
+            change = f"trainer.accumulate={config.trainer.accumulate} instead of {asked.trainer.accumulate}"
+            log.say(f"{change}, so that an update on {ranks.world_size} ranks sees as many pages as before")
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
@@ -272,7 +294,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
     cautions = warnings(config, ranks.world_size, ranks.device.type)
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), *cautions]:
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), elastic.caution(), *cautions]:
         if line:
             say(line)
     if source is not None:
