@@ -50,19 +50,41 @@ GIT_TIMEOUT_S = 5.0
 def run_folder(config: Config) -> Path:
     """The folder of the run: run_root/name, or run_root/PRESET-UTCTIME without a name. Creates nothing.
 
+    Workers that torchrun starts again get the folder they had (`same_job`), whatever its time stamp.
+
     Raises:
         UserError: it holds a run already and this one does not resume. Only rank 0 looks; the others learn from it.
     """
     name = config.name
+    if not name and "TORCHELASTIC_RUN_ID" in os.environ:
+        before = [path.parent for path in Path(config.run_root).glob("*/run.json") if same_job(path.parent)]
+        if before:
+            return max(before, key=lambda folder: (folder / "run.json").stat().st_mtime)
     if not name:
         now = datetime.datetime.now(datetime.UTC)
         name = f"{Path(config.preset).stem}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
     folder = Path(config.run_root) / name
     if os.environ.get("RANK", "0") != "0" or config.resume != "none" or not folder.exists():
         return folder
+    if same_job(folder):
+        return folder
     if not folder.is_dir() or any(folder.iterdir()):
         raise UserError(f"{folder} exists already: give another name=NAME, or resume=auto to go on with that run")
     return folder
+
+
+def same_job(folder: Path) -> bool:
+    """Whether a folder holds the unfinished run of this very torchrun job, whose workers are started again.
+
+    It does if its last session had our torchrun id and our arguments: an agent that starts or joins late counts no
+    restarts, so TORCHELASTIC_RESTART_COUNT decides only where the id is "none" (the static rendezvous).
+    """
+    job, restarts = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    sessions = _sessions(folder / "run.json")
+    if not job or not sessions or (folder / "summary.json").exists() or (job == "none" and restarts == "0"):
+        return False
+    known = sessions[-1]
+    return known["environment"].get("TORCHELASTIC_RUN_ID") == job and known["command"][2:] == sys.argv[1:]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -277,8 +299,8 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sessions = _sessions(folder / "run.json") if step else []
-        write_text(folder / "config.yaml", to_yaml(config))
         write_text(folder / "run.json", json.dumps({"sessions": [*sessions, session]}, indent=1) + "\n")
+        write_text(folder / "config.yaml", to_yaml(config))
         metrics = MetricsLog(folder / "metrics.jsonl", step)
     except OSError as error:
         raise UserError(f"{folder}: the run's folder cannot be written ({error.strerror})") from None

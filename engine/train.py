@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, incidents, precise_bn, runlog
+from engine import checkpoint, cli, distributed, dryrun, elastic, finish, incidents, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Agreement, Ranks
@@ -30,7 +30,7 @@ from engine.evaluate import evaluate
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
 from engine.profile import Recorder
-from engine.resume import Position, find_resume, restore, stream
+from engine.resume import Position, find_resume, keep_global_batch, restore, stream
 from engine.scoring import worker_pool
 from engine.sentinel import EXIT_ASKED, Sentinel
 from engine.step import METRICS, train_step
@@ -207,6 +207,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
     source = find_resume(config, ranks, folder)
+    asked, config = config, keep_global_batch(config, ranks, source) if source else config
     trainee = build(config, ranks, resumed=source is not None)
     position = restore(trainee, source, config, ranks, data) if source else Position()
     position.lr_scale = min(position.lr_scale, lr_scale)
@@ -223,6 +224,9 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         agreement = Agreement()
         run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, agreement)
         announce(run, source, loader.steps_per_epoch, position)
+        if config.trainer.accumulate != asked.trainer.accumulate:
+            change = f"trainer.accumulate={config.trainer.accumulate} instead of {asked.trainer.accumulate}"
+            log.say(f"{change}, so that an update on {ranks.world_size} ranks sees as many pages as before")
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
@@ -279,7 +283,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
     cautions = warnings(config, ranks.world_size, ranks.device.type)
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), *cautions]:
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), elastic.caution(), *cautions]:
         if line:
             say(line)
     if source is not None:
