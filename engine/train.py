@@ -32,6 +32,7 @@ from engine.scoring import worker_pool
 from engine.step import METRICS, train_step
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
+from engine.writer import Writer
 from pipelines.errors import UserError
 from pipelines.loader import TrainLoader
 
@@ -60,7 +61,7 @@ class Run:
     data: Data
     trainee: Trainee
     log: runlog.RunLog  # silent on ranks above 0
-    writer: checkpoint.Writer | None  # rank 0's
+    writer: Writer | None  # rank 0's
     pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
     recorder: Recorder  # of trainer.profile
@@ -154,6 +155,7 @@ def validate(run: Run, position: Position) -> dict[str, float]:
 
 def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync."""
+    distributed.from_main(run.ranks, lambda: run.writer.refuse())
     if run.writer is None:
         return
     position.minutes = minutes(run)
@@ -234,7 +236,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
-            writer = checkpoint.Writer(folder / "checkpoints", *keep)
+            writer = Writer(folder / "checkpoints", *keep, config.trainer.max_failed_saves)
         origin = time.monotonic() - 60 * position.minutes
         recorder = Recorder(config, ranks, folder, log.say)
         run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder)
@@ -257,9 +259,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
             loader.close()
             if writer is not None:
                 writer.wait()
-        if writer is not None and writer.failures:
-            say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
-            raise UserError(f"{say}: free the disk and start again with resume=auto")
+        distributed.from_main(ranks, lambda: writer.refuse(1))
         finish.finish(config, ranks, folder, data, log, pool)
     return position
 
