@@ -33,9 +33,9 @@ class Job:
 class Writer:
     """Writes checkpoints one after another, in the order they were given.
 
-    A write that the disk fails is a warning: training goes on, the snapshot is kept and tried again after RETRY_S, until
-    a newer one comes, which takes its place. `refuse` ends the run when too many in a row have failed. Any other
-    exception is a bug, raised by the next `save` or `wait`.
+    A write that the disk fails is a warning: training goes on, the snapshot is kept and tried again after RETRY_S until
+    a newer one comes and takes its place. `refuse` ends the run when too many in a row have failed. Any other exception
+    is a bug, raised by the next `save` or `wait`.
 
     Args:
         folder: the run's checkpoints folder; this process is its only writer.
@@ -50,7 +50,7 @@ class Writer:
         self._why = ""
         self._bug: BaseException | None = None
         self._changed = threading.Condition()
-        self._next: Job | None = None  # one waits at most: a slow disk holds the loop back instead of filling the memory
+        self._next: Job | None = None  # one waits at most: a slow disk holds the loop back, not the memory full
         self._current: Job | None = None
         self._give_up: float | None = None  # time.monotonic() after which a failed one is not tried again
         checkpoint.sweep(folder)

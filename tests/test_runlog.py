@@ -123,20 +123,38 @@ def test_numbers_that_json_lacks(tmp_path):
     log.close()
 
 
-def test_a_full_disk_loses_records_loudly_and_nothing_else(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_tears_and_loses_no_record(tmp_path, monkeypatch, capsys):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.write({"step": 1})
     real = os.write
+    room = [5, 0, 0]  # bytes a filling disk still takes
+
+    def filling(file, data):
+        left = room.pop(0)
+        if not left:
+            raise OSError(28, "No space left on device")
+        return real(file, data[:left])
+
     with monkeypatch.context() as patch:
-        patch.setattr(runlog.os, "write", lambda file, data: real(file, data[:5]))  # what a filling disk does
+        patch.setattr(runlog.os, "write", filling)
         log.write({"step": 2})
-        patch.setattr(runlog.os, "write", lambda file, data: (_ for _ in ()).throw(OSError(28, "No space left")))
         log.write({"step": 3})
+        assert (tmp_path / "m.jsonl").read_text() == '{"step": 1}\n{"ste' and not room
     log.write({"step": 4})
     log.close()
-    assert [r["step"] for r in read_metrics(tmp_path / "m.jsonl")] == [1, 4]
+    assert [r["step"] for r in lines(tmp_path / "m.jsonl")] == [1, 2, 3, 4]
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "disk full?" in errors[0] and "2 records are missing" in errors[1]
+    assert len(errors) == 2 and "(No space left on device)" in errors[0] and "written again" in errors[1]
+
+
+def test_records_that_never_found_room_are_counted(tmp_path, monkeypatch, capsys):
+    log = MetricsLog(tmp_path / "m.jsonl")
+    monkeypatch.setattr(runlog, "BACKLOG_BYTES", 30)
+    monkeypatch.setattr(runlog.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for step in range(5):
+        log.write({"step": step})
+    log.close()
+    assert log.lost == 2 and "5 records are missing" in capsys.readouterr().err
 
 
 def test_files_are_replaced_in_one_move(tmp_path, monkeypatch):
