@@ -49,22 +49,27 @@ GIT_TIMEOUT_S = 5.0
 BACKLOG_BYTES = 2**24  # of records that wait for the disk: 40,000 or so
 
 
-def run_folder(config: Config) -> Path:
-    """The folder of the run: run_root/name, or run_root/PRESET-UTCTIME without a name. Creates nothing.
-
-    Raises:
-        UserError: it holds a run already and this one does not resume. Only rank 0 looks; the others learn from it.
-    """
+def folder_of(config: Config) -> Path:
+    """The folder of a run: run_root/name, or run_root/PRESET-UTCTIME without a name."""
     name = config.name
     if not name:
         now = datetime.datetime.now(datetime.UTC)
         name = f"{Path(config.preset).stem}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
-    folder = Path(config.run_root) / name
-    if os.environ.get("RANK", "0") != "0" or config.resume != "none" or not folder.exists():
-        return folder
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise UserError(f"{folder} exists already: give another name=NAME, or resume=auto to go on with that run")
-    return folder
+    return Path(config.run_root) / name
+
+
+class Taken(UserError):
+    """The run's folder holds another run."""
+
+
+def refuse_taken(folder: Path, config: Config) -> None:
+    """Refuses a folder that holds a run already when this one does not resume.
+
+    Raises:
+        Taken: it is so.
+    """
+    if config.resume == "none" and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Taken(f"{folder} exists already: give another name=NAME, or resume=auto to go on with that run")
 
 
 def write_text(path: Path, text: str) -> None:

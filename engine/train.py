@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
+from engine import checkpoint, cli, distributed, dryrun, finish, lock, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Ranks
@@ -287,8 +287,9 @@ def main(argv: list[str]) -> int:
     try:
         if dry_run:
             return dryrun.dry_run(config, ranks)
-        folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
-        train(config, ranks, folder)
+        with contextlib.ExitStack() as held:
+            folder = distributed.from_main(ranks, lambda: held.enter_context(lock.claim(config)))
+            train(config, ranks, folder)
     finally:
         gc.unfreeze()
         gc.enable()

@@ -18,7 +18,7 @@ from rich.console import Console
 from engine import runlog, tracker
 from engine.config import from_dict, load_config, to_dict
 from engine.progress import Progress, duration, score_line, train_line
-from engine.runlog import MetricsLog, git_state, open_run, provenance, read_metrics, run_folder, write_text
+from engine.runlog import MetricsLog, folder_of, git_state, open_run, provenance, read_metrics, refuse_taken, write_text
 from engine.tracker import Tracker, choose_mode
 from pipelines.errors import UserError
 
@@ -43,7 +43,7 @@ def test_a_run_leaves_config_provenance_and_metrics(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("NCCL_AUTH_TOKEN", "s3cret")
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
     config = load(f"run_root={tmp_path}", "name=a")
-    folder = run_folder(config)
+    folder = folder_of(config)
     log = open_run(folder, config, MAIN, steps_per_epoch=10)
     log.say("hello")
     log.train(TRAIN)
@@ -72,22 +72,20 @@ def test_other_ranks_are_silent(tmp_path, capfd):
 
 
 def test_names_of_folders(tmp_path):
-    named = run_folder(load(f"run_root={tmp_path}", "name=a"))
+    named = folder_of(load(f"run_root={tmp_path}", "name=a"))
     assert named == tmp_path / "a"
-    first, second = (run_folder(load(f"run_root={tmp_path}")).name for _ in "ab")
+    first, second = (folder_of(load(f"run_root={tmp_path}")).name for _ in "ab")
     assert first.startswith("demo-20") and len(first) == len(second) == len("demo-20261124-020500-123")
 
 
-def test_an_existing_run_is_not_overwritten(tmp_path, monkeypatch):
+def test_an_existing_run_is_not_overwritten(tmp_path):
     config = load(f"run_root={tmp_path}", "name=a")
     (tmp_path / "a").mkdir()
-    assert run_folder(config).name == "a", "an empty folder is fine"
+    refuse_taken(tmp_path / "a", config)  # an empty folder is fine
     (tmp_path / "a" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match=r"exists already: give another name=NAME, or resume=auto"):
-        run_folder(config)
-    assert run_folder(load(f"run_root={tmp_path}", "name=a", "resume=auto")).name == "a"
-    monkeypatch.setenv("RANK", "1")
-    assert run_folder(config).name == "a", "rank 0 says it"
+        refuse_taken(tmp_path / "a", config)
+    refuse_taken(tmp_path / "a", load(f"run_root={tmp_path}", "name=a", "resume=auto"))
 
 
 def test_a_resume_cuts_later_records_and_keeps_earlier_sessions(tmp_path):
