@@ -1,13 +1,14 @@
 """Lines for the user on stderr that can stop nothing: the disk that is full may be the log's own."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
 
 from pipelines.errors import UserError
 
-INNER = re.compile(r'message: "([^"]+)"')  # of an operating system's error inside another library's
+NUMBER = re.compile(r"\(os error (\d+)\)")  # of the operating system's error inside one of a Rust library
 
 
 def warn(text: str) -> None:
@@ -20,8 +21,8 @@ def reason(error: BaseException) -> str:
     """Why something could not be written, in a few words: `No space left on device`."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    inner = INNER.search(str(error))
-    return inner[1] if inner else " ".join(str(error).split()) or type(error).__name__
+    number = NUMBER.search(str(error))
+    return os.strerror(int(number[1])) if number else " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager
