@@ -192,11 +192,11 @@ def test_a_second_training_on_a_run_is_refused_and_a_restarted_one_is_not(tmp_pa
 
 
 JUMPING = """
-import datetime, itertools, time
+import datetime, itertools, os, time
 real, steps = time.time, itertools.count()
 def jumps():  # by a day back and forth, every few calls, and an hour back for good each time
     n = next(steps)
-    return real() + (86400 if n // 3 % 2 else -86400) - 3600 * (n // 3)
+    return real() + (86400 if n // 3 % 2 else -86400) - 3600 * (n // 3) - float(os.environ["CLOCK_BACK"])
 time.time = jumps
 class Clock(datetime.datetime):
     @classmethod
@@ -213,8 +213,10 @@ def test_a_wall_clock_that_jumps_changes_nothing(tmp_path):
     (tmp_path / "jumping" / "sitecustomize.py").write_text(JUMPING)
     common = [*TINY, f"run_root={tmp_path}", "resume=auto", "trainer.checkpoint_every_steps=1"]
     env = {"PYTHONPATH": f"{tmp_path / 'jumping'}:{ROOT}"}
-    for limit in ("3", "0"):
-        job = harness.start([*common, "name=jumps", f"trainer.max_steps={limit}"], tmp_path, env=env)
+    for limit, back in (("3", "0"), ("0", "1e6")):
+        job = harness.start(
+            [*common, "name=jumps", f"trainer.max_steps={limit}"], tmp_path, env={**env, "CLOCK_BACK": back}
+        )
         assert harness.finish(job) == 0, harness.output(job)
     started = [s["started"] for s in harness.sessions(tmp_path / "jumps")]
     assert started[1] < started[0], "the clock did not jump"
