@@ -186,7 +186,7 @@ def _serve(output: Any) -> None:
     faults = (wandb.Error, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
     try:
         run = _start(wandb, head, tell)
-        code = _copy(run, Path(head["folder"]), tell)
+        code = _copy(run, Path(head["folder"]) / "wandb", tell)
         alarm = threading.Timer(LINGER_S, os._exit, (1,))  # finish() waits for ever for a server that has gone
         alarm.daemon = True
         alarm.start()
@@ -223,7 +223,7 @@ def _copy(run: Any, folder: Path, tell: Callable[[str], None]) -> int:
         item = json.loads(line)
         if not full and _free_bytes(folder) < DISK_MARGIN:
             full = True
-            tell(f"WARNING: the disk of {folder}/wandb is full: W&B loses records; metrics.jsonl is kept apart from it")
+            tell(f"WARNING: the disk of {folder} is full: W&B loses records; metrics.jsonl is kept apart from it")
         if "end" in item:
             return 0
         if "log" in item:
