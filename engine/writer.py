@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 RETRY_S = (10.0, 30.0, 60.0)  # before the first, second, every further try of a checkpoint the disk has failed
 PATIENCE_S = 30.0  # for the last checkpoint of a run
 DISK = (OSError, safetensors.SafetensorError)  # the latter wraps the operating system's
-BUGS = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError)
+BUGS = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError, MemoryError)
 
 
 @dataclasses.dataclass
