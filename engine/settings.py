@@ -234,6 +234,9 @@ class TrainerConfig:
     log_every: int = option(20, "steps between two lines of metrics", 1)
     patience: int = option(0, "stop after this many evaluations without a better result; 0 = off", 0)
     checkpoint_every_steps: int = option(0, "steps between checkpoints; 0 = at the end of each epoch only", 0)
+    max_failed_saves: int = option(
+        5, "stop when this many checkpoints in a row could not be written (full disk); 0 = train on", 0
+    )
     keep_top_k: int = option(3, "best checkpoints kept", 1, 1000)
     keep_last: int = option(2, "newest checkpoints kept", 1, 1000)
     kernels: str = option(

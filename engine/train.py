@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, elastic, finish, incidents, precise_bn, runlog
+from engine import checkpoint, cli, distributed, dryrun, elastic, finish, incidents, lock, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Agreement, Ranks
@@ -36,7 +36,7 @@ from engine.sentinel import EXIT_ASKED, Sentinel
 from engine.step import METRICS, train_step
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
-from pipelines.errors import UserError
+from engine.writer import Writer
 from pipelines.loader import TrainLoader
 
 
@@ -50,7 +50,7 @@ class Run:
     data: Data
     trainee: Trainee
     log: runlog.RunLog  # silent on ranks above 0
-    writer: checkpoint.Writer | None  # rank 0's
+    writer: Writer | None  # rank 0's
     pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
     recorder: Recorder  # of trainer.profile
@@ -107,13 +107,11 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
 
     Raises:
         Diverged: too many skipped in a row.
-        UserError: too many checkpoints in a row could not be written.
     """
     limits, row = run.config.trainer, 0
     for place, row, here in run.trainee.guard.found(wait):
         incidents.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, row, here)
-    failures = run.writer.failures if run.writer is not None else 0
-    asked, row, failures = run.agreement.maxima(bool(run.sentinel.asked), row, failures)
+    asked, row = run.agreement.maxima(bool(run.sentinel.asked), row)
     if row >= limits.nonfinite_limit:
         words = f"{row} steps in a row were skipped, loss or gradient is not finite"
         raise incidents.Diverged(words, position.step, position.lr_scale, run.folder)
@@ -169,8 +167,10 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync.
 
     Raises:
-        Diverged: on all ranks: the last loss was a number, but the update or the statistics after it are not.
+        UserError: on all ranks: too many in a row could not be written; Diverged: the weights are not finite, though
+            the last loss was a number.
     """
+    distributed.from_main(run.ranks, lambda: run.writer.refuse())
     parts, lost = {}, ""
     if run.writer is not None:
         parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
@@ -218,7 +218,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
-            writer = checkpoint.Writer(folder / "checkpoints", *keep)
+            writer = Writer(folder / "checkpoints", *keep, config.trainer.max_failed_saves)
         origin = time.monotonic() - 60 * position.minutes
         recorder = Recorder(config, ranks, folder, log.say)
         agreement = Agreement()
@@ -234,11 +234,8 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         finally:
             if writer is not None:
                 writer.wait()
-        # All ranks wait for rank 0's last write: under torchrun the first to leave ends the others.
-        failures = distributed.broadcast_object(writer.failures if writer is not None else 0)
-        if failures:
-            say = f"the last {failures} checkpoints could not be written to {folder / 'checkpoints'}"
-            raise UserError(f"{say}: free the disk and start again with resume=auto")
+        # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
+        distributed.from_main(ranks, lambda: writer.refuse(1))
         sentinel.defer(False)
         if stopped:
             log.say(f"stopped ({sentinel.asked}) at step {position.step}; the same command with resume=auto goes on")
@@ -298,8 +295,9 @@ def main(argv: list[str]) -> int:
     try:
         if dry_run:
             return dryrun.dry_run(config, ranks)
-        folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
-        with Sentinel(ranks, config.trainer.hang_timeout_s) as sentinel:
+        with contextlib.ExitStack() as held:
+            folder = distributed.from_main(ranks, lambda: held.enter_context(lock.claim(config)))
+            sentinel = held.enter_context(Sentinel(ranks, config.trainer.hang_timeout_s))
             return train_with_rollbacks(config, ranks, folder, sentinel)
     except torch.OutOfMemoryError as error:
         raise incidents.out_of_memory(error, config, ranks) from None
