@@ -1,6 +1,7 @@
 """What a run leaves to look at: overlay pictures of its worst pages, curves, and the score on the test split."""
 
 import json
+import logging
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from engine.data import Data
 from engine.distributed import Ranks
 from engine.evaluate import Page, evaluate, load_detector
 from engine.runlog import RunLog
+from pipelines.errors import UserError
 from pipelines.images import read_rgb
 from pipelines.index import ConcatIndex
+
+logger = logging.getLogger(__name__)
 
 
 def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Config, ranks: Ranks) -> None:
@@ -33,7 +37,10 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
     gathered.sort(key=lambda page: (page.result.hmean, page.row))
     for number, page in enumerate(gathered[:limit]):
         name = Path(pages.name(page.row)).stem
-        draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
+        try:
+            draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
+        except UserError as error:  # read a second time, and by another decoder, which takes less damage
+            logger.warning("no overlay: %s", error)
 
 
 def page_overlay(pages: ConcatIndex, page: Page) -> np.ndarray:

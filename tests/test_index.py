@@ -12,6 +12,7 @@ from pipelines import synthetic
 from pipelines.errors import UserError
 from pipelines.images import read_header
 from pipelines.index import ConcatIndex, build, is_index, load, open_index
+from pipelines.limits import Limits
 
 SQUARE = [[10, 20], [110, 20], [110, 40], [10, 40]]
 
@@ -123,10 +124,10 @@ def test_missing_and_broken_images(source, tmp_path):
 def test_too_many_pixels(source, tmp_path):
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(UserError, match="too-large"):
-        build(source, tmp_path / "index", max_pixels=199 * 100)
+        build(source, tmp_path / "index", limits=Limits(199 * 100))
     with pytest.raises(UserError, match="too-large"):
-        build(source, tmp_path / "index", max_pixels=100)
-    assert len(build(source, tmp_path / "index", max_pixels=200 * 100)) == 3
+        build(source, tmp_path / "index", limits=Limits(100))
+    assert len(build(source, tmp_path / "index", limits=Limits(200 * 100))) == 3
     assert before == Image.MAX_IMAGE_PIXELS
 
 
