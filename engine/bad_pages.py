@@ -1,6 +1,7 @@
 """What all ranks know of training pages that cannot be read: gathered once an epoch, written to the run folder."""
 
 import json
+import logging
 from pathlib import Path
 
 from engine import distributed
@@ -8,6 +9,8 @@ from engine.config import Config
 from engine.distributed import Ranks
 from pipelines.index import ConcatIndex
 from pipelines.quarantine import paths_of, refuse_above
+
+logger = logging.getLogger(__name__)
 
 FILE = "bad_pages.json"
 
@@ -24,12 +27,14 @@ def settle(folder: Path, pages: ConcatIndex, config: Config, ranks: Ranks) -> in
     Raises:
         UserError: more than data.max_bad_share, on every rank alike.
     """
-    before = len(pages.bad)
     for found in distributed.gather_objects(pages.bad):
         for row, reason in found.items():
             pages.bad.setdefault(row, reason)
     bad = paths_of(pages, dict(sorted(pages.bad.items())))
-    if ranks.main and bad and (len(bad) > before or not (folder / FILE).exists()):
-        (folder / FILE).write_text(json.dumps(bad, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if ranks.main and bad:
+        try:
+            (folder / FILE).write_text(json.dumps(bad, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:  # they were named on stderr; a full disk ends no training
+            logger.warning("%s cannot be written: %s", folder / FILE, error.strerror)
     refuse_above(config.data.max_bad_share, len(pages), bad)
     return len(bad)

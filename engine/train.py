@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
+from engine import bad_pages, checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Ranks
@@ -249,6 +249,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
                 train_epoch(run, loader, position)
                 due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
                 save(run, position, validate(run, position) if due or over(run, position) else None)
+                bad_pages.settle(folder, data.train, config, ranks)
             if config.trainer.precise_bn and position.precise_step != position.step:
                 log.say(precise_bn.renew(trainee, data.train, config, ranks, position.epoch))
                 position.precise_step = position.step

@@ -111,7 +111,7 @@ def test_clamping_uses_the_oriented_page(tmp_path):
 def test_missing_and_broken_images(source, tmp_path):
     (source.parent / "images" / "b.jpg").unlink()
     (source.parent / "images" / "empty.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"empty\.jpg: unreadable.*2 of 3 images.*--skip-bad") as caught:
+    with pytest.raises(UserError, match=r"empty\.jpg: unreadable.*2 of 3 pages.*--skip-bad") as caught:
         build(source, tmp_path / "index")
     assert "\n" not in str(caught.value) and not (tmp_path / "index").exists()
     index = build(source, tmp_path / "index", skip_bad=True)
