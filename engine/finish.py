@@ -33,9 +33,10 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
         target.mkdir(parents=True, exist_ok=True)
         for old in target.glob("*.jpg"):
             old.unlink()
-        for number, page in enumerate(gathered[:limit]):
-            name = Path(pages.name(page.row)).stem
-            draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
+    for number, page in enumerate(gathered[:limit]):
+        file = target / f"{number:02d}_{Path(pages.name(page.row)).stem}.jpg"
+        with optional(file):  # the page is read a second time, and by another decoder, which takes less damage
+            draw.save_image(file, page_overlay(pages, page))
 
 
 def page_overlay(pages: ConcatIndex, page: Page) -> np.ndarray:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, elastic, finish, incidents, lock, precise_bn, runlog
+from engine import bad_pages, checkpoint, cli, distributed, dryrun, elastic, finish, incidents, lock, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Agreement, Ranks
@@ -262,6 +262,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
             stopped = stopped or (position.unjudged and scores is None)
             position.unjudged = position.unjudged and scores is None
             save(run, position, scores)
+            bad_pages.settle(run.folder, run.data.train, config, run.ranks)
         if config.trainer.precise_bn and position.precise_step != position.step and not stopped:
             run.log.say(precise_bn.renew(run.trainee, run.data.train, config, run.ranks, position.epoch))
             position.precise_step = position.step

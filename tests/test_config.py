@@ -30,7 +30,8 @@ from pipelines.errors import UserError
 KEYS = """
 preset name run_root seed wandb wandb_project wandb_group wandb_job_type resume init_from
 data: train train_weights val test format image_size progressive batch_size global_batch workers threads
-  prefetch hw_decoder_load max_page_mpx synthetic_train synthetic_val synthetic_size synthetic_seed
+  prefetch hw_decoder_load max_bad_share max_page_mpx max_scans max_annotation_mb max_polygons max_points
+  synthetic_train synthetic_val synthetic_size synthetic_seed
 augment: enabled hflip rotate_deg rotate_p scale_min scale_max aspect shift crop_tries brightness contrast brightness_p
   hue_deg saturation value hsv_p sharpen_p blur_p blur_sigma noise_p noise_sigma shadow_p fog_p
 models.encoder: name weights hrnet_incre_head pad_widths freeze lr_scale decay_scale

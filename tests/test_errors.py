@@ -96,7 +96,8 @@ def test_a_damaged_image_is_named(leave, tmp_path):
     source = _pages(tmp_path / "pages", {"1": WORD})
     path = tmp_path / "pages" / "images" / "2.jpg"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    code, lines, error = leave(train.main, *TINY, f"data.train={source}", f"data.val={source}", "eval.protocol=contest")
+    settings = [f"data.train={source}", f"data.val={source}", "eval.protocol=contest", "data.max_bad_share=0"]
+    code, lines, error = leave(train.main, *TINY, *settings)
     assert code == 2 and len(lines) == 1 and "2.jpg" in lines[0], error
 
 
