@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from pipelines.errors import printable
+
 PARTS = ("prob_loss", "thresh_loss", "binary_loss")
 
 
@@ -67,6 +69,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line of text, above the bar."""
+        text = printable(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

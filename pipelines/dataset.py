@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import formats
 from pipelines.check import KINDS, Report, check
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.images import DEFAULT_MAX_PIXELS
 from pipelines.index import Index, build, is_index, load
 from pipelines.synthetic import write_dataset
@@ -54,23 +54,24 @@ def _build(args: argparse.Namespace) -> int:
             workers=args.workers, max_pixels=args.max_pixels, skip_bad=args.skip_bad, progress=progress,
         )  # fmt: skip
     counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
-    print(f"{args.out}: {index.format}, {counts}")
+    print(printable(f"{args.out}: {index.format}, {counts}"))
     if not index.num_usable:
-        print(f"{args.out}: every region is ignored; it can be predicted on, but not trained on")
+        print(f"{printable(args.out)}: every region is ignored; it can be predicted on, but not trained on")
     return 0
 
 
 def print_report(report: Report) -> None:
     """Every finding as `path: kind: detail`, then a table per kind, then what makes training impossible."""
     for finding in report.findings:
-        print(f"{finding.path}: {finding.kind}: {finding.detail}")
-    print(f"{report.source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
+        print(printable(f"{finding.path}: {finding.kind}: {finding.detail}"))
+    source = printable(report.source)
+    print(f"{source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
     for kind, count in report.counts.items():
         print(f"{count:8d}  {kind:18s} {KINDS[kind]}")
     if not report.counts:
         print("nothing found")
     for reason in report.fatal:
-        print(f"cannot train: {reason}")
+        print(printable(f"cannot train: {reason}"))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -106,7 +107,7 @@ def describe(index: Index) -> str:
     share = 100 * ignored / max(1, len(index.ignore_flags))
     turned = int(np.count_nonzero(np.asarray(index.orientation) != 1))
     lines = [
-        f"format {index.format}, root {index.root}",
+        f"format {index.format}, root {printable(index.root)}",
         f"{len(index)} pages, {len(index.ignore_flags)} polygons, {ignored} ignored ({share:.1f} %), "
         f"{turned} pages with EXIF rotation, transcriptions: {'yes' if index.has_texts else 'no'}",
         f"{'percentile':28s}" + "".join(f"{p:9d}" for p in PERCENTILES),
@@ -141,7 +142,7 @@ def _synth(args: argparse.Namespace) -> int:
             args.out, args.pages, args.seed, height, width, args.workers,
             difficulty=args.difficulty, fonts=args.fonts, progress=progress,
         )  # fmt: skip
-    print(f"{path}: {args.pages} pages of {height}x{width}")
+    print(f"{printable(path)}: {args.pages} pages of {height}x{width}")
     return 0
 
 
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--workers must be at least 0 and --max-pixels at least 1")
         return args.run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", path, error.start)
+        logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", printable(path), error.start)
         text = data.decode("latin-1")
     # Not splitlines(): a transcription may hold a form feed or U+2028.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -105,7 +105,7 @@ def choose_layout(lines: list[Line], where: str) -> str:
         reading = "further points" if layout == "polygon" else "a numeric text behind 4 points"
         logger.warning(
             "%s: %d of %d lines have 10 or more leading numbers, read as %s; --format icdar or polygon decides",
-            where, len(long), len(lines), reading,
+            printable(where), len(long), len(lines), reading,
         )  # fmt: skip
     return layout
 

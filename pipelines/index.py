@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.formats import read_source
 from pipelines.images import DEFAULT_MAX_PIXELS, Header, pixel_limit, read_header
 from pipelines.index_store import KIND, VERSION, ConcatIndex, Index, is_index, load
@@ -121,7 +121,8 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
             "`build --skip-bad` leaves them out"
         )
     for i in bad:
-        logger.warning("%s: %s (%s), left out", source.pages[i].path, headers[i].problem, headers[i].detail)
+        words = f"{source.pages[i].path}: {headers[i].problem} ({headers[i].detail}), left out"
+        logger.warning("%s", printable(words))
     counts["skipped_images"] = len(bad)
     return good
 
@@ -260,7 +261,7 @@ def open_index(spec: str | Path, format: str = "auto", cache_dir: str | Path = "
         index = load(folder)
         if _images_unchanged(index):
             return index
-    logger.info("building the index of %s in %s", path, folder)
+    logger.info("building the index of %s in %s", printable(path), printable(folder))
     index = build(path, folder, format, replace=stale)
-    logger.info("%s: %s, %d pages, %d polygons", path, index.format, len(index), len(index.ignore_flags))
+    logger.info("%s: %s, %d pages, %d polygons", printable(path), index.format, len(index), len(index.ignore_flags))
     return index

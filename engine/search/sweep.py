@@ -18,11 +18,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from engine.config import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
+from engine.reading import read_text, yaml_values
 from engine.search.space import Parameter, Space
 from pipelines.errors import UserError
 
@@ -117,12 +114,7 @@ def read(path: str | Path, free_keys: bool = False) -> Sweep:
 
 
 def _load(path: Path) -> dict:
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))  # `1e-5` is a number to it
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error})") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"not a YAML file ({' '.join(str(error).split())[:200]})") from None
+    values = yaml_values(read_text(path))
     if not isinstance(values, dict):
         raise UserError("not a sweep file (expected method, metric and parameters)")
     return values
