@@ -42,6 +42,8 @@ UNUSED: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("data.synthetic_seed", "data.train is given", _given),
     ("loss.min_text_size_px", "the baseline ignores no text", lambda c: c.loss.mode == "baseline"),
     ("trainer.ema_decay", "trainer.ema is off", lambda c: not c.trainer.ema),
+    ("trainer.rollback_lr", "on_nonfinite is stop", lambda c: c.trainer.on_nonfinite == "stop"),
+    ("trainer.max_rollbacks", "on_nonfinite is stop", lambda c: c.trainer.on_nonfinite == "stop"),
     ("post.polygon_epsilon", "regions are quads", lambda c: c.post.shape == "quad"),
     ("wandb_project", "wandb is off", lambda c: not c.wandb),
     ("wandb_group", "wandb is off", lambda c: not c.wandb),

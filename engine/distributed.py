@@ -112,6 +112,30 @@ def broadcast_buffers(model: torch.nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+class Agreement:
+    """Small integers that the ranks agree on after every step, on the host: a stop, a disk that is full.
+
+    A gloo group of its own, so nothing waits for the device, whose queue holds the step's work meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+
+    def maxima(self, *values: int) -> list[int]:
+        """The largest of every value over the ranks, the same on all; all must call it at the same step."""
+        if self._group is None:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return tensor.tolist()
+
+
+def barrier() -> None:
+    """Returns once all ranks have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def from_main(ranks: Ranks, work: Callable[[], Any]) -> Any:
     """The picklable result of `work`, done by rank 0 only, on every rank; its UserError ends all of them."""
     result = on_main_first(ranks, lambda: work() if ranks.main else None)

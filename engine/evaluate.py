@@ -25,6 +25,7 @@ from engine.loss import check_kernels
 from engine.model import DBNet, build_model
 from engine.postprocess import Detections, Pending, begin, finish
 from engine.scoring import score_in_order, worker_pool
+from engine.sentinel import Sentinel
 from engine.speed import run_network
 from pipelines.batch import Batch
 from pipelines.errors import UserError
@@ -123,7 +124,8 @@ def evaluate(
     ranks: Ranks,
     worst: int = 0,
     pool: ProcessPoolExecutor | None = None,
-) -> Evaluation:
+    sentinel: Sentinel | None = None,
+) -> Evaluation | None:
     """Detects on all pages and scores them.
 
     Args:
@@ -132,8 +134,10 @@ def evaluate(
         config: eval, post and data settings.
         worst: how many of the worst pages of this rank to keep.
         pool: processes that score pages, from `engine.scoring.worker_pool`; None scores them here.
+        sentinel: of a training, told of every page; its request to stop cuts the evaluation off.
 
     Returns:
+        None when it was cut off on any rank; else
         scores as in `CLEval.compute` plus `score` (the H-mean chosen by eval.select), `images`, `seconds` and
         `images_per_second`; identical on all ranks except for the times.
     """
@@ -146,8 +150,17 @@ def evaluate(
     for (row, found), result in score_in_order(pool, jobs):
         metric.add(result)
         kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
-    total = distributed.sum_over_ranks(metric.state(), ranks.device)
-    scores = CLEval.from_state(protocol, total).compute()
+        if sentinel is not None:
+            sentinel.tick()
+            if sentinel.asked:
+                break
+    if sentinel is not None:
+        sentinel.pause()
+    cut = sentinel is not None and bool(sentinel.asked)
+    *total, cuts = distributed.sum_over_ranks(np.append(metric.state(), cut), ranks.device)
+    if cuts:
+        return None
+    scores = CLEval.from_state(protocol, np.array(total)).compute()
     scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
     scores["seconds"] = time.perf_counter() - start
     scores["images_per_second"] = len(pages) / scores["seconds"]

@@ -29,7 +29,12 @@ def build_optimizer(groups: list[dict], settings: OptimizerConfig) -> torch.opti
     on_gpu = groups[0]["params"][0].is_cuda
     fast = {"fused": True} if on_gpu else {"foreach": True}
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, **fast)
+        optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, **fast)
+        if settings.momentum:  # torch's fused kernel leaves them unset when the very first step is skipped
+            for group in groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.name]
     return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, **fast)
 
@@ -77,10 +82,15 @@ def _onecycle(progress: float, lr: float, schedule: SchedulerConfig) -> float:
     return between(lr, schedule.eta_min, min(1.0, (progress - climb) / max(1 - climb, 1e-9)))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int) -> float:
-    """Sets every group's lr (times its `lr_scale`) for this step and returns the unscaled one."""
+def set_lr(
+    optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int, scale: float = 1.0
+) -> float:
+    """Sets every group's lr (times its `lr_scale`) for this step, and returns it without `lr_scale`.
+
+    `scale` is below 1 after a rollback.
+    """
     models = config.models
-    lr = lr_at(step, steps_per_epoch, config.trainer.max_epochs, models.optimizer.lr, models.scheduler)
+    lr = scale * lr_at(step, steps_per_epoch, config.trainer.max_epochs, models.optimizer.lr, models.scheduler)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     return lr

@@ -226,6 +226,12 @@ class RunLog:
         """Logs an evaluation: step, epoch, hmean, precision, recall, score, ..."""
         self._log("validation", record)
 
+    def incident(self, step: int, text: str) -> None:
+        """Logs and shows something that went wrong and was dealt with."""
+        if self.metrics is not None:
+            self.metrics.write({"kind": "incident", "step": step, "text": text})
+        self.say(f"step {step}: {text}")
+
     def _log(self, kind: str, record: Mapping[str, Any]) -> None:
         if self.metrics is None or self.progress is None:
             return

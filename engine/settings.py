@@ -242,6 +242,17 @@ class TrainerConfig:
         choices=("auto", "triton", "reference"),
     )
     threads: int = option(0, "torch CPU threads; 0 = torch's choice", 0, 1024)
+    hang_timeout_s: float = option(
+        600.0, "seconds without a step after which the rank that hangs is named and the run ends; 0 = off", 0.0
+    )
+    nonfinite_limit: int = option(
+        5, "steps skipped in a row, for a loss or gradient that is no number, are too many", 1
+    )
+    on_nonfinite: str = option(
+        "stop", "then: stop, or go back to the last checkpoint with a lower lr", choices=("stop", "rollback")
+    )
+    rollback_lr: float = option(0.5, "factor on the learning rate at each rollback", 0.0001, 1.0)
+    max_rollbacks: int = option(3, "rollbacks before the run stops", 1, 1000)
     profile: bool = option(False, "record a few steps: a trace and a table of the step in the run's folder profile/")
     overlays: int = option(8, "pictures of the worst validation pages, drawn anew at each best result", 0, 10000)
 

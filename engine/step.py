@@ -13,6 +13,7 @@ import torch
 from torch.profiler import record_function
 
 from engine.distributed import Ranks
+from engine.guard import update
 from engine.loss import compute_loss, make_targets
 from engine.settings import Config
 from engine.speed import run_network
@@ -20,13 +21,15 @@ from engine.stopwatch import Stopwatch
 from engine.trainee import Trainee
 from pipelines.batch import Batch
 
-METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm")
+METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm", "skipped")
 
 
 def train_step(
     trainee: Trainee, loader: Iterator[Batch], config: Config, ranks: Ranks, watch: Stopwatch, step: int
 ) -> torch.Tensor:
-    """One optimizer update. Returns METRICS as a float32 vector (5,) on the device; no sync.
+    """One optimizer update. Returns METRICS as a float32 vector (6,) on the device; no sync.
+
+    A step with a loss or gradient that is no number changes nothing (`engine.guard`): its `skipped` is 1, the rest 0.
 
     The ranges are `engine.trace_table.PARTS`; without a profiler one costs about 10 us of host time.
     """
@@ -34,6 +37,7 @@ def train_step(
     torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + ranks.rank)
     accumulate = config.trainer.accumulate
     parts = torch.zeros(len(METRICS), device=ranks.device)
+    trainee.guard.remember()
     for micro in range(accumulate):
         before = time.perf_counter()
         with record_function("data wait"):
@@ -57,9 +61,12 @@ def train_step(
         trained = [p for p in trainee.model.parameters() if p.requires_grad]
         limit = config.trainer.clip_norm or math.inf
         parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
-        trainee.optimizer.step()
+        bad = trainee.guard.judge(parts[:4], parts[4])
+        update(trainee.optimizer, bad)
         trainee.optimizer.zero_grad(set_to_none=True)
     if trainee.ema is not None:
         with record_function("EMA"):
             trainee.ema.update(step)
+    parts = torch.where(bad > 0, 0, parts)
+    parts[5] = bad
     return parts

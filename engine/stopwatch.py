@@ -46,6 +46,9 @@ class Stopwatch:
 class Scalars:
     """Means of a small vector over a window of steps and over the ranks, read without stopping the device.
 
+    The vector's last value is 1 for a step that does not count (its other values are 0); of these there is the number
+    in the window instead of a mean. A window of such steps alone has NaN for means.
+
     `add` accumulates on the device; `close_window` starts a copy to the host; `finished` hands out the windows whose
     copy has arrived, which on a GPU is one window late and on a CPU at once.
     """
@@ -64,7 +67,8 @@ class Scalars:
         """Ends the window; `tag` comes back beside its means."""
         on_gpu = self._sum.is_cuda
         host = torch.empty(self._sum.shape, pin_memory=on_gpu)
-        mean = self._sum / max(self._steps, 1)
+        mean = self._sum.clone()
+        mean[:-1] /= self._steps - mean[-1]
         if dist.is_initialized():
             dist.all_reduce(mean)
             mean /= dist.get_world_size()

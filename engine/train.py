@@ -8,46 +8,36 @@ merged settings, `--dry-run` opens the data, runs two steps and a checkpoint rou
 
 The step itself is `engine.step.train_step`: nothing in it waits for the device. Every place where the host does wait is
 marked "sync".
+
+Exit codes: 0 done; 2 something to mend, said in one line; 75 stopped by SIGTERM, SIGINT or SIGUSR1 with a checkpoint
+written, the same command with resume=auto goes on; 71 a rank hung; 130 Ctrl-C before the first step.
 """
 
 import contextlib
 import dataclasses
 import gc
-import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, precise_bn, runlog
+from engine import checkpoint, cli, distributed, dryrun, finish, incidents, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
-from engine.distributed import Ranks
+from engine.distributed import Agreement, Ranks
 from engine.evaluate import evaluate
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
 from engine.profile import Recorder
+from engine.resume import Position, find_resume, restore, stream
 from engine.scoring import worker_pool
+from engine.sentinel import EXIT_ASKED, Sentinel
 from engine.step import METRICS, train_step
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
 from pipelines.errors import UserError
 from pipelines.loader import TrainLoader
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run stands; all of it is saved in a checkpoint's state.json, nothing else is needed to go on."""
-
-    step: int = 0  # optimizer updates done
-    epoch: int = 0  # epochs finished
-    samples_in_epoch: int = 0  # pages consumed of the epoch that is under way
-    best: float = -1.0  # highest score so far
-    best_epoch: int = 0
-    stale: int = 0  # evaluations since the best
-    minutes: float = 0.0  # training time of all sessions of the run
-    precise_step: int = -1  # step at which trainer.precise_bn was done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +54,30 @@ class Run:
     pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
     recorder: Recorder  # of trainer.profile
+    sentinel: Sentinel
+    agreement: Agreement
 
 
-def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
-    """Trains to the end of the epoch, or to the step or minute at which the run must stop; moves `position`."""
+def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
+    """Trains to the end of the epoch, or to the step or minute at which the run must end; moves `position`.
+
+    Returns:
+        whether the run was asked to stop.
+    """
     config, size = run.config, global_batch_size(run.config, run.ranks)
     run.trainee.model.train()
     frozen_norms_to_eval(run.trainee.model)
-    watch, scalars = Stopwatch(), Scalars(len(METRICS), run.ranks.device)
+    watch, scalars, stop = Stopwatch(), Scalars(len(METRICS), run.ranks.device), False
     while position.samples_in_epoch < loader.steps_per_epoch * size:
-        lr = set_lr(run.trainee.optimizer, config, position.step, loader.steps_per_epoch)
+        lr = set_lr(run.trainee.optimizer, config, position.step, loader.steps_per_epoch, position.lr_scale)
         scalars.add(train_step(run.trainee, loader, config, run.ranks, watch, position.step))
         position.step += 1
+        run.trainee.guard.note((position.step, position.epoch, position.samples_in_epoch // size))
         position.samples_in_epoch += size
         watch.stepped(size)
         run.recorder.stepped()
+        run.sentinel.tick()
+        run.sentinel.defer(True)  # from here on there is something to save
         if position.step % config.trainer.log_every == 0:
             scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
             report(run, scalars.finished())
@@ -86,33 +85,44 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> None:
             gc.collect(1)  # by hand, at the same step on every rank: a collection inside a step stalls all ranks
         at_end = position.samples_in_epoch == loader.steps_per_epoch * size
         every = config.trainer.checkpoint_every_steps
-        if over(run, position) or at_end:
+        stop = must_stop(run, position)
+        if stop or at_end or over(run, position):
             break
         if every and position.step % every == 0:
-            check(run, scalars, position)
+            report(run, scalars.finished(wait=True))  # sync: the records up to a checkpoint come before it
+            run.sentinel.pause()
             save(run, position, None)
+    run.sentinel.pause()
     if position.samples_in_epoch == loader.steps_per_epoch * size:
         position.epoch, position.samples_in_epoch = position.epoch + 1, 0
     run.recorder.finish()
-    check(run, scalars, position)
+    report(run, scalars.finished(wait=True))  # sync, once an epoch
+    return must_stop(run, position, wait=True) or stop
 
 
-def check(run: Run, scalars: Scalars, position: Position) -> None:
-    """Waits for every loss so far (sync), so that no checkpoint is written after one that is no number."""
-    scalars.close_window({"step": position.step})
-    report(run, scalars.finished(wait=True))
+def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
+    """Whether a signal asks the run to stop. All ranks agree: on the host, 0.1 ms a step for two ranks.
+
+    Says which steps were skipped; with `wait` (a sync) all of them, else those that are known by now.
+
+    Raises:
+        Diverged: too many skipped in a row.
+        UserError: too many checkpoints in a row could not be written.
+    """
+    limits, row = run.config.trainer, 0
+    for place, row, here in run.trainee.guard.found(wait):
+        incidents.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, row, here)
+    failures = run.writer.failures if run.writer is not None else 0
+    asked, row, failures = run.agreement.maxima(bool(run.sentinel.asked), row, failures)
+    if row >= limits.nonfinite_limit:
+        raise incidents.Diverged(row, position.step, position.lr_scale, run.folder)
+    return bool(asked)
 
 
 def report(run: Run, windows: list[tuple[dict, list[float]]]) -> None:
-    """Logs finished windows; a loss that is no number ends the run, since every weight is lost with it."""
+    """Logs finished windows."""
     for tag, values in windows:
-        if not math.isfinite(values[0]):
-            raise UserError(
-                f"the loss is {values[0]} at step {tag['step']}: lower models.optimizer.lr or set trainer.clip_norm; "
-                f"the last checkpoint is in {run.folder / 'checkpoints'}"
-            )
-        if "lr" in tag:  # not the rest of a window that was only checked
-            run.log.train({**tag, **dict(zip(METRICS, values, strict=True))})
+        run.log.train({**tag, **dict(zip(METRICS, values, strict=True))})
 
 
 def over(run: Run, position: Position) -> bool:
@@ -134,14 +144,16 @@ def minutes(run: Run) -> float:
     return (time.monotonic() - run.origin) / 60
 
 
-def validate(run: Run, position: Position) -> dict[str, float]:
-    """Evaluates, updates the best, logs, and draws the worst pages of a new best."""
+def validate(run: Run, position: Position) -> dict[str, float] | None:
+    """Evaluates, updates the best, logs, and draws the worst pages of a new best; None when a stop cut it off."""
     for model in (run.trainee.model, run.trainee.averaged):
         if model is not None:
             distributed.broadcast_buffers(model)
             model.eval()
     worst = run.config.trainer.overlays
-    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool)
+    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, run.sentinel)
+    if result is None:
+        return None
     score = result.scores["score"]
     position.stale += 1
     if score > position.best:
@@ -174,52 +186,16 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     run.writer.save(parts, state, to_yaml(run.config), best=scores is not None and position.stale == 0)
 
 
-def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
-    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one."""
-    if config.resume == "none":
-        return None
-    if config.resume == "auto":
-        return distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
-    source = distributed.from_main(ranks, lambda: checkpoint.locate(config.resume, prefer="last", key="resume"))
-    if folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve():
-        raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
-    return source
+def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_scale: float = 1.0) -> bool:
+    """Runs or resumes the training in `folder`.
 
+    Args:
+        config, ranks, folder, sentinel: as `main` makes them.
+        lr_scale: largest factor on the learning rate, below 1 after a rollback.
 
-def stream(config: Config, data: Data) -> dict:
-    """What decides which pages an epoch holds and in which order, to be equal on a resume in its middle."""
-    return {"seed": config.seed, "pages": data.train.lengths, "weights": config.data.train_weights}
-
-
-def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
-    """Loads weights, average, optimizer and position.
-
-    Raises:
-        UserError: another model, another global batch, or another training stream in the middle of an epoch.
+    Returns:
+        whether it was asked to stop before its end.
     """
-    state = checkpoint.load_state(source, Position)
-    size = global_batch_size(config, ranks)
-    if state["global_batch"] != size:
-        raise UserError(
-            f"resume: {source} was trained with a global batch of {state['global_batch']}, this run has {size} "
-            f"({config.data.batch_size} pages x {ranks.world_size} ranks x accumulate {config.trainer.accumulate}); "
-            "keep it with data.batch_size and trainer.accumulate"
-        )
-    if state["samples_in_epoch"] and state["stream"] != stream(config, data):
-        raise UserError(
-            f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
-            f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
-        )
-    checkpoint.load_model(trainee.model, checkpoint.load_part(source, "model"), source)
-    checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"), source)
-    if trainee.ema is not None:
-        average = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
-        checkpoint.load_model(trainee.ema.model, average, source)
-    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position) if field.name in state})
-
-
-def train(config: Config, ranks: Ranks, folder: Path) -> Position:
-    """Runs or resumes the training in `folder` and returns where it ended."""
     distributed.seed_everything(config.seed, config.trainer.deterministic)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -227,6 +203,7 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
     source = find_resume(config, ranks, folder)
     trainee = build(config, ranks, resumed=source is not None)
     position = restore(trainee, source, config, ranks, data) if source else Position()
+    position.lr_scale = min(position.lr_scale, lr_scale)
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
     log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
@@ -237,31 +214,54 @@ def train(config: Config, ranks: Ranks, folder: Path) -> Position:
             writer = checkpoint.Writer(folder / "checkpoints", *keep)
         origin = time.monotonic() - 60 * position.minutes
         recorder = Recorder(config, ranks, folder, log.say)
-        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder)
+        agreement = Agreement()
+        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, agreement)
         announce(run, source, loader.steps_per_epoch, position)
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
-            while not over(run, position):
-                if canvas_at(config, position.epoch) != loader.canvas_hw:  # data.progressive: a new size begins
-                    loader.close()
-                    loader = build_train_loader(config, data.train, ranks, position.epoch, 0)
-                train_epoch(run, loader, position)
-                due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
-                save(run, position, validate(run, position) if due or over(run, position) else None)
-            if config.trainer.precise_bn and position.precise_step != position.step:
-                log.say(precise_bn.renew(trainee, data.train, config, ranks, position.epoch))
-                position.precise_step = position.step
-                save(run, position, validate(run, position))
+            stopped = train_epochs(run, loader, position)
         finally:
-            loader.close()
             if writer is not None:
                 writer.wait()
         if writer is not None and writer.failures:
             say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
             raise UserError(f"{say}: free the disk and start again with resume=auto")
-        finish.finish(config, ranks, folder, data, log, pool)
-    return position
+        distributed.barrier()  # the first rank to leave ends the others, and rank 0 has just been writing
+        sentinel.defer(False)
+        if stopped:
+            log.say(f"stopped ({sentinel.asked}) at step {position.step}; the same command with resume=auto goes on")
+        else:
+            finish.finish(config, ranks, folder, data, log, pool)
+    return stopped
+
+
+def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
+    """Trains, evaluates and saves to the end of the run; True when it was asked to stop before. Closes the loader."""
+    config, stopped = run.config, False
+    with contextlib.ExitStack() as last:
+        last.callback(loader.close)
+        while not stopped and (position.unjudged or not over(run, position)):
+            if not position.unjudged:
+                if canvas_at(config, position.epoch) != loader.canvas_hw:  # data.progressive: a new size begins
+                    loader.close()
+                    loader = build_train_loader(config, run.data.train, run.ranks, position.epoch, 0)
+                    last.callback(loader.close)
+                stopped = train_epoch(run, loader, position)
+                due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
+                position.unjudged = due or over(run, position)
+            scores = validate(run, position) if position.unjudged and not stopped else None
+            stopped = stopped or (position.unjudged and scores is None)
+            position.unjudged = position.unjudged and scores is None
+            save(run, position, scores)
+        if config.trainer.precise_bn and position.precise_step != position.step and not stopped:
+            run.log.say(precise_bn.renew(run.trainee, run.data.train, config, run.ranks, position.epoch))
+            position.precise_step = position.step
+            scores = validate(run, position)
+            stopped = scores is None  # the averages are estimated anew on a resume, from the same batches
+            if not stopped:
+                save(run, position, scores)
+    return stopped
 
 
 def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Position) -> None:
@@ -288,12 +288,35 @@ def main(argv: list[str]) -> int:
         if dry_run:
             return dryrun.dry_run(config, ranks)
         folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
-        train(config, ranks, folder)
+        with Sentinel(ranks, config.trainer.hang_timeout_s) as sentinel:
+            return train_with_rollbacks(config, ranks, folder, sentinel)
+    except torch.OutOfMemoryError as error:
+        raise incidents.out_of_memory(error, config, ranks) from None
     finally:
         gc.unfreeze()
         gc.enable()
         distributed.stop()
-    return 0
+
+
+def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel) -> int:
+    """`train`, and again from the last checkpoint with a lower learning rate as often as the settings allow."""
+    lr_scale, rollbacks = 1.0, 0
+    while True:
+        try:
+            return EXIT_ASKED if train(config, ranks, folder, sentinel, lr_scale) else 0
+        except incidents.Diverged as error:
+            limits = config.trainer
+            if limits.on_nonfinite == "stop" or rollbacks == limits.max_rollbacks:
+                raise
+            lr_scale, rollbacks = error.lr_scale * limits.rollback_lr, rollbacks + 1
+            if ranks.main:
+                print(f"WARNING: {error}; rollback {rollbacks}, learning rate times {lr_scale:g}", flush=True)
+        sentinel.defer(False)
+        sentinel.pause()
+        gc.unfreeze()
+        gc.collect()  # the model and optimizer of before
+        if distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints")) is not None:
+            config = dataclasses.replace(config, resume="auto")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from engine import speed
 from engine.distributed import Ranks
 from engine.ema import Ema
+from engine.guard import Guard
 from engine.loss import check_kernels
 from engine.model import DBNet, build_model, parameter_groups, synchronise_norms
 from engine.model.encoder import read_tensors
@@ -18,13 +19,14 @@ from pipelines.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Trainee:
-    """What is trained: the bare model, the callable that is run (compiled, DDP), its optimizer and average."""
+    """What is trained: the bare model, the callable that is run (compiled, DDP), its optimizer, average, and guard."""
 
     model: DBNet
     forward: torch.nn.Module
     evaluated: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None
+    guard: Guard
 
     @property
     def averaged(self) -> torch.nn.Module | None:
@@ -66,4 +68,5 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
     if ema is not None and config.eval.ema:
         evaluated = speed.compiled(ema.model, config)
     optimizer = build_optimizer(parameter_groups(model, config), config.models.optimizer)
-    return Trainee(model, speed.distributed(forward, config, ranks), evaluated, optimizer, ema)
+    guard = Guard(model, ranks.device)
+    return Trainee(model, speed.distributed(forward, config, ranks), evaluated, optimizer, ema, guard)

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, run_module
 from torch import nn
 
-from engine import evaluate, precise_bn, train
+from engine import evaluate, precise_bn, resume, train
 from engine.config import load_config
 from engine.data import build_train_loader, open_data
 from engine.distributed import start
@@ -184,12 +184,12 @@ def test_a_checkpoint_from_before_the_option_can_be_resumed(tmp_path, monkeypatc
     trainee = build(config, ranks)
     data = open_data(config, ranks)
     state = {"step": 4, "epoch": 1, "samples_in_epoch": 0, "best": 0.5, "best_epoch": 1, "stale": 0, "minutes": 0.1}
-    monkeypatch.setattr(train.checkpoint, "load_state", lambda _: {**state, "global_batch": 2})
+    monkeypatch.setattr(resume.checkpoint, "load_state", lambda _: {**state, "global_batch": 2})
     monkeypatch.setattr(
-        train.checkpoint, "load_part", lambda _, part: trainee.model.state_dict() if part == "model" else {}
+        resume.checkpoint, "load_part", lambda _, part: trainee.model.state_dict() if part == "model" else {}
     )
-    monkeypatch.setattr(train.checkpoint, "load_optimizer", lambda *_: None)
-    position = train.restore(trainee, tmp_path, config, ranks, data)
+    monkeypatch.setattr(resume.checkpoint, "load_optimizer", lambda *_: None)
+    position = resume.restore(trainee, tmp_path, config, ranks, data)
     assert (position.step, position.precise_step) == (4, -1)
 
 

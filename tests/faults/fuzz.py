@@ -114,9 +114,13 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
         try:
             for chunk in range(0, cases, CHUNK):
                 quiet = settings(
-                    max_examples=min(CHUNK, cases - chunk), database=None, deadline=None, derandomize=False,
-                    phases=[Phase.generate], suppress_health_check=list(HealthCheck),
-                )  # fmt: skip
+                    max_examples=min(CHUNK, cases - chunk),
+                    database=None,
+                    deadline=None,
+                    derandomize=False,
+                    phases=[Phase.generate],
+                    suppress_health_check=list(HealthCheck),
+                )
                 seed(start_seed * 1_000_003 + chunk)(quiet(given(target.cases())(once)))()
         finally:
             signal.signal(signal.SIGALRM, before)
@@ -147,19 +151,90 @@ def _keep(keep: Path | None, name: str, number: int, where: str, case: Any, erro
 # ---- drawing cases
 
 TOKENS = [
-    b"NaN", b"-Infinity", b"1e999", b"-1e308", b"9" * 400, b"9" * 5000, b"0x10", b"\\ud800", b"\\u0000", b"\x00", b"\xff",
-    b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"../", b"/etc/passwd", b"C:\\x", b"~", b"\n", b"\r", b"\t", b",", b" ", b'"',
-    b"null", b"true", b"[]", b"{}", b"[" * 2000, b"{\"a\":" * 500, b"-", b"${a}", b"!!python/object/apply:os.system [x]",
-    b"&a", b"*a", b"<<: ", b"\x1b[2J", b"\xe2\x80\xae", b"\xe2\x80\xa8", b"1_000", b"\xd9\xa3", b"x" * 5000, b"1e-400",
-]  # fmt: skip
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"-1e308",
+    b"9" * 400,
+    b"9" * 5000,
+    b"0x10",
+    b"\\ud800",
+    b"\\u0000",
+    b"\x00",
+    b"\xff",
+    b"\xff\xfe",
+    b"\xfe\xff",
+    b"\xef\xbb\xbf",
+    b"../",
+    b"/etc/passwd",
+    b"C:\\x",
+    b"~",
+    b"\n",
+    b"\r",
+    b"\t",
+    b",",
+    b" ",
+    b'"',
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b"[" * 2000,
+    b'{"a":' * 500,
+    b"-",
+    b"${a}",
+    b"!!python/object/apply:os.system [x]",
+    b"&a",
+    b"*a",
+    b"<<: ",
+    b"\x1b[2J",
+    b"\xe2\x80\xae",
+    b"\xe2\x80\xa8",
+    b"1_000",
+    b"\xd9\xa3",
+    b"x" * 5000,
+    b"1e-400",
+]
 TEXTS = [
-    "", " ", "###", "*", "..", "../x", "/abs", "a\\..\\..\\b", "\x00", "\x1b[31m", "\ud800", "\u202e", "a" * 300, "a" * 5000,
-    "nan", "inf", "1e999", "-0", "0x1F", "9" * 5000, "${x}", "null", "true", "[1,2]", "{a: 1}", "1,2", "a.jpg", "A.JPG", "\n",
-]  # fmt: skip
+    "",
+    " ",
+    "###",
+    "*",
+    "..",
+    "../x",
+    "/abs",
+    "a\\..\\..\\b",
+    "\x00",
+    "\x1b[31m",
+    "\ud800",
+    "\u202e",
+    "a" * 300,
+    "a" * 5000,
+    "nan",
+    "inf",
+    "1e999",
+    "-0",
+    "0x1F",
+    "9" * 5000,
+    "${x}",
+    "null",
+    "true",
+    "[1,2]",
+    "{a: 1}",
+    "1,2",
+    "a.jpg",
+    "A.JPG",
+    "\n",
+]
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([2**31, 2**53, 2**63, -(2**64), 10**400, 1e308, 1e-320]),
-    st.floats(), st.sampled_from(TEXTS), st.text(max_size=8),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([2**31, 2**53, 2**63, -(2**64), 10**400, 1e308, 1e-320]),
+    st.floats(),
+    st.sampled_from(TEXTS),
+    st.text(max_size=8),
+)
 NASTY = st.one_of(
     SCALARS,
     st.lists(SCALARS, max_size=5),
@@ -262,8 +337,9 @@ def main(argv: list[str]) -> int:
         results.append(r)
         print(
             f"{r.name:18s}{r.cases:8d}{r.accepted:10d}{r.refused:9d}{r.faults.total():8d}{r.slowest_s:7.2f} s"
-            f"{r.seconds:6.0f} s{r.rss_mib:5d} MiB", flush=True,
-        )  # fmt: skip
+            f"{r.seconds:6.0f} s{r.rss_mib:5d} MiB",
+            flush=True,
+        )
         for where, number in r.faults.most_common():
             print(f"    {number} x {where}", flush=True)
     cases, faults = sum(r.cases for r in results), sum(r.faults.total() for r in results)

@@ -1,4 +1,4 @@
-"""What `tests.faults.fuzz` feeds: one entry for every reader of what others wrote, with valid documents to start from."""
+"""What `tests.faults.fuzz` feeds: an entry for every reader of what others wrote, and valid documents to start from."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from engine.config import from_dict, keys, load_config
 from engine.search import fence, ledger, sweep, table
 from engine.search import options as search_options
 from engine.search.space import Parameter, Space
-from engine.train import Position
+from engine.resume import Position
 from pipelines import formats_text, index_store
 from pipelines.formats import FORMATS, read_source
 from pipelines.formats_json import points
@@ -72,12 +72,20 @@ COCO_TEXT = {
     },
 }
 LABELME = {
-    "imagePath": "a.jpg", "imageWidth": 100, "imageHeight": 80,
+    "imagePath": "a.jpg",
+    "imageWidth": 100,
+    "imageHeight": 80,
     "shapes": [
         {"label": "x", "points": QUAD, "shape_type": "polygon", "flags": {}},
-        {"label": "###", "points": [[1, 2], [30, 20]], "shape_type": "rectangle", "description": "y", "flags": {"ignore": 1}},
+        {
+            "label": "###",
+            "points": [[1, 2], [30, 20]],
+            "shape_type": "rectangle",
+            "description": "y",
+            "flags": {"ignore": 1},
+        },
     ],
-}  # fmt: skip
+}
 WORDS = [{"transcription": "x", "points": QUAD}, {"transcription": "*", "points": QUAD, "difficult": True}]
 PADDLE = "\n".join(f"{name}\t{json.dumps(WORDS)}" for name in ("a.jpg", "b.jpg"))
 LINES = {
@@ -87,17 +95,21 @@ LINES = {
     "ltrb": '10 10 90 30 "x"\n10, 40, 90, 60, x\n',
 }
 SWEEP = {
-    "method": "bayes", "metric": {"name": "val/hmean", "goal": "maximize"}, "run_cap": 8,
+    "method": "bayes",
+    "metric": {"name": "val/hmean", "goal": "maximize"},
+    "run_cap": 8,
     "parameters": {
         "models.optimizer.lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3},
         "models.optimizer.weight_decay": {"distribution": "log_uniform", "min": -11.5, "max": -9.0},
         "models.scheduler.T_max": {"values": [15, 18, 20, 25]},
         "trainer.accumulate": {"distribution": "q_uniform", "min": 1, "max": 4, "q": 1},
         "data.batch_size": {"min": 1, "max": 8},
-        "models": {"parameters": {"optimizer.name": {"values": ["adam", "adamw"]}, "encoder.freeze": {"value": "none"}}},
+        "models": {
+            "parameters": {"optimizer.name": {"values": ["adam", "adamw"]}, "encoder.freeze": {"value": "none"}}
+        },
     },
     "early_terminate": {"type": "hyperband", "min_iter": 3, "eta": 3, "s": 2, "strict": True},
-}  # fmt: skip
+}
 SPACE = Space(
     (
         Parameter("models.optimizer.lr", "float", 1e-5, 1e-3, "log"),
@@ -111,26 +123,63 @@ TABLE = (
 )
 EVENTS = [
     {
-        "event": "study", "version": 1, "time": 1.0, "name": "s", "metric": "val/hmean", "goal": "maximize", "method": "bayes",
-        "budget": 4, "agents": 1, "seed": 0, "max_epochs": 4, "early_stop": {"type": "none"}, "arguments": ["preset=demo"],
-        "first": {"models.optimizer.lr": 1e-4}, "objective": "", "runner": {"executor": "local"},
+        "event": "study",
+        "version": 1,
+        "time": 1.0,
+        "name": "s",
+        "metric": "val/hmean",
+        "goal": "maximize",
+        "method": "bayes",
+        "budget": 4,
+        "agents": 1,
+        "seed": 0,
+        "max_epochs": 4,
+        "early_stop": {"type": "none"},
+        "arguments": ["preset=demo"],
+        "first": {"models.optimizer.lr": 1e-4},
+        "objective": "",
+        "runner": {"executor": "local"},
         "space": [
-            {"name": "models.optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-3, "scale": "log", "step": 0.0, "values": []},
+            {
+                "name": "models.optimizer.lr",
+                "kind": "float",
+                "low": 1e-5,
+                "high": 1e-3,
+                "scale": "log",
+                "step": 0.0,
+                "values": [],
+            },
             {"name": "T", "kind": "ordinal", "low": 0.0, "high": 1.0, "scale": "linear", "step": 0.0, "values": [1, 2]},
         ],
     },
     {
-        "event": "trial", "time": 2.0, "trial": 0, "values": {"models.optimizer.lr": 1e-4, "T": 1}, "kind": "preset", "seed": 0,
-        "repeats": None, "folder": "trials/000", "name": "",
+        "event": "trial",
+        "time": 2.0,
+        "trial": 0,
+        "values": {"models.optimizer.lr": 1e-4, "T": 1},
+        "kind": "preset",
+        "seed": 0,
+        "repeats": None,
+        "folder": "trials/000",
+        "name": "",
     },
     {"event": "start", "time": 3.0, "trial": 0, "attempt": 1, "id": "x"},
     {"event": "epoch", "time": 4.0, "trial": 0, "attempt": 1, "epoch": 1, "value": 0.5, "scores": {"hmean": 0.5}},
     {"event": "epoch", "time": 5.0, "trial": 0, "attempt": 1, "epoch": 2, "value": 0.6, "scores": {}},
     {"event": "cut", "time": 6.0, "trial": 0, "attempt": 1, "outside": True, "minutes": 1.0},
     {"event": "start", "time": 7.0, "trial": 0, "attempt": 2, "id": "y"},
-    {"event": "end", "time": 8.0, "trial": 0, "attempt": 2, "state": "stopped", "minutes": 1, "estimate": [0.7, 0.01], "reason": "r"},
+    {
+        "event": "end",
+        "time": 8.0,
+        "trial": 0,
+        "attempt": 2,
+        "state": "stopped",
+        "minutes": 1,
+        "estimate": [0.7, 0.01],
+        "reason": "r",
+    },
     {"event": "extend", "time": 9.0, "budget": 8, "agents": 2, "runner": {}},
-]  # fmt: skip
+]
 
 
 def _dump(document: Any) -> bytes:
@@ -344,9 +393,13 @@ def _trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 STATE = {
-    **dataclasses.asdict(Position()), "step": 3, "global_batch": 4, "score": 0.5, "scores": {"hmean": 0.5},
+    **dataclasses.asdict(Position()),
+    "step": 3,
+    "global_batch": 4,
+    "score": 0.5,
+    "scores": {"hmean": 0.5},
     "stream": {"seed": 0, "pages": [8], "weights": []},
-}  # fmt: skip
+}
 
 
 def _checkpoint_seeds() -> dict[str, bytes]:
@@ -442,7 +495,7 @@ def _index(case: tuple, folder: Path) -> None:
 
 
 def _foreign_seeds() -> dict[str, bytes]:
-    model, optimizer = _trained()
+    model, _ = _trained()
     made = {}
     for name, value in (
         ("plain", model.state_dict()),
@@ -472,10 +525,16 @@ def _image_seeds() -> dict[str, bytes]:
     exif[0x0112] = 6
     exif[0x010E] = "a text"
     for name, format, options in (
-        ("a.jpg", "JPEG", {"exif": exif, "quality": 80}), ("p.jpg", "JPEG", {"progressive": True, "exif": exif}),
-        ("r.jpg", "JPEG", {"restart_marker_blocks": 1}), ("a.png", "PNG", {"exif": exif}), ("a.tif", "TIFF", {"exif": exif}),
-        ("a.webp", "WEBP", {"exif": exif}), ("a.bmp", "BMP", {}), ("a.ppm", "PPM", {}), ("a.gif", "GIF", {}),
-    ):  # fmt: skip
+        ("a.jpg", "JPEG", {"exif": exif, "quality": 80}),
+        ("p.jpg", "JPEG", {"progressive": True, "exif": exif}),
+        ("r.jpg", "JPEG", {"restart_marker_blocks": 1}),
+        ("a.png", "PNG", {"exif": exif}),
+        ("a.tif", "TIFF", {"exif": exif}),
+        ("a.webp", "WEBP", {"exif": exif}),
+        ("a.bmp", "BMP", {}),
+        ("a.ppm", "PPM", {}),
+        ("a.gif", "GIF", {}),
+    ):
         file = io.BytesIO()
         image.save(file, format, **options)
         made[name] = file.getvalue()
@@ -531,11 +590,27 @@ def targets() -> list[Target]:
         Target("coco", lambda: near([COCO]), _json_file),
         Target("coco-text", lambda: near([COCO_TEXT]), _json_file),
         Target("labelme", lambda: near([LABELME]), _json_file),
-        Target("paddle", lambda: near([WORDS]).map(lambda w: ("paddle", f"a.jpg\t{json.dumps(w)}\n".encode())).map(
-            lambda pair: (pair, "auto", 0)), _any_file),
-        Target("annotation bytes", lambda: st.tuples(damaged(_annotation_seeds()), formats, st.integers(0, 3)), _any_file, 4),
-        Target("label bytes", lambda: st.tuples(damaged(_label_seeds()), st.sampled_from(["auto", "icdar", "polygon", "ltrb"])),
-               _label_file, 2),
+        Target(
+            "paddle",
+            lambda: (
+                near([WORDS])
+                .map(lambda w: ("paddle", f"a.jpg\t{json.dumps(w)}\n".encode()))
+                .map(lambda pair: (pair, "auto", 0))
+            ),
+            _any_file,
+        ),
+        Target(
+            "annotation bytes",
+            lambda: st.tuples(damaged(_annotation_seeds()), formats, st.integers(0, 3)),
+            _any_file,
+            4,
+        ),
+        Target(
+            "label bytes",
+            lambda: st.tuples(damaged(_label_seeds()), st.sampled_from(["auto", "icdar", "polygon", "ltrb"])),
+            _label_file,
+            2,
+        ),
         Target("id list", lambda: st.tuples(st.lists(ID, max_size=5), st.sampled_from(["\n", "\r\n", "\r"])), _id_list),
         Target("line parsers", lambda: st.tuples(ID, st.lists(LINE, max_size=6), NASTY), _parsers, 2),
         Target("clean", lambda: pages, _clean),
@@ -556,4 +631,4 @@ def targets() -> list[Target]:
         Target("index bytes", lambda: damaged(INDEX), _index),
         Target("foreign weights", lambda: damaged(_foreign_seeds()), _foreign),
         Target("images", lambda: damaged(_image_seeds()), _image, 3),
-    ]  # fmt: skip
+    ]

@@ -1,0 +1,71 @@
+"""Going on with a run: where it stands, which checkpoint it goes on from, and what must be the same."""
+
+import dataclasses
+from pathlib import Path
+
+from engine import checkpoint, distributed
+from engine.config import Config
+from engine.data import Data, global_batch_size
+from engine.distributed import Ranks
+from engine.trainee import Trainee
+from pipelines.errors import UserError
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands; all of it is saved in a checkpoint's state.json, nothing else is needed to go on."""
+
+    step: int = 0  # optimizer updates done
+    epoch: int = 0  # epochs finished
+    samples_in_epoch: int = 0  # pages consumed of the epoch that is under way
+    best: float = -1.0  # highest score so far
+    best_epoch: int = 0
+    stale: int = 0  # evaluations since the best
+    minutes: float = 0.0  # training time of all sessions of the run
+    precise_step: int = -1  # step at which trainer.precise_bn was done
+    unjudged: bool = False  # an evaluation is due that a stop has cut off
+    lr_scale: float = 1.0  # below 1 after trainer.on_nonfinite=rollback
+
+
+def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
+    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one."""
+    if config.resume == "none":
+        return None
+    if config.resume == "auto":
+        return distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
+    source = distributed.from_main(ranks, lambda: checkpoint.locate(config.resume, prefer="last", key="resume"))
+    if folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve():
+        raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
+    return source
+
+
+def stream(config: Config, data: Data) -> dict:
+    """What decides which pages an epoch holds and in which order, to be equal on a resume in its middle."""
+    return {"seed": config.seed, "pages": data.train.lengths, "weights": config.data.train_weights}
+
+
+def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
+    """Loads weights, average, optimizer and position.
+
+    Raises:
+        UserError: another model, another global batch, or another training stream in the middle of an epoch.
+    """
+    state = checkpoint.load_state(source, Position)
+    size = global_batch_size(config, ranks)
+    if state["global_batch"] != size:
+        raise UserError(
+            f"resume: {source} was trained with a global batch of {state['global_batch']}, this run has {size} "
+            f"({config.data.batch_size} pages x {ranks.world_size} ranks x accumulate {config.trainer.accumulate}); "
+            "keep it with data.batch_size and trainer.accumulate"
+        )
+    if state["samples_in_epoch"] and state["stream"] != stream(config, data):
+        raise UserError(
+            f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
+            f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
+        )
+    checkpoint.load_model(trainee.model, checkpoint.load_part(source, "model"), source)
+    checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"), source)
+    if trainee.ema is not None:
+        average = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
+        checkpoint.load_model(trainee.ema.model, average, source)
+    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position) if field.name in state})
