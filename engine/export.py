@@ -12,6 +12,7 @@ import argparse
 import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ MOST_GROWTH = 4
 # What torch's reader raises for a file that is truncated, garbled or of another kind.
 FAULTS = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-    OverflowError, MemoryError, zipfile.BadZipFile,
+    OverflowError, struct.error, MemoryError, zipfile.BadZipFile,
 )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def points(value: Any, where: str) -> np.ndarray:
         UserError: when it is neither.
     """
     try:
-        array = np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # 1e300 becomes infinity
+            array = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: points must be numbers [[x, y], ...]") from error
     if array.size == 0:

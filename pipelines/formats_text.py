@@ -127,8 +127,14 @@ def interpret(line: Line, layout: str) -> tuple[np.ndarray, str | None] | None:
         left, top, right, bottom = numbers[:4]
         if text is not None and len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
-        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32), text
-    return np.array(numbers[:count], np.float64).astype(np.float32).reshape(-1, 2), text
+        return _float32([left, top, right, top, right, bottom, left, bottom]), text
+    return _float32(numbers[:count]), text
+
+
+def _float32(numbers: list[float]) -> np.ndarray:
+    """(n, 2); what float32 cannot hold becomes infinity, for the index to drop."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers, np.float64).astype(np.float32).reshape(-1, 2)
 
 
 def _strip_scripts(pages: list[Page]) -> None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -280,7 +281,7 @@ def near(draw: st.DrawFn, documents: list, most: int = 3) -> Any:
         elif edit == 1:
             holder.append(_copy(holder[path[-1]]))
         else:
-            holder[path[-1]] = draw(NASTY)
+            holder[path[-1]] = _copy(draw(NASTY))
     return document
 
 
@@ -326,6 +327,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep", type=Path, help="folder for the first case of each kind that broke the rule")
     args = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("error", RuntimeWarning)  # numpy's would reach a user's terminal
     chosen = [target for target in targets() if not args.only or target.name in args.only]
     whole = sum(target.share for target in chosen)
     results, begin = [], time.perf_counter()
