@@ -69,12 +69,12 @@ def read_foreign(path: Path) -> Any:
 
 def _refuse_compressed(path: Path) -> None:
     """torch stores its entries as they are; a packed one may unpack to a thousand times its size."""
-    if not zipfile.is_zipfile(path):
-        return  # the format before torch 1.6, or none: torch.load says which
     try:
+        if not zipfile.is_zipfile(path):
+            return  # the format before torch 1.6, or none: torch.load says which
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UserError(f"{path}: not read, it is no whole PyTorch file ({error})") from None
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise UserError(f"{path}: not read, it is a compressed archive, which PyTorch does not write")

@@ -250,7 +250,7 @@ class _Fold:
                 setattr(self.study, name, event.get(name, getattr(self.study, name)))
         elif kind == "trial" and event["trial"] == len(self.study.trials):
             names = ("values", "kind", "seed", "repeats", "folder", "name")
-            self.study.trials.append(Trial(number=event["trial"], **{name: event[name] for name in names}))
+            self.study.trials.append(Trial(number=event["trial"], **{name: event.get(name) for name in names}))
         elif kind in ("start", "epoch", "cut", "end") and event["trial"] < len(self.study.trials):
             getattr(self, f"_{kind}")(self.study.trials[event["trial"]], event)
 

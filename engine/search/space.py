@@ -220,9 +220,9 @@ def space_from_json(items: list[dict]) -> Space:
     for item in items if isinstance(items, list) else [None]:
         if not isinstance(item, dict) or set(item) != set(fields):
             raise UserError("the space of the search is damaged: a parameter lacks a field, or has another")
-        plain = all(isinstance(value, (str, int, float)) for value in item["values"] or ())
+        plain = isinstance(item["values"], list) and all(isinstance(v, (str, int, float)) for v in item["values"])
         numbers = all(_is_number(item[name]) for name in ("low", "high", "step"))
-        if not (plain and numbers and isinstance(item["name"], str) and isinstance(item["values"], list)):
+        if not (plain and numbers and isinstance(item["name"], str)):
             raise UserError("the space of the search is damaged: a field of a parameter has another type")
         ordinal = item["kind"] == "ordinal" and not all(map(_is_number, item["values"]))
         if ordinal or item["kind"] not in KINDS or item["scale"] not in SCALES:

@@ -58,6 +58,7 @@ UNSUPPORTED = {
 RUNNERS = ("name", "run_root", "resume", "init_from")  # decided for each trial by the search
 SINGLE = {"preset": "a search has one starting point", "seed": "seeds are repeated with --confirm, not searched"}
 HYPERBAND = {"min_iter": 1, "eta": None, "s": 1, "max_iter": 1, "strict": None}  # key: least whole number
+LARGEST = 1e300  # whole numbers have no limit of their own in Python
 SIGNIFICANT = 6  # digits of a bound that was an exponent
 
 
@@ -240,6 +241,8 @@ def _distribution(name: str, entry: dict) -> str:
     given = entry.get("distribution")
     if given is None and "probabilities" in entry:
         given = "categorical_w_probabilities"
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"{name}: distribution {given!r:.60}: expected a text")
     if given in UNSUPPORTED:
         raise UserError(f"{name}: distribution {given} is not supported; use {UNSUPPORTED[given]}")
     known = ("constant", "categorical", *BOUNDED)
@@ -336,7 +339,7 @@ def _early_stop(entry: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # false for NaN
 
 
 def _whole(value: Any, least: int | None = None) -> bool:

@@ -29,6 +29,7 @@ from pipelines.errors import UserError
 
 SLOW_S = 1.0  # of this process's own time: the machine may be busy with others
 HANG_S = 20.0  # of the clock
+MEMORY = Path("/dev/shm")  # files of a case: a disk takes longer to open one than a reader to refuse it
 CHUNK = 1000  # Hypothesis remembers every example of a test
 
 
@@ -81,7 +82,7 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
     faults: Counter = Counter()
     texts: dict[str, str] = {}
     slowest = 0.0
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
 
         def once(case: Any) -> None:
