@@ -206,11 +206,12 @@ def check(
     workers: int = 1,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
+    follow_links: bool = False,
 ) -> Report:
     """Decodes every image of a source and looks at every polygon.
 
     Args:
-        source, format, root: as `formats.read_source`.
+        source, format, root, follow_links: as `formats.read_source`.
         workers: processes (a small data set uses fewer).
         max_pixels: larger images are not decoded, and are fatal.
         progress: called with (done, total).
@@ -218,7 +219,7 @@ def check(
     Raises:
         UserError: when the source itself cannot be read.
     """
-    made = read_source(source, format, root)
+    made = read_source(source, format, root, follow_links=follow_links)
     report = Report(str(source), made.format, str(made.root), len(made.pages), findings=list(made.findings))
     first_with: dict[str, str] = {}
     unusable = []

@@ -52,6 +52,7 @@ def _build(args: argparse.Namespace) -> int:
         index = build(
             args.source, args.out, args.format, args.root,
             workers=args.workers, max_pixels=args.max_pixels, skip_bad=args.skip_bad, progress=progress,
+            follow_links=args.follow_links,
         )  # fmt: skip
     counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
     print(printable(f"{args.out}: {index.format}, {counts}"))
@@ -80,8 +81,9 @@ def _check(args: argparse.Namespace) -> int:
     workers = args.workers or os.cpu_count() or 1
     with _progress("images") as progress:
         report = check(
-            args.source, args.format, args.root, workers=workers, max_pixels=args.max_pixels, progress=progress
-        )
+            args.source, args.format, args.root, workers=workers, max_pixels=args.max_pixels, progress=progress,
+            follow_links=args.follow_links,
+        )  # fmt: skip
     print_report(report)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,7 @@ def _stats(args: argparse.Namespace) -> int:
         index = build(
             args.source, Path(folder) / "index", args.format, args.root,
             workers=args.workers, max_pixels=args.max_pixels, skip_bad=True, progress=progress,
+            follow_links=args.follow_links,
         )  # fmt: skip
         print(describe(index))
     return 0
@@ -163,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--format", default="auto", choices=("auto", *formats.FORMATS))
             made.add_argument("--root", help="folder the image paths are relative to")
             made.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="refuse larger images")
+            made.add_argument("--follow-links", action="store_true", help="allow symbolic links out of the folder")
         return made
 
     made = command("build", _build, "Builds the memory-mapped index of a data set (its folder goes into data.train).")

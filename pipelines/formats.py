@@ -29,6 +29,7 @@ from pipelines.formats_text import (
     read_list,
     subfolder,
 )
+from pipelines.links import refuse_image_links, refuse_label_links
 from pipelines.page import Finding, Page, Source
 
 __all__ = ["FORMATS", "Finding", "Page", "Source", "read", "read_source"]
@@ -126,25 +127,31 @@ def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
     return _read_text(path, format, root)
 
 
-def read_source(source: str | Path, format: str = "auto", root: str | Path | None = None) -> Source:
+def read_source(
+    source: str | Path, format: str = "auto", root: str | Path | None = None, *, follow_links: bool = False
+) -> Source:
     """Reads an annotation source without opening its images.
 
     Args:
         source: annotation file or folder.
         format: `auto` or one of FORMATS.
         root: folder the image paths are relative to; None = found beside the annotations.
+        follow_links: take files by symbolic links that lead out of the source's folder.
 
     Raises:
-        UserError: unknown format, malformed content, no pages, or an image path that leaves the root.
+        UserError: unknown format, malformed content, no pages, or an image path or link that leaves the root.
     """
     if format not in ("auto", *FORMATS):
         raise UserError(f"format {format!r}: allowed is auto, {', '.join(FORMATS)}")
     path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    if path.is_dir():
-        return _read_folder(path, format, root)
-    return _read_file(path, format, root)
+    if not follow_links:
+        refuse_label_links(path)
+    made = _read_folder(path, format, root) if path.is_dir() else _read_file(path, format, root)
+    if not follow_links:
+        refuse_image_links(made.root, (page.path for page in made.pages))
+    return made
 
 
 def read(source: str | Path, format: str = "auto", root: str | Path | None = None) -> tuple[str, Path, list[Page]]:

@@ -183,11 +183,12 @@ def build(
     skip_bad: bool = False,
     progress: Progress | None = None,
     replace: bool = True,
+    follow_links: bool = False,
 ) -> Index:
     """Builds the index of an annotation source in folder `out`.
 
     Args:
-        source, format, root: as `formats.read_source`.
+        source, format, root, follow_links: as `formats.read_source`.
         workers: threads that read image headers; 0 = one a core.
         max_pixels: larger images are refused.
         skip_bad: leave missing and unreadable images out (with a warning each) instead of refusing.
@@ -200,7 +201,7 @@ def build(
     out = Path(out)
     if out.exists() and not is_index(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an index; name another --out")
-    made = read_source(source, format, root)
+    made = read_source(source, format, root, follow_links=follow_links)
     headers = read_headers([made.root / page.path for page in made.pages], workers, max_pixels, progress)
     counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "wrong_size"), 0)
     rows = _drop_bad(made, headers, skip_bad, counts)

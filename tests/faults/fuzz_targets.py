@@ -118,8 +118,8 @@ SPACE = Space(
     )
 )
 TABLE = (
-    "name,order,models.optimizer.lr,T_max,models.optimizer.name,val/hmean,epochs,minutes,state,reason,precision\n"
-    "one,1,1e-4,15,adam,0.97,15,30.5,finished,,0.98\ntwo,2,2e-4,20,adamw,0.96,5,10,stopped,slow,\nthree,3,9e-4,18,adam,,1,1,,,\n"
+    "order,models.optimizer.lr,T_max,models.optimizer.name,val/hmean,epochs,minutes,state,reason,precision\n"
+    "1,1e-4,15,adam,0.97,15,30.5,finished,,0.98\n2,2e-4,20,adamw,0.96,5,10,stopped,slow,\n3,9e-4,18,adam,,1,1,,,\n"
 )
 EVENTS = [
     {
