@@ -29,6 +29,7 @@ MENDABLE = {
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 
 

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from engine import cli
-from pipelines.errors import UserError, printable
+from pipelines.errors import Parser, UserError, printable
 
 SAFE_TORCH = (2, 11)  # CVE-2025-32434 and CVE-2026-24747 ran code in spite of weights_only
 # Where the weights lie in files of training programs: Lightning, timm (`model`, `state_dict_ema`), MMEngine, plain.
@@ -157,7 +157,7 @@ def convert(path: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)

@@ -12,8 +12,11 @@ from engine.data import Data
 from engine.distributed import Ranks
 from engine.evaluate import Page, evaluate, load_detector
 from engine.runlog import RunLog
+from pipelines.errors import printable
 from pipelines.images import read_rgb
 from pipelines.index import ConcatIndex
+
+LONGEST_NAME = 40  # letters of a page's name in a picture's; 255 bytes are what a file system takes
 
 
 def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Config, ranks: Ranks) -> None:
@@ -32,7 +35,7 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
         old.unlink()
     gathered.sort(key=lambda page: (page.result.hmean, page.row))
     for number, page in enumerate(gathered[:limit]):
-        name = Path(pages.name(page.row)).stem
+        name = printable(Path(pages.name(page.row)).stem)[:LONGEST_NAME]
         draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
 
 

@@ -21,12 +21,13 @@ from engine.config import Config, load_config
 from engine.distributed import Ranks
 from engine.evaluate import detect_pages, load_detector
 from engine.postprocess import Detections
-from pipelines.errors import UserError
+from pipelines.errors import Parser, UserError, printable
 from pipelines.images import read_rgb
 from pipelines.loader import BareIndex
 from pipelines.page import IMAGE_SUFFIXES
 
 MAX_CSV_REGIONS = 500  # the contest's limit
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
 
 
 def find_images(paths: list[str]) -> list[tuple[Path, Path]]:
@@ -90,7 +91,7 @@ def predict(
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
@@ -114,10 +115,14 @@ def main(argv: list[str]) -> int:
     results = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="", encoding="utf-8") as file:
+        # surrogateescape: a name that is no UTF-8 keeps its bytes, as everything here keeps names: they are looked up.
+        with args.csv.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([["filename", "polygons"], *(csv_row(name, found) for name, found in results)])
+        if formulas := [name.name for name, _ in results if name.name.startswith(FORMULA)]:
+            words = f"WARNING: {args.csv}: a spreadsheet would run file names as formulas (e.g. {formulas[0]}): import as text"
+            print(printable(words), file=sys.stderr)
     regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
-    print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {args.out}", file=sys.stderr)
+    print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {printable(args.out)}", file=sys.stderr)
     return 0
 
 

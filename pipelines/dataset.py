@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import formats
 from pipelines.check import KINDS, Report, check
-from pipelines.errors import UserError, printable
+from pipelines.errors import Parser, UserError, printable
 from pipelines.images import DEFAULT_MAX_PIXELS
 from pipelines.index import Index, build, is_index, load
 from pipelines.synthetic import write_dataset
@@ -87,7 +87,9 @@ def _check(args: argparse.Namespace) -> int:
     print_report(report)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        # backslashreplace: half a character, which UTF-8 has not, becomes what JSON writes for it
+        args.json.write_text(text, encoding="utf-8", errors="backslashreplace")
     return 2 if report.fatal else 0
 
 
@@ -149,8 +151,8 @@ def _synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m pipelines.dataset", description=formats.__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -187,9 +189,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0 = done, 2 = the user has something to mend."""
-    args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
+        args = _parser().parse_args(argv)
         if args.workers < 0 or getattr(args, "max_pixels", 1) < 1:
             raise UserError("--workers must be at least 0 and --max-pixels at least 1")
         return args.run(args)

@@ -1,6 +1,8 @@
 """The one exception that means "the user can mend this", and text from outside made fit to be shown."""
 
+import argparse
 import re
+from typing import NoReturn
 
 # C0 and C1 controls (a terminal obeys them: ESC, backspace, carriage return), line and paragraph separators, marks that
 # reverse the direction of text (a name reads as another), lone surrogates (bytes that are no UTF-8: print raises).
@@ -12,6 +14,14 @@ class UserError(ValueError):
 
     Entry points print it as `error: <message>` on stderr and exit with code 2, without a traceback.
     """
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with its complaints as UserError: they repeat words of the command line, e.g. names that `*` found."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the words as they are and leaving."""
+        raise UserError(f"{message} (--help shows the usage)")
 
 
 def printable(text: object) -> str:

@@ -591,10 +591,10 @@ def targets() -> list[Target]:
     pages = st.tuples(st.lists(polygon, max_size=6), st.booleans(), st.integers(1, 5000), st.integers(1, 5000))
     preset_seeds, sweep_seeds = damaged(_preset_seeds()), damaged(_sweep_seeds())
     return [
-        Target("contest", lambda: near([CONTEST]), _json_file),
-        Target("coco", lambda: near([COCO]), _json_file),
-        Target("coco-text", lambda: near([COCO_TEXT]), _json_file),
-        Target("labelme", lambda: near([LABELME]), _json_file),
+        Target("contest", lambda: near([CONTEST]), _json_file, 2),
+        Target("coco", lambda: near([COCO]), _json_file, 2),
+        Target("coco-text", lambda: near([COCO_TEXT]), _json_file, 2),
+        Target("labelme", lambda: near([LABELME]), _json_file, 2),
         Target(
             "paddle",
             lambda: (
@@ -603,37 +603,42 @@ def targets() -> list[Target]:
                 .map(lambda pair: (pair, "auto", 0))
             ),
             _any_file,
+            2,
         ),
         Target(
             "annotation bytes",
             lambda: st.tuples(damaged(_annotation_seeds()), formats, st.integers(0, 3)),
             _any_file,
-            4,
+            5,
         ),
         Target(
             "label bytes",
             lambda: st.tuples(damaged(_label_seeds()), st.sampled_from(["auto", "icdar", "polygon", "ltrb"])),
             _label_file,
-            2,
+            3,
         ),
-        Target("id list", lambda: st.tuples(st.lists(ID, max_size=5), st.sampled_from(["\n", "\r\n", "\r"])), _id_list),
+        Target(
+            "id list", lambda: st.tuples(st.lists(ID, max_size=5), st.sampled_from(["\n", "\r\n", "\r"])), _id_list, 2
+        ),
         Target("line parsers", lambda: st.tuples(ID, st.lists(LINE, max_size=6), NASTY), _parsers, 2),
         Target("clean", lambda: pages, _clean),
-        Target("overrides", lambda: items, _override, 2),
+        Target("overrides", lambda: items, _override, 1.5),
         Target("search flags", lambda: argv, _options, 0.5),
-        Target("preset", lambda: near([config]).map(_yaml), _preset),
-        Target("preset bytes", lambda: preset_seeds.map(lambda pair: pair[1]), _preset),
-        Target("sweep", lambda: near([SWEEP, {**SWEEP, "method": "random"}]).map(_yaml), _sweep),
-        Target("sweep bytes", lambda: sweep_seeds.map(lambda pair: pair[1]), _sweep),
+        Target("preset", lambda: near([config]).map(_yaml), _preset, 0.6),
+        Target("preset bytes", lambda: preset_seeds.map(lambda pair: pair[1]), _preset, 0.6),
+        Target("sweep", lambda: near([SWEEP, {**SWEEP, "method": "random"}]).map(_yaml), _sweep, 0.3),
+        Target("sweep bytes", lambda: sweep_seeds.map(lambda pair: pair[1]), _sweep, 0.5),
         Target("table", lambda: near([[line.split(",") for line in TABLE.splitlines()]]).map(_rows), _table),
         Target("table bytes", lambda: damaged({"t": TABLE.encode()}).map(lambda pair: pair[1]), _table),
-        Target("ledger", lambda: near([EVENTS]).map(lambda e: _lines(e) if isinstance(e, list) else _dump(e)), _ledger),
-        Target("ledger bytes", lambda: damaged({"l": _lines(EVENTS)}).map(lambda pair: pair[1]), _ledger),
+        Target(
+            "ledger", lambda: near([EVENTS]).map(lambda e: _lines(e) if isinstance(e, list) else _dump(e)), _ledger, 2
+        ),
+        Target("ledger bytes", lambda: damaged({"l": _lines(EVENTS)}).map(lambda pair: pair[1]), _ledger, 2),
         Target("small files", lambda: damaged({"m": _lines(EVENTS)}), _small_files, 0.5),
-        Target("checkpoint json", lambda: st.one_of(states, manifests), _checkpoint_json),
-        Target("checkpoint yaml", lambda: near([config]), _settings, 0.5),
+        Target("checkpoint json", lambda: st.one_of(states, manifests), _checkpoint_json, 0.6),
+        Target("checkpoint yaml", lambda: near([config]), _settings, 0.4),
         Target("checkpoint bytes", lambda: st.tuples(damaged(SEEDS), st.booleans()), _checkpoint_bytes, 2),
-        Target("index bytes", lambda: damaged(INDEX), _index),
-        Target("foreign weights", lambda: damaged(_foreign_seeds()), _foreign),
+        Target("index bytes", lambda: damaged(INDEX), _index, 2),
+        Target("foreign weights", lambda: damaged(_foreign_seeds()), _foreign, 2),
         Target("images", lambda: damaged(_image_seeds()), _image, 3),
     ]
