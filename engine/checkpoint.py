@@ -23,13 +23,19 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from omegaconf import OmegaConf
 
+from engine import reading
+from engine.loading import PARTS, load_model, load_optimizer, load_part, load_settings, load_state
 from pipelines.errors import UserError
 
+__all__ = [
+    "link", "load_model", "load_optimizer", "load_part", "load_settings", "load_state", "locate", "newest",
+    "not_finite", "prune", "snapshot", "verify", "write",
+]  # fmt: skip
+
 LINKS = ("last", "best")
-PARTS = ("model", "ema", "optimizer")
 NAME = re.compile(r"step_(\d+)(?:\.(\d+))?")
+NEEDED = {"model.safetensors", "state.json", "config.yaml"}  # in every checkpoint
 
 
 def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: torch.optim.Optimizer) -> dict:
@@ -175,62 +181,28 @@ def newest(folder: Path) -> Path | None:
 
 
 def verify(path: Path) -> str:
-    """What is wrong with a checkpoint's files, "" when every size and SHA-256 matches its manifest."""
+    """What is wrong with a checkpoint's files, "" when every size and SHA-256 matches its manifest.
+
+    The manifest is not trusted: it must name plain files of this folder, all that are read later among them.
+    """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = reading.json_object(path / "manifest.json")
+        present = {f"{part}.safetensors" for part in PARTS if os.path.lexists(path / f"{part}.safetensors")}
+        for name in sorted((NEEDED | present) - set(manifest)):
+            return f"{name} is not in its manifest"
         for name, entry in manifest.items():
-            if (path / name).stat().st_size != entry["bytes"] or _sha256(path / name) != entry["sha256"]:
+            file = path / name
+            if not name or "/" in name or "\\" in name or name in (".", ".."):
+                return f"its manifest names {name!r}, which is no file of the folder"
+            if file.is_symlink() or not file.is_file():
+                return f"{name} is missing, or no regular file (links are not followed: copy it)"
+            if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-def load_part(path: Path, part: str) -> dict[str, torch.Tensor]:
-    """Tensors of one part (`model`, `ema`, `optimizer`) on the CPU; {} where the checkpoint has no such part."""
-    assert part in PARTS
-    file = path / f"{part}.safetensors"
-    return safetensors.torch.load_file(file) if file.is_file() else {}
-
-
-def load_state(path: Path) -> dict:
-    """The JSON state of a checkpoint."""
-    return json.loads((path / "state.json").read_text())
-
-
-def load_settings(path: Path) -> dict:
-    """The configuration a checkpoint was trained with, as the nested dict that `engine.config.from_dict` takes."""
-    return OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-
-
-def load_model(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Copies weights into a model, all of them.
-
-    Raises:
-        UserError: a name or shape differs, i.e. the checkpoint is of another model.
-    """
-    own = model.state_dict()
-    odd = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
-    if odd:
-        raise UserError(f"{source}: its weights are of another model ({len(odd)} tensors differ, e.g. {odd[0]})")
-    model.load_state_dict(tensors)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Restores the optimizer's tensors; lr and weight_decay come from the configuration, not from the checkpoint.
-
-    A checkpoint stores no strides, so moments are copied into their parameter's layout: a fused kernel walks both by
-    the parameter's own, and with a channels_last weight beside a contiguous moment it takes another's value.
-    """
-    state: dict[int, dict] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -243,7 +215,7 @@ def score(path: Path) -> float | None:
     """Score of a checkpoint (or of a link to one); None where it was not evaluated, is damaged or is none."""
     try:
         return load_state(path).get("score")
-    except (OSError, ValueError, AttributeError):
+    except UserError:
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from engine.config import Config, help_text, load_config, preset_names, to_yaml
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -29,6 +29,7 @@ MENDABLE = {
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
 }
 
 
@@ -59,7 +60,7 @@ def _refuse(text: str) -> NoReturn:
     """One line, and out. A rank above 0 holds back: where rank 0 says the same, torchrun ends it before it speaks."""
     if not _is_main():
         time.sleep(TORCHRUN_GRACE_S)
-    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+    print(f"error: {printable(text.strip())}", file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)
 
 

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from engine.cautions import global_batch_notice, warnings
+from engine.reading import FAULTS, read_text, yaml_values
 from engine.settings import (
     AugmentConfig,
     Config,
@@ -183,16 +182,14 @@ def _read_preset(name: str) -> dict:
         raise UserError(f"preset={name}: no such preset; {hint}there are {', '.join(preset_names())}, or a FILE.yaml")
     path = Path(name) if own else PRESET_FOLDER / f"{name}.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if "${" in text:
-            raise UserError(f"preset={name}: interpolation (a dollar sign and a brace) is switched off")
-        values = OmegaConf.to_container(OmegaConf.create(text))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"preset={name}: cannot be read ({error})") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"preset={name}: not a YAML settings file ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"preset={name}: not a YAML settings file (expected keys and values)")
+            raise UserError("interpolation (a dollar sign and a brace) is switched off")
+        values = yaml_values(text)
+        if not isinstance(values, dict):
+            raise UserError("not a YAML file of settings (expected keys and values)")
+    except UserError as error:
+        raise UserError(f"preset={name}: {error}") from None
     return {"preset": name} | values
 
 
@@ -237,7 +234,7 @@ def _parse(key: str, text: str) -> Any:
     _refuse_interpolation(key, text)
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException):
+    except FAULTS:
         raise UserError(f"{key}={text}: expected {EXPECTED[kind]}") from None
     return text if value is None or isinstance(value, dict) else value
 

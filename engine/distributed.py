@@ -45,6 +45,7 @@ def start(device: str = "auto") -> Ranks:
     Raises:
         UserError: cuda asked for where there is none, or more local ranks than GPUs.
     """
+    loopback_for_one_node()
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
@@ -62,6 +63,17 @@ def start(device: str = "auto") -> Ranks:
         backend = "nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if use_cuda else None, **place)
     return Ranks(rank, local_rank, world_size, chosen)
+
+
+def loopback_for_one_node() -> None:
+    """Keeps the ranks' own sockets on the loopback device where all ranks are on this machine.
+
+    gloo and NCCL otherwise listen on the interface of the host's name, for anybody who reaches it, without a password.
+    A choice of the user's (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) stays.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
 
 
 def stop() -> None:

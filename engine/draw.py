@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from engine.runlog import read_metrics
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 
 GREEN, RED, BLUE, ORANGE, GREY = (0, 150, 60), (220, 20, 30), (30, 90, 230), (245, 130, 0), (130, 130, 130)
 LEGEND = (("ground truth", GREEN), ("missed", RED), ("prediction", BLUE), ("false positive", ORANGE), ("ignored", GREY))
@@ -102,7 +102,7 @@ def _with_header(canvas: np.ndarray, title: str, legend: Sequence[tuple[str, tup
     page = np.full((height + 2 * line + 8, full, 3), 255, np.uint8)
     page[-height:, :width] = canvas
     # The built-in font is ASCII; other letters would be drawn as question marks one byte each.
-    ascii_title = title.encode("ascii", "replace").decode()
+    ascii_title = printable(title).encode("ascii", "replace").decode()
     (text_width, _), _ = cv2.getTextSize(ascii_title, FONT, size, 1)
     shrink = min(1.0, (full - 16) / max(text_width, 1))
     cv2.putText(page, ascii_title, (8, line - 6), FONT, size * shrink, (0, 0, 0), 1, cv2.LINE_AA)

@@ -13,8 +13,11 @@ from engine.distributed import Ranks
 from engine.evaluate import Page, evaluate, load_detector
 from engine.runlog import RunLog, write_text
 from engine.say import optional
+from pipelines.errors import printable
 from pipelines.images import read_rgb
 from pipelines.index import ConcatIndex
+
+LONGEST_NAME = 40  # letters of a page's name in a picture's; 255 bytes are what a file system takes
 
 
 def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Config, ranks: Ranks) -> None:
@@ -34,7 +37,7 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
         for old in target.glob("*.jpg"):
             old.unlink()
     for number, page in enumerate(gathered[:limit]):
-        file = target / f"{number:02d}_{Path(pages.name(page.row)).stem}.jpg"
+        file = target / f"{number:02d}_{printable(Path(pages.name(page.row)).stem)[:LONGEST_NAME]}.jpg"
         with optional(file):  # the page is read a second time, and by another decoder, which takes less damage
             draw.save_image(file, page_overlay(pages, page))
 

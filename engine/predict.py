@@ -24,7 +24,7 @@ from engine.distributed import Ranks
 from engine.evaluate import detect_pages, load_detector
 from engine.postprocess import Detections
 from pipelines.bare_index import BareIndex
-from pipelines.errors import UserError
+from pipelines.errors import Parser, UserError, printable
 from pipelines.images import read_rgb
 from pipelines.page import IMAGE_SUFFIXES
 from pipelines.quarantine import paths_of, refuse_above
@@ -32,6 +32,7 @@ from pipelines.quarantine import paths_of, refuse_above
 logger = logging.getLogger(__name__)
 
 MAX_CSV_REGIONS = 500  # the contest's limit
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
 
 
 def find_images(paths: list[str]) -> list[tuple[Path, Path]]:
@@ -116,7 +117,7 @@ def _draw(file: Path, name: Path, found: Detections, out: Path, config: Config) 
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m engine.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
@@ -140,10 +141,14 @@ def main(argv: list[str]) -> int:
     results, bad = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with args.csv.open("w", newline="", encoding="utf-8") as file:
+        # surrogateescape: a name that is no UTF-8 keeps its bytes, as everything here keeps names: they are looked up.
+        with args.csv.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([["filename", "polygons"], *(csv_row(name, found) for name, found in results)])
+        if formulas := [name.name for name, _ in results if name.name.startswith(FORMULA)]:
+            words = f"a spreadsheet would run file names as formulas (e.g. {formulas[0]}): import as text"
+            print(printable(f"WARNING: {args.csv}: {words}"), file=sys.stderr)
     regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
-    print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {args.out}", file=sys.stderr)
+    print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {printable(args.out)}", file=sys.stderr)
     if bad:
         refuse_above(0.0, len(images), bad)
     return 0

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from pipelines.errors import printable
+
 PARTS = ("prob_loss", "thresh_loss", "binary_loss")
 
 
@@ -68,6 +70,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line of text, above the bar."""
+        text = printable(text)
         with contextlib.suppress(OSError):  # a full disk below a log file; the line stays in the buffer
             if self._bar is not None:
                 self._bar.console.print(text, markup=False, highlight=False)

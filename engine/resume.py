@@ -68,7 +68,7 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
     Raises:
         UserError: another model, another global batch, or another training stream in the middle of an epoch.
     """
-    state = checkpoint.load_state(source)
+    state = checkpoint.load_state(source, Position)
     size = global_batch_size(config, ranks)
     if state["global_batch"] != size:
         raise UserError(
@@ -82,7 +82,7 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
             f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
         )
     checkpoint.load_model(trainee.model, checkpoint.load_part(source, "model"), source)
-    checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"))
+    checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"), source)
     if trainee.ema is not None:
         average = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(trainee.ema.model, average, source)

@@ -94,7 +94,7 @@ class EncoderConfig:
     """The timm backbone."""
 
     name: str = option("hrnet_w44", "timm model with maps at strides 4, 8, 16 and 32")
-    weights: str = option("", "start: empty = random, timm = pretrained from its hub, or a local weights file")
+    weights: str = option("", "start: empty = random, timm = pretrained from its hub, or a safetensors file")
     hrnet_incre_head: bool = option(True, "keep HRNet's channel-increasing heads (maps of 128/256/512/1024 channels)")
     pad_widths: str = option(
         "none",
@@ -357,7 +357,7 @@ class Config:
     wandb_group: str = option("", "Weights & Biases group; a search groups its trials under the study's name")
     wandb_job_type: str = option("", "Weights & Biases job type, e.g. how a search chose the trial")
     resume: str = option("none", "none, auto = the run's newest checkpoint if there is one, or a checkpoint folder")
-    init_from: str = option("", "checkpoint folder whose weights start a new run; empty = none")
+    init_from: str = option("", "checkpoint folder, or safetensors file, whose weights start a new run; empty = none")
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)

@@ -1,6 +1,7 @@
 """What is trained: the model in its compiled and distributed forms, its optimizer and its average."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from engine.ema import Ema
 from engine.guard import Guard
 from engine.loss import check_kernels
 from engine.model import DBNet, build_model, parameter_groups, synchronise_norms
+from engine.model.encoder import read_tensors
 from engine.optim import build_optimizer
 from engine.settings import Config
 from pipelines.errors import UserError
@@ -52,8 +54,12 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
     if config.init_from and not resumed:
         from engine import checkpoint  # here, so that the rest needs torch and timm only
 
-        source = checkpoint.locate(config.init_from, key="init_from")
-        part = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
+        source = Path(config.init_from)
+        if source.is_file():  # of `engine.export --import`
+            part = read_tensors(source, "init_from")
+        else:
+            source = checkpoint.locate(config.init_from, key="init_from")
+            part = checkpoint.load_part(source, "ema") or checkpoint.load_part(source, "model")
         checkpoint.load_model(model, part, source)
     model = (model.double() if config.trainer.precision == "float64" else model).to(ranks.device)
     model = synchronise_norms(model) if synchronise else model

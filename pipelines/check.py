@@ -218,11 +218,12 @@ def check(
     workers: int = 1,
     limits: Limits = DEFAULT,
     progress: Callable[[int, int], None] | None = None,
+    follow_links: bool = False,
 ) -> Report:
     """Decodes every image of a source and looks at every polygon.
 
     Args:
-        source, format, root: as `formats.read_source`.
+        source, format, root, follow_links: as `formats.read_source`.
         workers: processes (a small data set uses fewer).
         limits: what is beyond them is not decoded, and is fatal (not polygons of too many points).
         progress: called with (done, total).
@@ -230,7 +231,7 @@ def check(
     Raises:
         UserError: when the source itself cannot be read.
     """
-    made = read_source(source, format, root, limits.annotation_mb)
+    made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
     report = Report(str(source), made.format, str(made.root), len(made.pages), findings=list(made.findings))
     first_with: dict[str, str] = {}
     unusable = []

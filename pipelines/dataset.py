@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import formats
 from pipelines.check import KINDS, Report, check
-from pipelines.errors import UserError
+from pipelines.errors import Parser, UserError, printable
 from pipelines.index import Index, build, is_index, load
 from pipelines.limits import DEFAULT, Limits
 from pipelines.synthetic import write_dataset
@@ -63,25 +63,27 @@ def _build(args: argparse.Namespace) -> int:
         index = build(
             args.source, args.out, args.format, args.root,
             workers=args.workers, limits=_limits(args), skip_bad=args.skip_bad, progress=progress,
+            follow_links=args.follow_links,
         )  # fmt: skip
     counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
-    print(f"{args.out}: {index.format}, {counts}")
+    print(printable(f"{args.out}: {index.format}, {counts}"))
     if not index.num_usable:
-        print(f"{args.out}: every region is ignored; it can be predicted on, but not trained on")
+        print(f"{printable(args.out)}: every region is ignored; it can be predicted on, but not trained on")
     return 0
 
 
 def print_report(report: Report) -> None:
     """Every finding as `path: kind: detail`, then a table per kind, then what makes training impossible."""
     for finding in report.findings:
-        print(f"{finding.path}: {finding.kind}: {finding.detail}")
-    print(f"{report.source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
+        print(printable(f"{finding.path}: {finding.kind}: {finding.detail}"))
+    source = printable(report.source)
+    print(f"{source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
     for kind, count in report.counts.items():
         print(f"{count:8d}  {kind:18s} {KINDS[kind]}")
     if not report.counts:
         print("nothing found")
     for reason in report.fatal:
-        print(f"cannot train: {reason}")
+        print(printable(f"cannot train: {reason}"))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -89,11 +91,16 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source}: is a built index; check the annotations it was built from")
     workers = args.workers or os.cpu_count() or 1
     with _progress("images") as progress:
-        report = check(args.source, args.format, args.root, workers=workers, limits=_limits(args), progress=progress)
+        report = check(
+            args.source, args.format, args.root, workers=workers, limits=_limits(args), progress=progress,
+            follow_links=args.follow_links,
+        )  # fmt: skip
     print_report(report)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        # backslashreplace: half a character, which UTF-8 has not, becomes what JSON writes for it
+        args.json.write_text(text, encoding="utf-8", errors="backslashreplace")
     return 2 if report.fatal else 0
 
 
@@ -115,7 +122,7 @@ def describe(index: Index) -> str:
     share = 100 * ignored / max(1, len(index.ignore_flags))
     turned = int(np.count_nonzero(np.asarray(index.orientation) != 1))
     lines = [
-        f"format {index.format}, root {index.root}",
+        f"format {index.format}, root {printable(index.root)}",
         f"{len(index)} pages, {len(index.ignore_flags)} polygons, {ignored} ignored ({share:.1f} %), "
         f"{turned} pages with EXIF rotation, transcriptions: {'yes' if index.has_texts else 'no'}",
         f"{'percentile':28s}" + "".join(f"{p:9d}" for p in PERCENTILES),
@@ -136,6 +143,7 @@ def _stats(args: argparse.Namespace) -> int:
         index = build(
             args.source, Path(folder) / "index", args.format, args.root,
             workers=args.workers, limits=_limits(args), skip_bad=True, progress=progress,
+            follow_links=args.follow_links,
         )  # fmt: skip
         print(describe(index))
     return 0
@@ -150,12 +158,12 @@ def _synth(args: argparse.Namespace) -> int:
             args.out, args.pages, args.seed, height, width, args.workers,
             difficulty=args.difficulty, fonts=args.fonts, progress=progress,
         )  # fmt: skip
-    print(f"{path}: {args.pages} pages of {height}x{width}")
+    print(f"{printable(path)}: {args.pages} pages of {height}x{width}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m pipelines.dataset", description=formats.__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -172,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--root", help="folder the image paths are relative to")
             for flag, default, meaning in LIMITS:
                 made.add_argument(flag, type=type(default), default=default, help=f"{meaning} (default {default})")
+            made.add_argument("--follow-links", action="store_true", help="allow symbolic links out of the folder")
         return made
 
     made = command("build", _build, "Builds the memory-mapped index of a data set (its folder goes into data.train).")
@@ -192,9 +201,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0 = done, 2 = the user has something to mend."""
-    args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
+        args = _parser().parse_args(argv)
         if args.workers < 0:
             raise UserError("--workers must be at least 0")
         for flag, _default, _meaning in LIMITS:
@@ -203,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"{flag} must be at least {least}")
         return args.run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 

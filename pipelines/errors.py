@@ -1,4 +1,12 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and text from outside made fit to be shown."""
+
+import argparse
+import re
+from typing import NoReturn
+
+# C0 and C1 controls (a terminal obeys them: ESC, backspace, carriage return), line and paragraph separators, marks that
+# reverse the direction of text (a name reads as another), lone surrogates (bytes that are no UTF-8: print raises).
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -6,3 +14,19 @@ class UserError(ValueError):
 
     Entry points print it as `error: <message>` on stderr and exit with code 2, without a traceback.
     """
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with its complaints as UserError: they repeat words of the command line, such as what `*` found."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the words as they are and leaving."""
+        raise UserError(f"{message} (--help shows the usage)")
+
+
+def printable(text: object) -> str:
+    r"""Text from outside (a file name, a transcription, another program's words) as one harmless line.
+
+    What a terminal or a log reader would obey is written as Python writes it: `\x1b`, `\n`, `\u202e`, `\udc80`.
+    """
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))

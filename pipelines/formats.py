@@ -30,6 +30,7 @@ from pipelines.formats_text import (
     subfolder,
 )
 from pipelines.limits import DEFAULT
+from pipelines.links import refuse_image_links, refuse_label_links
 from pipelines.page import Finding, Page, Source
 
 __all__ = ["FORMATS", "Finding", "Page", "Source", "read", "read_source"]
@@ -154,6 +155,8 @@ def read_source(
     format: str = "auto",
     root: str | Path | None = None,
     max_annotation_mb: float = DEFAULT.annotation_mb,
+    *,
+    follow_links: bool = False,
 ) -> Source:
     """Reads an annotation source without opening its images.
 
@@ -162,9 +165,10 @@ def read_source(
         format: `auto` or one of FORMATS.
         root: folder the image paths are relative to; None = found beside the annotations.
         max_annotation_mb: a larger annotation file (10^6 bytes) is refused.
+        follow_links: take files by symbolic links that lead out of the source's folder.
 
     Raises:
-        UserError: unknown format, too large, malformed content, no pages, or an image path that leaves the root.
+        UserError: unknown format, too large, malformed content, no pages, or a path or link that leaves the root.
     """
     if format not in ("auto", *FORMATS):
         raise UserError(f"format {format!r}: allowed is auto, {', '.join(FORMATS)}")
@@ -173,10 +177,13 @@ def read_source(
         raise UserError(f"{path}: no such file or folder")
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{path}: neither a file nor a folder")
+    if not follow_links:
+        refuse_label_links(path)
     _refuse_large(path, max_annotation_mb)
-    if path.is_dir():
-        return _read_folder(path, format, root)
-    return _read_file(path, format, root)
+    made = _read_folder(path, format, root) if path.is_dir() else _read_file(path, format, root)
+    if not follow_links:
+        refuse_image_links(made.root, (page.path for page in made.pages))
+    return made
 
 
 def read(source: str | Path, format: str = "auto", root: str | Path | None = None) -> tuple[str, Path, list[Page]]:

@@ -36,6 +36,8 @@ def load_json(path: Path) -> tuple[Any, list[str]]:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except RecursionError as error:
         raise UserError(f"{path}: JSON nested too deeply to be an annotation file") from error
+    except ValueError as error:  # Python's limit of 4,300 digits
+        raise UserError(f"{path}: not valid JSON: a number of more digits than any coordinate has") from error
 
 
 def points(value: Any, where: str) -> np.ndarray:
@@ -45,7 +47,8 @@ def points(value: Any, where: str) -> np.ndarray:
         UserError: when it is neither.
     """
     try:
-        array = np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # 1e300 becomes infinity
+            array = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: points must be numbers [[x, y], ...]") from error
     if array.size == 0:
@@ -135,7 +138,9 @@ def _coco_polygon(item: dict, where: str) -> np.ndarray:
     if isinstance(shape, list) and shape and not isinstance(shape[0], (list, int, float)):
         raise UserError(f"{where}: segmentation must be numbers or lists of numbers")
     if isinstance(shape, list) and shape:
-        if isinstance(shape[0], list) and not (len(shape) > 2 and all(len(s) == 2 for s in shape)):
+        if isinstance(shape[0], list) and not (
+            len(shape) > 2 and all(isinstance(s, list) and len(s) == 2 for s in shape)
+        ):
             parts = [points(part, where) for part in shape]
             return parts[0] if len(parts) == 1 else _convex_hull(np.concatenate(parts))
         return points(shape, where)
@@ -248,8 +253,8 @@ def read_paddle(path: Path, root: str | Path | None, lines: list[str]) -> Source
             raise UserError(f"{where}: no tab between image path and labels; not a PaddleOCR label line")
         try:
             words = json.loads(rest)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: labels are not valid JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: labels are not valid JSON: {str(error)[:80]}") from error
         page = Page(safe_relative(name.strip(), where))
         for word in _expect(words, list, where, "a list of words"):
             _expect(word, dict, where, "an object")

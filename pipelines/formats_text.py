@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", path, error.start)
+        logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", printable(path), error.start)
         text = data.decode("latin-1")
     # Not splitlines(): a transcription may hold a form feed or U+2028.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -105,7 +105,7 @@ def choose_layout(lines: list[Line], where: str) -> str:
         reading = "further points" if layout == "polygon" else "a numeric text behind 4 points"
         logger.warning(
             "%s: %d of %d lines have 10 or more leading numbers, read as %s; --format icdar or polygon decides",
-            where, len(long), len(lines), reading,
+            printable(where), len(long), len(lines), reading,
         )  # fmt: skip
     return layout
 
@@ -127,8 +127,14 @@ def interpret(line: Line, layout: str) -> tuple[np.ndarray, str | None] | None:
         left, top, right, bottom = numbers[:4]
         if text is not None and len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
-        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32), text
-    return np.array(numbers[:count], np.float64).astype(np.float32).reshape(-1, 2), text
+        return _float32([left, top, right, top, right, bottom, left, bottom]), text
+    return _float32(numbers[:count]), text
+
+
+def _float32(numbers: list[float]) -> np.ndarray:
+    """(n, 2); what float32 cannot hold becomes infinity, for the index to drop."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers, np.float64).astype(np.float32).reshape(-1, 2)
 
 
 def _strip_scripts(pages: list[Page]) -> None:

@@ -40,6 +40,7 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF data, without the file's name
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before

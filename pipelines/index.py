@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 from pipelines.formats import annotation_files, read_source
 from pipelines.images import Header, pixel_limit, read_header
 from pipelines.index_store import KIND, VERSION, ConcatIndex, Index, is_index, load
@@ -194,7 +194,8 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
             "`build --skip-bad` leaves them out"
         )
     for i in bad:
-        logger.warning("%s: %s (%s), left out", source.pages[i].path, headers[i].problem, headers[i].detail)
+        words = f"{source.pages[i].path}: {headers[i].problem} ({headers[i].detail}), left out"
+        logger.warning("%s", printable(words))
     counts["skipped_images"] = len(bad)
     return good
 
@@ -256,11 +257,12 @@ def build(
     progress: Progress | None = None,
     replace: bool = True,
     known: Index | None = None,
+    follow_links: bool = False,
 ) -> Index:
     """Builds the index of an annotation source in folder `out`.
 
     Args:
-        source, format, root: as `formats.read_source`.
+        source, format, root, follow_links: as `formats.read_source`.
         workers: threads that read image headers; 0 = one a core.
         limits: what is beyond them is refused; polygons of too many points are drawn with fewer, or ignored.
         skip_bad: leave missing, unreadable and refused pages out (with a warning each) instead of refusing all.
@@ -274,7 +276,7 @@ def build(
     out = Path(out)
     if out.exists() and not is_index(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an index; name another --out")
-    made = read_source(source, format, root, limits.annotation_mb)
+    made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
     headers = read_headers([made.root / page.path for page in made.pages], workers, limits, progress)
     headers, kept = _keep_known(made, headers, known)
     headers = _refuse_crowded(made.pages, headers, limits.polygons)
@@ -334,7 +336,7 @@ def open_index(
     known = load(folder) if is_index(folder) else None
     if known is not None and _images_unchanged(known):
         return known
-    logger.info("building the index of %s in %s", path, folder)
+    logger.info("building the index of %s in %s", printable(path), printable(folder))
     index = build(path, folder, format, limits=limits, replace=known is not None, known=known)
-    logger.info("%s: %s, %d pages, %d polygons", path, index.format, len(index), len(index.ignore_flags))
+    logger.info("%s: %s, %d pages, %d polygons", printable(path), index.format, len(index), len(index.ignore_flags))
     return index

@@ -12,6 +12,7 @@ All ranks map the same files, so the pages are in memory once a machine and work
 
 import itertools
 import json
+import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def is_index(folder: str | Path) -> bool:
         return False
     try:
         data = json.loads(meta.read_bytes())
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("kind") == KIND
 
@@ -217,13 +218,51 @@ def is_index(folder: str | Path) -> bool:
 def _map(path: Path) -> np.ndarray:
     """A memory map of a .npy file; an empty array is simply read (nothing can be mapped of it)."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive or a pickle too
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the index is incomplete, build it again") from error
-    except ValueError as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
         raise UserError(f"{path}: damaged ({error}); build the index again") from error
     # A plain view of the map: slicing np.memmap itself costs 15 % of the host time of a sample.
     return np.asarray(array) if array.size else np.zeros(array.shape, array.dtype)
+
+
+def _fault(arrays: dict[str, np.ndarray]) -> str:
+    """Name of the first array that does not fit the others, "" when all do; an index may come from somebody else."""
+    pages, regions = len(arrays["size_wh"]), len(arrays["ignore"])
+    want = {
+        "size_wh": (np.int32, (pages, 2)), "orientation": (np.uint8, (pages,)), "file_stat": (np.int64, (pages, 2)),
+        "points": (np.float32, (None, 2)), "point_offsets": (np.int64, (regions + 1,)),
+        "page_offsets": (np.int64, (pages + 1,)), "ignore": (np.bool_, (regions,)), "names": (np.uint8, (None,)),
+        "name_offsets": (np.int64, (pages + 1,)), "texts": (np.uint8, (None,)),
+        "text_offsets": (np.int64, (regions + 1,)),
+    }  # fmt: skip
+    for name, array in arrays.items():
+        kind, shape = want[name]
+        known = len(array.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape))
+        if array.dtype != kind or not known:
+            return name
+    for name, end in (("point", len(arrays["points"])), ("page", regions), ("name", len(arrays["names"]))):
+        if not _ascends(arrays[f"{name}_offsets"], end):
+            return f"{name}_offsets"
+    if "texts" in arrays and not _ascends(arrays["text_offsets"], len(arrays["texts"])):
+        return "text_offsets"
+    return ""
+
+
+def _ascends(offsets: np.ndarray, end: int) -> bool:
+    return offsets[0] == 0 and offsets[-1] == end and bool((offsets[1:] >= offsets[:-1]).all())
+
+
+def _leaves_root(names: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether an image path of an index is absolute, or could go up; `formats` lets none of these in."""
+    blob = names.tobytes()
+    if b"\0" in blob or b".." in blob:
+        paths = [_string(names, offsets, i) for i in range(len(offsets) - 1)]
+        if any("\0" in path or ".." in path.split("/") for path in paths):
+            return True
+    first = offsets[:-1][offsets[:-1] < offsets[1:]]
+    return len(first) < len(offsets) - 1 or bool((names[first] == ord("/")).any())
 
 
 def load(folder: str | Path) -> Index:
@@ -238,11 +277,16 @@ def load(folder: str | Path) -> Index:
     meta = json.loads((folder / "meta.json").read_bytes())
     if meta.get("version") != VERSION:
         raise UserError(f"{folder}: index version {meta.get('version')}, this program reads {VERSION}; build it again")
+    if not (isinstance(meta.get("root"), str) and isinstance(meta.get("format"), str) and "counts" in meta):
+        raise UserError(f"{folder}: meta.json is damaged; build the index again")
     root = Path(meta["root"])
     if not root.is_dir():
         raise UserError(f"{folder}: its image folder {root} is gone; build the index again")
-    arrays = [_map(folder / f"{name}.npy") for name in ARRAYS]
-    if len(arrays[0]) == 0:
+    texts = ("texts", "text_offsets") if (folder / "texts.npy").is_file() else ()
+    arrays = {name: _map(folder / f"{name}.npy") for name in (*ARRAYS, *texts)}
+    if arrays["size_wh"].shape[:1] == (0,):
         raise UserError(f"{folder}: no pages")
-    texts = [_map(folder / f"{name}.npy") for name in ("texts", "text_offsets") if (folder / "texts.npy").is_file()]
-    return Index(folder, root, meta["format"], meta["counts"], *arrays, *texts)
+    fault = _fault(arrays) if all(array.ndim for array in arrays.values()) else "an array"
+    if fault or _leaves_root(arrays["names"], arrays["name_offsets"]):
+        raise UserError(f"{folder}: {fault or 'an image path in it'} is damaged; build the index again")
+    return Index(folder, root, meta["format"], meta["counts"], *arrays.values())

@@ -57,7 +57,7 @@ def check_options(config: Any, prefix: str = "") -> None:
                 continue
             number = isinstance(item, (int, float))
             low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
-            bad = number and not math.isfinite(item)
+            bad = number and not abs(item) < (math.inf if isinstance(item, float) else 2**63)  # true for NaN
             bad = bad or (choices is not None and item not in choices)
             bad = bad or (number and low is not None and item < low)
             bad = bad or (number and high is not None and item > high)

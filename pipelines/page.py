@@ -1,6 +1,7 @@
 """What every annotation reader produces: pages, findings, and paths that cannot leave their folder."""
 
 import ntpath
+import os
 import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pipelines.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm")
 # Enough to tell the right folder from a wrong one without a stat of every file on a network disk.
 ROOT_PROBES = 32
+LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; Linux takes 255 and, with the root, 4096
 
 
 class Finding(NamedTuple):
@@ -82,6 +84,12 @@ def safe_relative(path: str, where: str, base: str = "") -> str:
     normal = posixpath.normpath(posixpath.join(base, text))
     if normal == ".." or normal.startswith(("../", "/")):
         raise UserError(f"{where}: image path {path!r} leaves the image folder; name the right one with --root")
+    try:
+        names = [os.fsencode(part) for part in normal.split("/")]
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: image path {path!r} holds half a character, no file has such a name") from None
+    if max(map(len, names)) > LONGEST_NAME or sum(map(len, names)) > LONGEST_PATH:
+        raise UserError(f"{where}: image path {path[:60]!r}... is longer than a file's name can be")
     return normal
 
 

@@ -7,12 +7,14 @@ parameters and 1.8 % fewer FLOPs.
 Source: timm (Wightman 2019); HRNet, Wang et al. 2020, arXiv 1908.07919.
 """
 
+import shlex
 from pathlib import Path
 
 import timm
 import torch
 from torch import nn
 
+from engine.loading import read_safetensors
 from pipelines.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
@@ -95,34 +97,18 @@ def _from_hub(name: str, indices: tuple[int, ...], location: dict) -> nn.Module:
         ) from None
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a weights file: safetensors, or a `weights_only` torch file (no code is run from it).
+def read_tensors(path: Path, key: str = "models.encoder.weights") -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file.
 
     Raises:
-        UserError: the file is missing or is neither.
+        UserError: the file is missing, or is another: a pickle (.pt, .pth, .ckpt, .bin) is never opened here.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-    import pickle
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: cannot be loaded with weights_only ({reason}); convert it to safetensors") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: holds no table of tensors")
-    return state
+    if path.suffix != ".safetensors" and path.is_file():
+        raise UserError(
+            f"{key}={path}: expected a safetensors file; make one with "
+            f"`python -m engine.export --import {shlex.quote(str(path))} --out weights.safetensors`"
+        )
+    return read_safetensors(path)
 
 
 def load_encoder_file(encoder: nn.Module, path: Path) -> None:
@@ -135,7 +121,7 @@ def load_encoder_file(encoder: nn.Module, path: Path) -> None:
     """
     found = {}
     for key, value in read_tensors(path).items():
-        for prefix in ("module.", "_orig_mod.", "model.", "encoder."):
+        for prefix in ("module.", "_orig_mod.", "model.", "encoder.", "backbone."):
             key = key.removeprefix(prefix)
         found[key.replace(".", "_")] = value
     own = encoder.state_dict()

@@ -8,6 +8,7 @@ from typing import Any
 from engine.progress import duration
 from engine.search.plan import shown
 from engine.search.study import ENDED, Study, Trial
+from pipelines.errors import printable
 
 REDRAW_S = 0.5
 ROWS = 24  # trials shown; a terminal is seldom higher
@@ -84,6 +85,7 @@ class Dashboard:
 
     def event(self, text: str, routine: bool = False) -> None:
         """One line, above the table on a terminal; what the table shows anyway (`routine`) is a line elsewhere only."""
+        text = printable(text)
         if self._live is not None:
             if not routine:
                 self._live.console.print(text, markup=False, highlight=False)
@@ -114,14 +116,17 @@ def table(study: Study, running: list) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    def words(text: str) -> Text:
+        return Text(printable(text))
+
     names = [name.rpartition(".")[2] for name in study.space.names]
-    found = Table(title=Text(head(study, running)), title_justify="left", expand=False, box=None, pad_edge=False)
+    found = Table(title=words(head(study, running)), title_justify="left", expand=False, box=None, pad_edge=False)
     for name in ("trial", "state", "epochs", study.metric, *names, "time", "from"):
-        found.add_column(Text(name), justify="right" if name not in ("state", "from") else "left", no_wrap=True)
+        found.add_column(words(name), justify="right" if name not in ("state", "from") else "left", no_wrap=True)
     shown_trials = rank(study)[:ROWS]
     styles = {"running": "cyan", "infeasible": "red", "asked": "dim", "stopped": "yellow"}
     for trial in shown_trials:
-        found.add_row(*map(Text, row(study, trial, running)), style=styles.get(trial.state, ""))
+        found.add_row(*map(words, row(study, trial, running)), style=styles.get(trial.state, ""))
     return found
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from pipelines.errors import printable
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 1080px; margin: 2em auto;
   padding: 0 1em; }
@@ -100,7 +102,7 @@ def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
             )
         else:
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
-            parts.append(f"{fence}\n{block.text}\n{fence}")
+            parts.append(f"{fence}\n{_lines(block.text)}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,26 +113,35 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>"
+        f"<title>{_escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{_escaped(title)}</h1>"
     )
     return "\n".join([head, *[_html(block) for block in blocks], "</body></html>\n"])
 
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h2>{html.escape(block.text)}</h2>"
+        return f"<h2>{_escaped(block.text)}</h2>"
     if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
+        return f"<p>{_escaped(block.text)}</p>"
     if isinstance(block, Items):
-        return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block.lines) + "</ul>"
+        return "<ul>" + "".join(f"<li>{_escaped(line)}</li>" for line in block.lines) + "</ul>"
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Figure):
         data = base64.b64encode(block.path.read_bytes()).decode()
-        caption = html.escape(block.caption)
-        picture = f'<img alt="{html.escape(block.path.stem)}" src="data:image/png;base64,{data}">'
+        caption = _escaped(block.caption)
+        picture = f'<img alt="{_escaped(block.path.stem)}" src="data:image/png;base64,{data}">'
         return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-    return f"<pre>{html.escape(block.text)}</pre>"
+    return f"<pre>{html.escape(_lines(block.text))}</pre>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _lines(text: str) -> str:
+    """Commands keep their line ends and nothing else of the kind."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _plain(cell: str | Link) -> str:
@@ -145,7 +156,7 @@ def _is_text(table: Table, column: int) -> bool:
 
 def _html_table(table: Table) -> str:
     kinds = [' class="text"' if _is_text(table, column) else "" for column in range(len(table.header))]
-    lines = ["".join(f"<th{kind}>{html.escape(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))]
+    lines = ["".join(f"<th{kind}>{_escaped(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))]
     lines = [f"<tr>{lines[0]}</tr>"] if any(table.header) else []
     for index, row in enumerate(table.rows):
         cells = "".join(f"<td{kind}>{_html_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
@@ -155,8 +166,8 @@ def _html_table(table: Table) -> str:
 
 def _html_cell(cell: str | Link) -> str:
     if isinstance(cell, Link):
-        return f'<a href="{html.escape(quote(cell.path))}">{html.escape(cell.text)}</a>'
-    return html.escape(cell)
+        return f'<a href="{html.escape(quote(cell.path))}">{_escaped(cell.text)}</a>'
+    return _escaped(cell)
 
 
 def _md_table(table: Table) -> str:
@@ -175,7 +186,7 @@ def _md_cell(cell: str | Link) -> str:
 
 def _md(text: str) -> str:
     """Characters that Markdown or HTML would read get a backslash; an underscore inside a word needs none."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", text)
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
     text = re.sub(r"^([#+-]|\d+[.)])(?= )", r"\\\1", text)

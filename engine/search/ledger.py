@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.search import events
 from engine.search.space import Space, space_from_json, space_to_json
 from engine.search.study import ENDED, Study, Trial
 from pipelines.errors import UserError
@@ -51,8 +52,7 @@ class Ledger:
         self._lock = take_lock(folder)
         try:
             self._fold = _Fold(folder)
-            for event in _events(folder / FILE):
-                self._fold.add(event)
+            self._fold.add_all(folder / FILE)
             self.study = self._fold.done()
         except UserError:
             os.close(self._lock)
@@ -154,8 +154,7 @@ def read(folder: Path) -> Study:
         UserError: there is no study, or its first line is not readable.
     """
     fold = _Fold(folder)
-    for event in _events(folder / FILE):
-        fold.add(event)
+    fold.add_all(folder / FILE)
     return fold.done()
 
 
@@ -201,17 +200,17 @@ def _write(descriptor: int, path: Path, lines: list[dict]) -> None:
         raise UserError(f"{path}: cannot be written (disk full); free the disk, then --resume")
 
 
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Events in file order; lines that are no JSON object with an event are passed over."""
+def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, event) in file order; lines that are no JSON object with an event are passed over."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: no study can be read there ({error.strerror})") from None
-    for line in data.splitlines():
-        with contextlib.suppress(ValueError):
+    for number, line in enumerate(data.splitlines(), 1):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict) and "event" in event:
-                yield event
+                yield number, event
 
 
 class _Fold:
@@ -229,6 +228,16 @@ class _Fold:
             raise UserError(f"{self.folder / FILE}: no study: its first line is missing or damaged")
         return self.study
 
+    def add_all(self, path: Path) -> None:
+        """Takes a file's events in; a line that was changed by hand into something else is a UserError."""
+        for number, event in _events(path):
+            try:
+                if fault := events.fault(event):
+                    raise UserError(fault)
+                self.add(event)
+            except UserError as error:
+                raise UserError(f"{path}: line {number}: {error}") from None
+
     def add(self, event: dict[str, Any]) -> None:
         """Takes one event in."""
         kind = event["event"]
@@ -241,7 +250,7 @@ class _Fold:
                 setattr(self.study, name, event.get(name, getattr(self.study, name)))
         elif kind == "trial" and event["trial"] == len(self.study.trials):
             names = ("values", "kind", "seed", "repeats", "folder", "name")
-            self.study.trials.append(Trial(number=event["trial"], **{name: event[name] for name in names}))
+            self.study.trials.append(Trial(number=event["trial"], **{name: event.get(name) for name in names}))
         elif kind in ("start", "epoch", "cut", "end") and event["trial"] < len(self.study.trials):
             getattr(self, f"_{kind}")(self.study.trials[event["trial"]], event)
 

@@ -211,5 +211,24 @@ def space_to_json(space: Space) -> list[dict]:
 
 
 def space_from_json(items: list[dict]) -> Space:
-    """The space that `space_to_json` wrote."""
+    """The space that `space_to_json` wrote.
+
+    Raises:
+        UserError: it has been changed into something else.
+    """
+    fields = {field.name: field.type for field in dataclasses.fields(Parameter)}
+    for item in items if isinstance(items, list) else [None]:
+        if not isinstance(item, dict) or set(item) != set(fields):
+            raise UserError("the space of the search is damaged: a parameter lacks a field, or has another")
+        plain = isinstance(item["values"], list) and all(isinstance(v, (str, int, float)) for v in item["values"])
+        numbers = all(_is_number(item[name]) for name in ("low", "high", "step"))
+        if not (plain and numbers and isinstance(item["name"], str)):
+            raise UserError("the space of the search is damaged: a field of a parameter has another type")
+        ordinal = item["kind"] == "ordinal" and not all(map(_is_number, item["values"]))
+        if ordinal or item["kind"] not in KINDS or item["scale"] not in SCALES:
+            raise UserError(f"the space of the search is damaged: kind or scale of {item['name']}")
     return Space(tuple(Parameter(**{**item, "values": tuple(item["values"])}) for item in items))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -18,11 +18,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from engine.config import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
+from engine.reading import read_text, yaml_values
 from engine.search.space import Parameter, Space
 from pipelines.errors import UserError
 
@@ -61,6 +58,7 @@ UNSUPPORTED = {
 RUNNERS = ("name", "run_root", "resume", "init_from")  # decided for each trial by the search
 SINGLE = {"preset": "a search has one starting point", "seed": "seeds are repeated with --confirm, not searched"}
 HYPERBAND = {"min_iter": 1, "eta": None, "s": 1, "max_iter": 1, "strict": None}  # key: least whole number
+LARGEST = 1e300  # whole numbers have no limit of their own in Python
 SIGNIFICANT = 6  # digits of a bound that was an exponent
 
 
@@ -117,12 +115,7 @@ def read(path: str | Path, free_keys: bool = False) -> Sweep:
 
 
 def _load(path: Path) -> dict:
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))  # `1e-5` is a number to it
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error})") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"not a YAML file ({' '.join(str(error).split())[:200]})") from None
+    values = yaml_values(read_text(path))
     if not isinstance(values, dict):
         raise UserError("not a sweep file (expected method, metric and parameters)")
     return values
@@ -248,6 +241,8 @@ def _distribution(name: str, entry: dict) -> str:
     given = entry.get("distribution")
     if given is None and "probabilities" in entry:
         given = "categorical_w_probabilities"
+    if given is not None and not isinstance(given, str):
+        raise UserError(f"{name}: distribution {given!r:.60}: expected a text")
     if given in UNSUPPORTED:
         raise UserError(f"{name}: distribution {given} is not supported; use {UNSUPPORTED[given]}")
     known = ("constant", "categorical", *BOUNDED)
@@ -344,7 +339,7 @@ def _early_stop(entry: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # false for NaN
 
 
 def _whole(value: Any, least: int | None = None) -> bool:

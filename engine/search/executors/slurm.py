@@ -12,7 +12,6 @@ States come from squeue, so no accounting (sacct) is needed.
 """
 
 import dataclasses
-import pickle
 import shutil
 import subprocess
 import sys
@@ -44,6 +43,7 @@ OVER = {
     "TIMEOUT",
     "",
 }
+FAULT = "fault: "  # how a job says in its log that it could not start; submitit's own result is a pickle, never read
 AT_WORK = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT"}
 
 
@@ -54,7 +54,10 @@ class Job:
         self.order, self.run = order, remote.run  # functions travel by value, the modules they are in do not
 
     def __call__(self) -> dict[str, Any]:
-        return self.run(self.order, forward=True)
+        result = self.run(self.order, forward=True)
+        if result["fault"]:
+            print(f"{FAULT}{result['fault']}", flush=True)
+        return result
 
     def checkpoint(self):
         """The same again; leaving `run` ends the training, whose checkpoints are on the disk."""
@@ -164,10 +167,9 @@ class SlurmExecutor:
             return Exit(137, "stopped", False)
         if time.monotonic() < handle.over_since + LOST_AFTER_S:
             return None
-        if handle.job.paths.result_pickle.exists():  # Job.result() would ask sacct first
-            outcome, result = pickle.loads(handle.job.paths.result_pickle.read_bytes())
-            if outcome == "success" and result["fault"]:
-                raise UserError(f"--executor slurm: {result['fault']}")
+        fault = _fault(handle.job.paths.stdout)
+        if fault:
+            raise UserError(f"--executor slurm: {fault}")
         return Exit(1, f"job {handle.job.job_id} ended as {state or 'unknown'}: see {handle.job.paths.stderr}", True)
 
     def stop(self, handle: Handle, grace_s: float) -> None:
@@ -196,6 +198,15 @@ class SlurmExecutor:
         for handle in self._running:
             self.stop(handle, CLOSE_GRACE_S)
         drain(self._running, self.poll, 0.2, end)
+
+
+def _fault(log: Path) -> str:
+    """Why a job could not start its wrapper, from the end of its log; "" for nothing said."""
+    try:
+        lines = log.read_bytes()[-4096:].decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix(FAULT) for line in reversed(lines) if line.startswith(FAULT)), "")
 
 
 def _cancel(job: str) -> None:

@@ -1,0 +1,178 @@
+"""Weights in and out of this engine's own format.
+
+    python -m engine.export --import FOREIGN.pt --out weights.safetensors
+
+`--import` reads a PyTorch file (.pt, .pth, .ckpt, .bin) and keeps its tensors. Such a file is a pickle, a program: it
+is read by torch's restricted reader only (weights_only, which was bypassed twice, hence torch 2.11 or newer), never by
+another. The result starts a training: `models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors`
+for a whole detector of this engine's.
+"""
+
+import argparse
+import os
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from engine import cli
+from pipelines.errors import Parser, UserError, printable
+
+SAFE_TORCH = (2, 11)  # CVE-2025-32434 and CVE-2026-24747 ran code in spite of weights_only
+# Where the weights lie in files of training programs: Lightning, timm (`model`, `state_dict_ema`), MMEngine, plain.
+HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")  # of wrappers; stripped where every name has them
+MOST_NAMES, MOST_DEPTH = 100_000, 8  # HRNet-W44 has 2,000; a pickle can name one table in itself a million times
+# Tied weights are stored once and written twice; a tensor of stride 0 is any size out of 4 bytes.
+MOST_GROWTH = 4
+# What torch's reader raises for a file that is truncated, garbled or of another kind.
+FAULTS = (
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    OverflowError, struct.error, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def read_foreign(path: Path) -> Any:
+    """What a PyTorch file holds, by `torch.load(weights_only=True)` alone.
+
+    Raises:
+        UserError: an older torch, no file, code in the pickle, another format, a truncated file.
+    """
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < SAFE_TORCH:
+        raise UserError(f"--import needs torch 2.11 or newer, this is {torch.__version__}: older ones run code from it")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    _refuse_compressed(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError
+    ) as error:  # torch's text advises to switch the restriction off, so it is not passed on
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {found[1]}" if found else "it is no table of tensors"
+        raise UserError(f"{path}: not read, {asks}; a file that holds more than tensors could run code") from None
+    except FAULTS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
+        raise UserError(f"{path}: not read, it is no whole PyTorch file ({reason})") from None
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch stores its entries as they are; a packed one may unpack to a thousand times its size."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # the format before torch 1.6, or none: torch.load says which
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise UserError(f"{path}: not read, it is no whole PyTorch file ({error})") from None
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise UserError(f"{path}: not read, it is a compressed archive, which PyTorch does not write")
+
+
+def find_tensors(held: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights among what a file holds: {plain name: dense tensor on the CPU}, and what was left out, in words."""
+    left = []
+    for _ in range(MOST_DEPTH):  # a pickle can hold a table that holds itself
+        if not isinstance(held, Mapping) or any(isinstance(value, torch.Tensor) for value in held.values()):
+            break
+        holder = next((key for key in HOLDERS if isinstance(held.get(key), Mapping)), None)
+        if holder is None:
+            break
+        left += [f"{key} ({type(value).__name__})" for key, value in held.items() if key != holder]
+        held = held[holder]
+    found = {}
+    for number, (name, value) in enumerate(_leaves(held) if isinstance(held, Mapping) else ()):
+        if number > MOST_NAMES:
+            raise UserError(f"more than {MOST_NAMES} entries: no table of weights")
+        if _is_plain(value):
+            found[name] = value.detach()
+        else:
+            left.append(f"{name} ({type(value).__name__})")
+    for prefix in PREFIXES * 2:  # module._orig_mod.model.
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found, left
+
+
+def _leaves(held: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(held, Mapping) and held and depth < MOST_DEPTH:
+        for key, value in held.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+    else:
+        yield prefix, held
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def convert(path: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Writes the tensors of a PyTorch file as safetensors; returns them and what was left out.
+
+    Raises:
+        UserError: as `read_foreign`; no tensors; tensors that the file cannot hold; `out` exists or is misnamed.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: the name must end in .safetensors")
+    if out.exists():
+        raise UserError(f"--out {out}: exists already; name another file")
+    try:
+        tensors, left = find_tensors(read_foreign(path))
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be a table of weights") from None
+    if not tensors:
+        raise UserError(f"{path}: holds no table of tensors" + (f", only {', '.join(left[:5])}" if left else ""))
+    size, most = sum(t.numel() * t.element_size() for t in tensors.values()), MOST_GROWTH * path.stat().st_size
+    if size > most:
+        raise UserError(f"{path}: its tensors would take {size} bytes, more than a file of its size can hold")
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:  # cloned: safetensors stores no strides and refuses tensors that share memory
+        safetensors.torch.save_file(
+            {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}, draft
+        )
+        draft.rename(out)
+    except (safetensors.SafetensorError, KeyError, ValueError, UnicodeEncodeError) as error:
+        raise UserError(f"{path}: its tensors do not fit into safetensors ({error})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    return tensors, left
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    parser = Parser(
+        prog="python -m engine.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--import", dest="foreign", type=Path, metavar="FILE", help="PyTorch file to take tensors from")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
+    args = parser.parse_args(argv)
+    tensors, left = convert(args.foreign, args.out)
+    for name, tensor in tensors.items():
+        print(f"{printable(name)}  {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
+    for words in left:
+        print(f"left out: {printable(words)}")
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    print(f"{printable(args.out)}: {len(tensors)} tensors, {numbers} numbers")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
