@@ -101,7 +101,7 @@ def kills(folder: Path, count: int, side: int, seed: int = 0) -> Kills:
             lines = [writes.stdout.readline(), writes.stdout.readline()]  # its number, its first checkpoint
             goal = rng.uniform(0, 1.2) * size(side)
             while written(folder) < min(goal, size(side)):
-                pass
+                time.sleep(0.0005)
             if goal > size(side):
                 time.sleep(rng.uniform(0, 0.1))
             pid = max(int(line) for line in lines)
