@@ -87,7 +87,8 @@ class Lock:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({reason(error)})") from None
         self._ended = threading.Event()
-        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._thread.start()
 
     def _enter(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,7 @@ class Lock:
     def close(self) -> None:
         """Lets go and removes the file."""
         self._ended.set()
+        self._thread.join(BEAT_S)
         with contextlib.suppress(OSError):
             if _is(self.path, self._file):
                 self.path.unlink()

@@ -32,6 +32,8 @@ MAX_WORKERS = 32
 MIN_AREA_PX = 1.0
 # A polygon with too many points is drawn with fewer, which moves its outline by this much at most.
 MAX_SHIFT_PX = 0.5
+# With more points that is not tried: the time goes with their square for a zigzag, 0.9 s for 20,000.
+MAX_TRACED = 10_000
 Progress = Callable[[int, int], None]
 
 
@@ -84,7 +86,7 @@ def reduce_points(polygon: np.ndarray, most: int) -> tuple[np.ndarray, bool]:
     """
     if len(polygon) <= most:
         return polygon, True
-    if len(polygon) <= 10 * most:  # a zigzag takes time with the square of its points: 20,000 are 0.9 s
+    if len(polygon) <= MAX_TRACED:
         fewer = cv2.approxPolyDP(polygon, MAX_SHIFT_PX, closed=True)[:, 0]
         if 3 <= len(fewer) <= most:
             return fewer, True

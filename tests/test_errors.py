@@ -101,6 +101,17 @@ def test_a_damaged_image_is_named(leave, tmp_path):
     assert code == 2 and len(lines) == 1 and "2.jpg" in lines[0], error
 
 
+def test_a_damaged_page_ends_an_evaluation_with_its_name(leave, tmp_path, trained):
+    """A training goes on and judges it as a page without detections; a score that is asked for is of all pages."""
+    source = _pages(tmp_path / "pages", {"1": WORD})
+    path = tmp_path / "pages" / "images" / "2.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    settings = [f"checkpoint={trained}", f"data.val={source}", f"run_root={tmp_path}"]
+    code, lines, error = leave(evaluate.main, *settings)
+    assert code == 2 and len(lines) == 1 and "1 of 4 pages cannot be read" in lines[0] and "2.jpg (" in lines[0], error
+
+
 def test_official_cleval_without_texts_is_refused(leave, tmp_path):
     source = _pages(tmp_path / "pages", {"1": {"points": WORD["points"]}})
     code, lines, error = leave(train.main, *TINY, f"data.train={source}", f"data.val={source}")
