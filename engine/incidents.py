@@ -12,6 +12,7 @@ from engine.config import Config
 from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
 from engine.runlog import RunLog
+from engine.say import reason, warn
 from pipelines.errors import UserError
 
 MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
@@ -52,7 +53,7 @@ def skipped(
     try:
         dump_inputs(target, config, ranks, data, place)
     except OSError as error:
-        print(f"WARNING: {target}: the inputs of a skipped step are not written ({error.strerror})", flush=True)
+        warn(f"WARNING: {target}: the inputs of a skipped step are not written ({reason(error)})")
 
 
 def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: tuple[int, int, int]) -> None:

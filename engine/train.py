@@ -31,6 +31,7 @@ from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
 from engine.profile import Recorder
 from engine.resume import Position, find_resume, keep_global_batch, restore, stream
+from engine.say import warn
 from engine.scoring import worker_pool
 from engine.sentinel import EXIT_ASKED, Sentinel
 from engine.step import METRICS, train_step
@@ -320,7 +321,7 @@ def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, sentinel: S
                 raise
             lr_scale, rollbacks = error.lr_scale * limits.rollback_lr, rollbacks + 1
             if ranks.main:
-                print(f"WARNING: {error}; rollback {rollbacks}, learning rate times {lr_scale:g}", flush=True)
+                warn(f"WARNING: {error}; rollback {rollbacks}, learning rate times {lr_scale:g}")
         sentinel.defer(False)
         sentinel.pause()
         gc.unfreeze()

@@ -133,3 +133,13 @@ def test_a_signal_to_every_process_of_a_job_leaves_the_workers_at_work(tmp_path,
     assert harness.finish(job, 60) == 75, harness.output(job)
     assert "Traceback" not in harness.output(job)
     assert harness.saved_step(tmp_path / "all") == harness.last_step(tmp_path / "all") >= 3
+
+
+@pytest.mark.slow
+def test_ranks_whose_torchrun_was_killed_end_with_a_checkpoint(tmp_path):
+    job = harness.start(command(tmp_path, "orphans", "trainer.max_epochs=1000"), tmp_path, ranks=2)
+    harness.wait_until_step(job, tmp_path / "orphans", 4)
+    job.process.kill()  # torchrun alone
+    harness.wait_for(lambda: not harness.pids(job), 20)
+    assert "torchrun has gone" in harness.output(job)
+    assert harness.saved_step(tmp_path / "orphans") == harness.last_step(tmp_path / "orphans") >= 4
