@@ -156,9 +156,7 @@ class MetricsLog:
         except OSError as error:
             problem = reason(error)
         if problem and not self._problem:
-            warn(
-                f"WARNING: {self.path} cannot be written ({problem}); training goes on, its records are kept for later"
-            )
+            warn(f"WARNING: {self.path} cannot be written ({problem}); training goes on, records wait in memory")
         elif self._problem and not problem:
             warn(f"note: {self.path} is written again, {f'{self.lost} records' if self.lost else 'nothing'} is missing")
         self._problem = problem
@@ -176,9 +174,7 @@ class MetricsLog:
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         if missing:
             self._backlog = os.pread(self._file, os.fstat(self._file).st_size, 0) + self._backlog
-            warn(
-                f"WARNING: {self.path} was deleted under the run; it is made anew, whole, and so is what the run needs"
-            )
+            warn(f"WARNING: {self.path} was deleted under the run; it, config.yaml and run.json are made anew")
         os.close(self._file)
         self._file = file
         for name, text in self._beside.items():

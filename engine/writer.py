@@ -120,11 +120,7 @@ class Writer:
                 self._why = reason(error)
                 if number == 0:
                     self.failures += 1
-                    step, kept = job.state["step"], self.saved.name if self.saved else "none of this session"
-                    warn(
-                        f"WARNING: checkpoint of step {step} not written to {self.folder} ({self._why}); training goes "
-                        f"on, it will be tried again; the last one written: {kept}"
-                    )
+                    self._complain(job.state["step"])
             else:
                 if self.failures:
                     warn(f"note: {self.saved} is written, after {self.failures} that could not be at first")
@@ -132,6 +128,16 @@ class Writer:
                 return
             if not self._again(delay):
                 return
+
+    def _complain(self, step: int) -> None:
+        if self.failures & (self.failures - 1):
+            return  # the 1st, 2nd, 4th, 8th ... in a row are enough
+        before = f", like {self.failures - 1} before it" if self.failures > 1 else ""
+        kept = self.saved.name if self.saved else "none of this session"
+        warn(
+            f"WARNING: checkpoint of step {step} not written to {self.folder} ({self._why}){before}; training goes on, "
+            f"it will be tried again; the last one written: {kept}"
+        )
 
     def _again(self, delay: float) -> bool:
         """Waits for the next try; False when there is none, since a newer checkpoint waits or the time is up."""
