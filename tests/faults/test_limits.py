@@ -191,15 +191,26 @@ def test_a_file_that_went_bad_keeps_its_place_in_the_cached_index(tmp_path):
         open_index(path, cache_dir=tmp_path / "other")  # where nothing is known, it is refused
 
 
+# The kernel's ru_maxrss would count what the child had before exec: this process's own memory.
+CHILD = """
+import atexit, runpy, sys
+def told():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print("VmHWM", line.split()[1], flush=True)
+atexit.register(told)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 def peak_mib(*command):
-    """(exit code, stderr and stdout, peak resident memory in MiB) of a process: VmHWM, as the kernel hands it over."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, said, usage.ru_maxrss / 1024
+    """(exit code, stderr and stdout, peak resident memory in MiB) of `python -m command...`."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
+    said, _, peak = done.stdout.rpartition("VmHWM ")
+    return done.returncode, said, int(peak) / 1024
 
 
 @pytest.mark.slow
