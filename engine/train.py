@@ -237,11 +237,13 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
                 writer.wait()
         # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
         distributed.from_main(ranks, lambda: writer.refuse(1))
-        sentinel.defer(False)
         if stopped:
             log.say(f"stopped ({sentinel.asked}) at step {position.step}; the same command with resume=auto goes on")
         else:
+            sentinel.defer(False)
             finish.finish(config, ranks, folder, data, log, pool)
+    if stopped:  # the first rank to leave with 75 has torchrun end the others: not before rank 0 is done
+        distributed.from_main(ranks, lambda: None)
     return stopped
 
 

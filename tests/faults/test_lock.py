@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, TINY
 from faults import harness
 
@@ -155,7 +156,7 @@ def test_runs_without_a_name_never_meet(tmp_path, monkeypatch):
 
 def test_the_newest_checkpoint_goes_by_step_whatever_the_clock_says(tmp_path):
     rng, now = random.Random(0), time.time()
-    first = checkpoint.write(tmp_path, {}, {"step": 9, "score": None}, "")
+    first = checkpoint.write(tmp_path, {"model": {"weight": torch.zeros(1)}}, {"step": 9, "score": None}, "")
     ends = ("100", "100000001", *(f"100000001.{number}" for number in range(1, 12)))
     paths = [first, *(shutil.copytree(first, tmp_path / f"step_{end:0>8}") for end in ends)]
     dates = [now + d for d in rng.sample(range(-(10**8), 10**8), len(paths))]

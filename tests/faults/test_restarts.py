@@ -1,5 +1,6 @@
 """torchrun starts workers again, with as many or with fewer ranks: the run goes on, each page once an epoch."""
 
+import contextlib
 import json
 import os
 import random
@@ -191,10 +192,8 @@ def test_which_folder_is_the_run_of_this_job(tmp_path, monkeypatch, change, expe
     monkeypatch.setattr(sys, "argv", ["train.py", "preset=demo"])
     nameless = load_config(["preset=demo", f"run_root={tmp_path}"])[0]
     assert runlog.same_job(run) == expected
-    assert (runlog.run_folder(nameless) == run) == expected
+    assert (runlog.folder_of(nameless) == run) == expected
     named = load_config(["preset=demo", f"run_root={tmp_path}", f"name={run.name}"])[0]
-    if expected:
-        assert runlog.run_folder(named) == run
-    else:
-        with pytest.raises(UserError, match="exists already"):
-            runlog.run_folder(named)
+    assert runlog.folder_of(named) == run
+    with contextlib.nullcontext() if expected else pytest.raises(UserError, match="exists already"):
+        runlog.refuse_taken(run, named)
