@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def undisturbed(folder: Path, ranks: int) -> Path:
     return folder / "plain"
 
 
-def interrupted(folder: Path, name: str, ranks: int, numbers: list[int], rng: random.Random) -> Outcome:
+def interrupted(folder: Path, name: str, ranks: int, numbers: Sequence[int], rng: random.Random) -> Outcome:
     """One run that gets a signal a session at random moments until it is done; torchrun gets it where there is one."""
     run, lost, seconds, ends = folder / name, [], [], []
     while True:
@@ -58,10 +59,17 @@ def interrupted(folder: Path, name: str, ranks: int, numbers: list[int], rng: ra
     return Outcome("SIGTERM, SIGINT, SIGUSR1", len(ends), len(ends), tuple(lost), tuple(seconds), note=note)
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_signals_end_a_run_with_a_checkpoint_and_it_resumes_bit_for_bit(tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("ranks", "numbers"),
+    [
+        (0, SIGNALS[:1]),
+        pytest.param(0, SIGNALS[1:], marks=pytest.mark.slow),
+        pytest.param(2, SIGNALS, marks=pytest.mark.slow),
+    ],
+)
+def test_signals_end_a_run_with_a_checkpoint_and_it_resumes_bit_for_bit(tmp_path, ranks, numbers):
     plain = undisturbed(tmp_path, ranks)
-    outcome = interrupted(tmp_path, "stopped", ranks, list(SIGNALS[: 3 - ranks // 2]), random.Random(ranks))
+    outcome = interrupted(tmp_path, "stopped", ranks, numbers, random.Random(ranks))
     assert outcome.tried
     assert harness.differences(plain, tmp_path / "stopped") == []
     steps = [record["step"] for record in harness.metrics(tmp_path / "stopped")]
@@ -94,6 +102,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_just_ends(tmp_path):
     job = harness.start(command(tmp_path, "early"), tmp_path)
     harness.wait_for(lambda: (tmp_path / "early" / "run.json").exists(), 60, job)
@@ -103,6 +112,7 @@ def test_a_signal_before_the_first_step_just_ends(tmp_path):
     assert harness.finish(job) == 0, harness.output(job)
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_leaves_it_to_the_next_session(tmp_path):
     settings = ("data.synthetic_val=200", "eval.every_epochs=1", "trainer.max_epochs=2", "eval.batch_size=1")
     job = harness.start(command(tmp_path, "plain", *settings), tmp_path)
@@ -123,7 +133,7 @@ def test_a_signal_in_an_evaluation_leaves_it_to_the_next_session(tmp_path):
     assert told[0] == told[1] and len(told[0]) == 2
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])])
 def test_a_signal_to_every_process_of_a_job_leaves_the_workers_at_work(tmp_path, number):
     """As Slurm, systemd and a terminal send it."""
     settings = ("data.workers=1", "eval.workers=1", "trainer.max_epochs=1000", "wandb=true")
