@@ -37,7 +37,7 @@ from engine.sentinel import EXIT_ASKED, Sentinel
 from engine.step import METRICS, train_step
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
-from engine.writer import Writer
+from engine.writer import PATIENCE_S, Writer
 from pipelines.loader import TrainLoader
 
 
@@ -233,8 +233,8 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         try:
             stopped = train_epochs(run, loader, position)
         finally:
-            if writer is not None:
-                writer.wait()
+            if writer is not None:  # asked to stop: one more try of a disk that fails, torchrun kills after 30 s
+                writer.wait(0 if sentinel.asked else PATIENCE_S)
         # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
         distributed.from_main(ranks, lambda: writer.refuse(1))
         if stopped:
