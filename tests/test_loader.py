@@ -243,7 +243,8 @@ def test_a_bad_page_is_named_once_and_another_takes_its_place(tmp_path, caplog, 
     assert line.startswith(f"rank 0: {path}: ") and line.endswith("another page takes its place")
 
 
-def test_it_does_not_matter_when_a_bad_page_is_found(tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # a worker takes seconds to start
+def test_it_does_not_matter_when_a_bad_page_is_found(tmp_path, workers):
     """Known from the start, found by the source, the decoder or its size; here, in a worker or after a resume."""
     index = write_pages(tmp_path / "pages", PAGES)
     known = take(make(index, bad={3: "", 8: ""}, max_bad_share=0.2), 10)
@@ -253,8 +254,7 @@ def test_it_does_not_matter_when_a_bad_page_is_found(tmp_path):
         index = write_pages(tmp_path / first, PAGES)
         damage(index.path(3), first)
         damage(index.path(8), second)
-        for workers in (0, 1) if first == "missing" else (0,):  # a worker takes seconds to start
-            assert pages_of(take(make(index, workers=workers, max_bad_share=0.2), 10)) == pages_of(known)
+        assert pages_of(take(make(index, workers=workers, max_bad_share=0.2), 10)) == pages_of(known)
         resumed = make(index, start_epoch=1, start_step=1, max_bad_share=0.2)
         assert pages_of(take(resumed, 2)) == pages_of(known[8:10])
         ranks = [take(make(index, batch_size=1, rank=r, world_size=2, max_bad_share=0.2), 10) for r in (0, 1)]
