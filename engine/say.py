@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, printable
 
 NUMBER = re.compile(r"\(os error (\d+)\)")  # of the operating system's error inside one of a Rust library
 
@@ -14,7 +14,7 @@ NUMBER = re.compile(r"\(os error (\d+)\)")  # of the operating system's error in
 def warn(text: str) -> None:
     """Shows one line on stderr; where stderr itself cannot be written, nothing."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException) -> str:

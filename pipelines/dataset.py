@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines import formats
 from pipelines.check import KINDS, Report, check
-from pipelines.errors import Parser, UserError, printable
+from pipelines.errors import OneLine, Parser, UserError, printable
 from pipelines.index import Index, build, is_index, load
 from pipelines.limits import DEFAULT, Limits
 from pipelines.synthetic import write_dataset
@@ -201,7 +201,9 @@ def _parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0 = done, 2 = the user has something to mend."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
         args = _parser().parse_args(argv)
         if args.workers < 0:

@@ -1,6 +1,7 @@
 """The one exception that means "the user can mend this", and text from outside made fit to be shown."""
 
 import argparse
+import logging
 import re
 from typing import NoReturn
 
@@ -30,3 +31,11 @@ def printable(text: object) -> str:
     What a terminal or a log reader would obey is written as Python writes it: `\x1b`, `\n`, `\u202e`, `\udc80`.
     """
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+class OneLine(logging.Formatter):
+    """A log record as one harmless line: records repeat names of files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text, `printable`."""
+        return printable(super().format(record))
