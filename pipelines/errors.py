@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with its complaints as UserError: they repeat words of the command line, e.g. names that `*` found."""
+    """argparse's, its complaints as UserError: they repeat words of the command line, e.g. names that `*` found."""
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the words as they are and leaving."""
