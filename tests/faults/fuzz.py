@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from pipelines.errors import UserError
 
 SLOW_S = 1.0  # of this process's own time: the machine may be busy with others
+LARGE_MIB = 256  # by which one case raises the process's highest memory
 HANG_S = 20.0  # of the clock
 MEMORY = Path("/dev/shm")  # files of a case: a disk takes longer to open one than a reader to refuse it
 BATCH = 20  # damaged files of one draw
@@ -68,6 +69,8 @@ def _alarm(*_: object) -> None:
 def _where(error: BaseException) -> str:
     """Exception and the innermost line of ours that it passed through."""
     frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return f"{type(error).__name__} at its end:0: {error}"
     ours = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename]
     at = ours[-1] if ours else frames[-1]
     return f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {str(error)[:80]!r}".replace("\n", " ")
@@ -94,7 +97,7 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
         def once(case: Any) -> None:
             nonlocal slowest
             counts["cases"] += 1
-            begin = time.process_time()
+            begin, before_kib = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             signal.setitimer(signal.ITIMER_REAL, HANG_S)
             error: BaseException | None = None
             try:
@@ -109,6 +112,9 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             spent = time.process_time() - begin
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+            if error is None and grown > LARGE_MIB * 1024:
+                error = MemoryError(f"took {grown // 1024} MiB")
             slowest = max(slowest, spent)
             counts["slow"] += spent > SLOW_S
             if error is not None or spent > SLOW_S:
