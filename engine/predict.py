@@ -74,6 +74,20 @@ def csv_row(name: Path, found: Detections) -> list[str]:
     return [name.name, "|".join(polygons)]
 
 
+def write_csv(path: Path, results: list[tuple[Path, Detections]]) -> None:
+    """The contest's table. Names stay as they are, since they are looked up: bytes that are no UTF-8 too.
+
+    So a name like `=1+1.jpg` stays one that a spreadsheet would run; that is said on stderr.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([["filename", "polygons"], *(csv_row(name, found) for name, found in results)])
+    formulas = [name.name for name, _ in results if name.name.startswith(FORMULA)]
+    if formulas:
+        words = f"WARNING: {path}: a spreadsheet would run names in it as formulas (e.g. {formulas[0]}): import as text"
+        print(printable(words), file=sys.stderr)
+
+
 def predict(
     images: list[tuple[Path, Path]], path: Path, config: Config, ranks: Ranks, out: Path, picture: bool
 ) -> tuple[list[tuple[Path, Detections]], dict[str, str]]:
@@ -140,13 +154,7 @@ def main(argv: list[str]) -> int:
     start = time.perf_counter()
     results, bad = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
     if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        # surrogateescape: a name that is no UTF-8 keeps its bytes, as everything here keeps names: they are looked up.
-        with args.csv.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([["filename", "polygons"], *(csv_row(name, found) for name, found in results)])
-        if formulas := [name.name for name, _ in results if name.name.startswith(FORMULA)]:
-            words = f"a spreadsheet would run file names as formulas (e.g. {formulas[0]}): import as text"
-            print(printable(f"WARNING: {args.csv}: {words}"), file=sys.stderr)
+        write_csv(args.csv, results)
     regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
     print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {printable(args.out)}", file=sys.stderr)
     if bad:

@@ -5,6 +5,7 @@ from typing import Any
 from engine.search.study import ENDED
 
 TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
+MOST = 10**9  # rungs.LONGEST; a curve's model keeps numbers for the epochs it has seen only
 COMMON = {"trial": WHOLE, "time": NUMBER}
 NEEDED = {
     "study": {
@@ -57,6 +58,8 @@ def _deeper(kind: str, event: dict[str, Any]) -> str:
     """What a type alone does not say."""
     if event.get("trial", 0) < 0:
         return "damaged: a trial below 0"
+    if not all(0 <= (event.get(name) or 0) <= MOST for name in ("max_epochs", "epoch", "budget", "agents")):
+        return f"damaged: epochs, budget and agents must be 0 to {MOST}"
     if kind == "end" and event["state"] not in ENDED:
         return f"damaged: state {event['state']!r:.40} is none of {', '.join(ENDED)}"
     if not all(_is(value, NUMBER) for value in (event.get("scores") or {}).values()):

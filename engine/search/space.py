@@ -24,6 +24,8 @@ from pipelines.errors import UserError
 KINDS = ("float", "int", "ordinal", "choice")
 SCALES = ("linear", "log")
 MOST_OPTIONS = 100_000  # ten times the largest budget; a finer range is as good as continuous
+LARGEST = 1e300
+FINEST = 1e15  # steps from 0 to a bound: a float tells no more apart
 DIGITS = 6  # of a float value: short commands, and a change of 1e-6 of a learning rate is nothing
 
 
@@ -59,10 +61,14 @@ class Parameter:
             if self.kind == "ordinal":
                 object.__setattr__(self, "values", tuple(sorted(self.values)))
             return
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise UserError(f"{self.name}: bounds {self.low:g} to {self.high:g} are not in ascending order")
+        if not -LARGEST <= self.low < self.high <= LARGEST:  # true for NaN; whole numbers have no limit in Python
+            raise UserError(f"{self.name}: bounds {_short(self.low)} to {_short(self.high)} are not in ascending order")
         if self.scale == "log" and self.low <= 0:
             raise UserError(f"{self.name}: a log scale needs a lower bound above 0, not {self.low:g}")
+        if self.step and max(abs(self.low), abs(self.high)) / self.step > FINEST:
+            raise UserError(
+                f"{self.name}: a step of {self.step:g} is too fine for {self.low:g} to {self.high:g}; use 0"
+            )
         if self.step < 0 or (self.step and self._on_step(self.low) > self.high):
             raise UserError(f"{self.name}: no multiple of {self.step:g} lies between {self.low:g} and {self.high:g}")
 
@@ -230,5 +236,9 @@ def space_from_json(items: list[dict]) -> Space:
     return Space(tuple(Parameter(**{**item, "values": tuple(item["values"])}) for item in items))
 
 
+def _short(value: float) -> str:
+    return f"{value:g}" if abs(value) <= LARGEST else "a number beyond 1e300"
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

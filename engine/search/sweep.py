@@ -20,7 +20,7 @@ from typing import Any
 
 from engine.config import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
 from engine.reading import read_text, yaml_values
-from engine.search.space import Parameter, Space
+from engine.search.space import LARGEST, Parameter, Space
 from pipelines.errors import UserError
 
 SWEEP_FOLDER = PRESET_FOLDER / "sweeps"
@@ -58,7 +58,6 @@ UNSUPPORTED = {
 RUNNERS = ("name", "run_root", "resume", "init_from")  # decided for each trial by the search
 SINGLE = {"preset": "a search has one starting point", "seed": "seeds are repeated with --confirm, not searched"}
 HYPERBAND = {"min_iter": 1, "eta": None, "s": 1, "max_iter": 1, "strict": None}  # key: least whole number
-LARGEST = 1e300  # whole numbers have no limit of their own in Python
 SIGNIFICANT = 6  # digits of a bound that was an exponent
 
 
@@ -355,6 +354,6 @@ def _item(name: str, value: Any) -> Any:
     """One value; UserError when it is none that a command line can carry."""
     if value is None or isinstance(value, dict):
         raise UserError(f"{name}: {value!r} is no value; expected a number, a text, true, false or a list of them")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}: {value} is no finite number")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _number(value):
+        raise UserError(f"{name}: {str(value)[:40]} is no finite number")
     return _plain(value)

@@ -23,6 +23,7 @@ from engine.search.study import ENDED, Trial, field_of
 from pipelines.errors import UserError
 
 ORDERS = ("order", "number", "trial", "run")
+MOST_EPOCHS = 100_000  # as of a training; the curve's model keeps a number for each
 SCORES = ("precision", "recall")
 
 
@@ -113,6 +114,8 @@ def _trial(where: str, row: list[str], columns: dict[str, int], space: Space, me
     if state in ("finished", "stopped") and value is None:
         raise UserError(f"{where}: a {state} trial needs a value of {metric}")
     epochs = _number(where, "epochs", cells.get("epochs") or "0")
+    if not 0 <= epochs <= MOST_EPOCHS:
+        raise UserError(f"{where}: epochs {epochs:g} is not between 0 and {MOST_EPOCHS}")
     order = _number(where, "order", cells.get("order") or "0")
     scores = {name: _number(where, name, cells[name]) for name in SCORES if cells.get(name)}
     key = field_of(metric)

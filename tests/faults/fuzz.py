@@ -28,8 +28,10 @@ from hypothesis import strategies as st
 from pipelines.errors import UserError
 
 SLOW_S = 1.0  # of this process's own time: the machine may be busy with others
+LARGE_MIB = 256  # by which one case raises the process's highest memory
 HANG_S = 20.0  # of the clock
 MEMORY = Path("/dev/shm")  # files of a case: a disk takes longer to open one than a reader to refuse it
+BATCH = 20  # damaged files of one draw
 CHUNK = 1000  # Hypothesis remembers every example of a test
 
 
@@ -67,6 +69,8 @@ def _alarm(*_: object) -> None:
 def _where(error: BaseException) -> str:
     """Exception and the innermost line of ours that it passed through."""
     frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return f"{type(error).__name__} at its end:0: {error}"
     ours = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename]
     at = ours[-1] if ours else frames[-1]
     return f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {str(error)[:80]!r}".replace("\n", " ")
@@ -85,10 +89,15 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
 
+        def drawn(value: Any) -> None:
+            for case in value if isinstance(value, Many) else [value]:
+                if counts["cases"] < cases:
+                    once(case)
+
         def once(case: Any) -> None:
             nonlocal slowest
             counts["cases"] += 1
-            begin = time.process_time()
+            begin, before_kib = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             signal.setitimer(signal.ITIMER_REAL, HANG_S)
             error: BaseException | None = None
             try:
@@ -103,6 +112,9 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             spent = time.process_time() - begin
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+            if error is None and grown > LARGE_MIB * 1024:
+                error = MemoryError(f"took {grown // 1024} MiB")
             slowest = max(slowest, spent)
             counts["slow"] += spent > SLOW_S
             if error is not None or spent > SLOW_S:
@@ -114,16 +126,18 @@ def run_target(target: Target, cases: int, start_seed: int, keep: Path | None = 
 
         before, begin = signal.signal(signal.SIGALRM, _alarm), time.perf_counter()
         try:
-            for chunk in range(0, cases, CHUNK):
+            chunk = 0
+            while counts["cases"] < cases:
+                chunk += 1
                 quiet = settings(
-                    max_examples=min(CHUNK, cases - chunk),
+                    max_examples=min(CHUNK, cases - counts["cases"]),
                     database=None,
                     deadline=None,
                     derandomize=False,
                     phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck),
                 )
-                seed(start_seed * 1_000_003 + chunk)(quiet(given(target.cases())(once)))()
+                seed(start_seed * 1_000_003 + chunk)(quiet(given(target.cases())(drawn)))()
         finally:
             signal.signal(signal.SIGALRM, before)
     named = Counter({texts[key]: number for key, number in faults.items()})
@@ -311,11 +325,29 @@ def damage(data: bytes, chance: random.Random) -> bytes:
     return bytes(made)
 
 
-def damaged(seeds: dict[str, bytes]) -> st.SearchStrategy:
-    """(name, bytes): one of the seeds, damaged; Hypothesis draws which and the edits' seed."""
+class Many(list):
+    """Cases that come from one draw."""
+
+
+def damaged(seeds: dict[str, bytes], shape: Callable[[tuple, random.Random], Any] = lambda pair, _: pair) -> Any:
+    """Draws of BATCH cases made of (name, bytes), one of the seeds, damaged.
+
+    Hypothesis draws the first edit's seed only: a draw takes it 2 ms, which is more than most readers take.
+
+    Args:
+        shape: (name, bytes) and a generator for what else a case has -> the case.
+    """
     names = sorted(seeds)
-    drawn = st.tuples(st.sampled_from(names), st.integers(0, 2**48))
-    return drawn.map(lambda pair: (pair[0], damage(seeds[pair[0]], random.Random(pair[1]))))
+
+    def cases(number: int) -> Many:
+        made = Many()
+        for k in range(BATCH):
+            chance = random.Random(number * BATCH + k)
+            name = chance.choice(names)
+            made.append(shape((name, damage(seeds[name], chance)), chance))
+        return made
+
+    return st.integers(0, 2**48).map(cases)
 
 
 def main(argv: list[str]) -> int:
@@ -351,4 +383,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from tests.faults import fuzz  # this module by its name: fuzz_targets imports that one
+
+    sys.exit(fuzz.main(sys.argv[1:]))

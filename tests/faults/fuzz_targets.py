@@ -586,10 +586,22 @@ def targets() -> list[Target]:
     }
     states = st.tuples(st.just("state.json"), near([STATE]))
     manifests = st.tuples(st.just("manifest.json"), near([_manifest()]))
-    formats = st.sampled_from(["auto"] * 20 + list(FORMATS))
+    formats = ["auto"] * 20 + list(FORMATS)
+
+    def only_bytes(pair: tuple, _: Any) -> bytes:
+        return pair[1]
+
+    def shape_source(pair: tuple, chance: Any) -> tuple:
+        return pair, chance.choice(formats), chance.randrange(4)
+
+    def shape_label(pair: tuple, chance: Any) -> tuple:
+        return pair, chance.choice(["auto", "icdar", "polygon", "ltrb"])
+
+    def shape_checkpoint(pair: tuple, chance: Any) -> tuple:
+        return pair, chance.random() < 0.3
+
     polygon = st.lists(st.tuples(COORDINATE, COORDINATE), max_size=8)
     pages = st.tuples(st.lists(polygon, max_size=6), st.booleans(), st.integers(1, 5000), st.integers(1, 5000))
-    preset_seeds, sweep_seeds = damaged(_preset_seeds()), damaged(_sweep_seeds())
     return [
         Target("contest", lambda: near([CONTEST]), _json_file, 2),
         Target("coco", lambda: near([COCO]), _json_file, 2),
@@ -605,18 +617,8 @@ def targets() -> list[Target]:
             _any_file,
             2,
         ),
-        Target(
-            "annotation bytes",
-            lambda: st.tuples(damaged(_annotation_seeds()), formats, st.integers(0, 3)),
-            _any_file,
-            5,
-        ),
-        Target(
-            "label bytes",
-            lambda: st.tuples(damaged(_label_seeds()), st.sampled_from(["auto", "icdar", "polygon", "ltrb"])),
-            _label_file,
-            3,
-        ),
+        Target("annotation bytes", lambda: damaged(_annotation_seeds(), shape_source), _any_file, 8),
+        Target("label bytes", lambda: damaged(_label_seeds(), shape_label), _label_file, 5),
         Target(
             "id list", lambda: st.tuples(st.lists(ID, max_size=5), st.sampled_from(["\n", "\r\n", "\r"])), _id_list, 2
         ),
@@ -625,20 +627,20 @@ def targets() -> list[Target]:
         Target("overrides", lambda: items, _override, 1.5),
         Target("search flags", lambda: argv, _options, 0.5),
         Target("preset", lambda: near([config]).map(_yaml), _preset, 0.6),
-        Target("preset bytes", lambda: preset_seeds.map(lambda pair: pair[1]), _preset, 0.6),
+        Target("preset bytes", lambda: damaged(_preset_seeds(), only_bytes), _preset),
         Target("sweep", lambda: near([SWEEP, {**SWEEP, "method": "random"}]).map(_yaml), _sweep, 0.3),
-        Target("sweep bytes", lambda: sweep_seeds.map(lambda pair: pair[1]), _sweep, 0.5),
+        Target("sweep bytes", lambda: damaged(_sweep_seeds(), only_bytes), _sweep),
         Target("table", lambda: near([[line.split(",") for line in TABLE.splitlines()]]).map(_rows), _table),
-        Target("table bytes", lambda: damaged({"t": TABLE.encode()}).map(lambda pair: pair[1]), _table),
+        Target("table bytes", lambda: damaged({"t": TABLE.encode()}, only_bytes), _table, 3),
         Target(
             "ledger", lambda: near([EVENTS]).map(lambda e: _lines(e) if isinstance(e, list) else _dump(e)), _ledger, 2
         ),
-        Target("ledger bytes", lambda: damaged({"l": _lines(EVENTS)}).map(lambda pair: pair[1]), _ledger, 2),
-        Target("small files", lambda: damaged({"m": _lines(EVENTS)}), _small_files, 0.5),
+        Target("ledger bytes", lambda: damaged({"l": _lines(EVENTS)}, only_bytes), _ledger, 4),
+        Target("small files", lambda: damaged({"m": _lines(EVENTS)}), _small_files, 1),
         Target("checkpoint json", lambda: st.one_of(states, manifests), _checkpoint_json, 0.6),
         Target("checkpoint yaml", lambda: near([config]), _settings, 0.4),
-        Target("checkpoint bytes", lambda: st.tuples(damaged(SEEDS), st.booleans()), _checkpoint_bytes, 2),
-        Target("index bytes", lambda: damaged(INDEX), _index, 2),
-        Target("foreign weights", lambda: damaged(_foreign_seeds()), _foreign, 2),
-        Target("images", lambda: damaged(_image_seeds()), _image, 3),
+        Target("checkpoint bytes", lambda: damaged(SEEDS, shape_checkpoint), _checkpoint_bytes, 4),
+        Target("index bytes", lambda: damaged(INDEX), _index, 3),
+        Target("foreign weights", lambda: damaged(_foreign_seeds()), _foreign, 3),
+        Target("images", lambda: damaged(_image_seeds()), _image, 10),
     ]
