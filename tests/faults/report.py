@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
 
-from . import harness, test_determinism, test_kill, test_restarts
+from . import harness, test_determinism, test_hang, test_kill, test_memory, test_restarts, test_signals
 from .harness import Outcome
 
 HEAD = (
@@ -81,15 +81,16 @@ SCENARIOS = [
     counted(
         "checkpoint writes killed, files damaged (tests)", "tests/faults/test_checkpoint.py", "tests/test_checkpoint.py"
     ),
-    counted("SIGTERM, SIGINT, SIGUSR1 (tests)", "tests/faults/test_signals.py"),
-    counted("a rank hangs (tests)", "tests/faults/test_hang.py"),
-    counted("NaN and infinity (tests)", "tests/faults/test_nonfinite.py"),
+    Scenario("signals", lambda f: test_signals.signals(f, 15), lambda f: test_signals.signals(f, 2)),
+    counted("signals to all processes, twice, early, in an evaluation (tests)", "tests/faults/test_signals.py"),
+    Scenario("hang", lambda folder: test_hang.scenario(folder, test_hang.LIMIT_S)),
+    counted("NaN and infinity, rollback, no memory left (tests)", "tests/faults/test_nonfinite.py"),
     counted("disk full, read-only, folder deleted (tests)", "tests/faults/test_disk.py"),
     counted("two processes on one folder, clock jumps (tests)", "tests/faults/test_lock.py"),
     counted("damaged, vanished, hostile images and annotations (tests)", "tests/faults/test_data.py"),
     counted("malicious files and names (tests)", "tests/faults/test_security.py"),
     counted("W&B unreachable, slow, killed (tests)", "tests/faults/test_wandb.py"),
-    counted("host memory (tests)", "tests/faults/test_memory.py"),
+    Scenario("memory", test_memory.growth),
     counted(
         "search: driver and agents killed at random moments (tests)",
         f"{DRIVER}killed_at_random_moments_no_trial_is_lost_or_repeated",

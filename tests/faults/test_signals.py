@@ -27,8 +27,14 @@ def undisturbed(folder: Path, ranks: int) -> Path:
     return folder / "plain"
 
 
-def interrupted(folder: Path, name: str, ranks: int, numbers: Sequence[int], rng: random.Random) -> Outcome:
-    """One run that gets a signal a session at random moments until it is done; torchrun gets it where there is one."""
+def interrupted(
+    folder: Path, name: str, ranks: int, numbers: Sequence[int], rng: random.Random
+) -> tuple[Outcome, float]:
+    """One run that gets a signal a session at random moments until it is done; torchrun gets it where there is one.
+
+    Returns:
+        outcome, most seconds from a signal to the end of all processes.
+    """
     run, lost, seconds, ends = folder / name, [], [], []
     while True:
         job = harness.start(
@@ -55,8 +61,23 @@ def interrupted(folder: Path, name: str, ranks: int, numbers: Sequence[int], rng
         assert saved == done > first, f"{done} steps were done, {saved} are saved"
         lost.append(done - saved)
     assert harness.finish(job) == 0, harness.output(job)
-    note = f"saved and gone after {max(ends, default=0):.1f} s at most"
-    return Outcome("SIGTERM, SIGINT, SIGUSR1", len(ends), len(ends), tuple(lost), tuple(seconds), note=note)
+    outcome = Outcome("SIGTERM, SIGINT, SIGUSR1", len(ends), len(ends), tuple(lost), tuple(seconds))
+    return outcome, max(ends, default=0.0)
+
+
+def signals(folder: Path, count: int) -> Outcome:
+    """Runs of two ranks, stopped at `count` random moments, end with the bits of an undisturbed one."""
+    plain, rng, outcomes, slowest = undisturbed(folder, 2), random.Random(count), [], 0.0
+    while sum(outcome.tried for outcome in outcomes) < count:
+        name, numbers = f"stopped{len(outcomes)}", [rng.choice(SIGNALS) for _ in range(min(5, count))]
+        outcome, seconds = interrupted(folder, name, 2, numbers, rng)
+        outcomes, slowest = [*outcomes, outcome], max(slowest, seconds)
+        assert harness.differences(plain, folder / name) == []
+    tried = sum(outcome.tried for outcome in outcomes)
+    lost = tuple(step for outcome in outcomes for step in outcome.lost_steps)
+    seconds = tuple(s for outcome in outcomes for s in outcome.resume_seconds)
+    note = f"2 ranks, gone {slowest:.1f} s after the signal at most; {len(outcomes)} runs end with the same bits"
+    return Outcome("SIGTERM, SIGINT, SIGUSR1 at random moments", tried, tried, lost, seconds, note=note)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +90,7 @@ def interrupted(folder: Path, name: str, ranks: int, numbers: Sequence[int], rng
 )
 def test_signals_end_a_run_with_a_checkpoint_and_it_resumes_bit_for_bit(tmp_path, ranks, numbers):
     plain = undisturbed(tmp_path, ranks)
-    outcome = interrupted(tmp_path, "stopped", ranks, numbers, random.Random(ranks))
+    outcome, _ = interrupted(tmp_path, "stopped", ranks, numbers, random.Random(ranks))
     assert outcome.tried
     assert harness.differences(plain, tmp_path / "stopped") == []
     steps = [record["step"] for record in harness.metrics(tmp_path / "stopped")]
