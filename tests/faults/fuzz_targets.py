@@ -25,6 +25,7 @@ from pipelines.formats_json import points
 from pipelines.images import pixel_limit, read_header
 from pipelines.index import COUNTS, clean
 from pipelines.jpeg import is_jpeg, scan_markers
+from pipelines.limits import Limits
 from pipelines.page import Page, safe_relative
 from tests.faults.fuzz import NASTY, SCALARS, TEXTS, Target, damaged, near
 
@@ -547,7 +548,7 @@ def _image(case: tuple, folder: Path) -> None:
     path = folder / name
     path.write_bytes(data)
     with pixel_limit(10_000_000):
-        header = read_header(path, 10_000_000)
+        header = read_header(path, Limits(page_mpx=10))
     assert header.problem or 0 < header.width * header.height <= 10_000_000
     if is_jpeg(data):
         scan_markers(data)
