@@ -548,7 +548,7 @@ def _image(case: tuple, folder: Path) -> None:
     path = folder / name
     path.write_bytes(data)
     with pixel_limit(10_000_000):
-        header = read_header(path, Limits(page_mpx=10))
+        header = read_header(path, Limits(pixels=10_000_000))
     assert header.problem or 0 < header.width * header.height <= 10_000_000
     if is_jpeg(data):
         scan_markers(data)
