@@ -118,19 +118,27 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
 def elastic(folder: Path) -> Outcome:
     """Two agents of a rank each: one is killed with its rank, the other goes on alone, then a new one joins."""
+    port = free_port()
     agent = (
         "--nnodes=1:2",
         "--nproc_per_node=1",
         "--max-restarts=3",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=localhost:{free_port()}",
+        f"--rdzv-endpoint=localhost:{port}",
         "--rdzv-id=faults",
         "--local-addr=localhost",
         "--rdzv-conf=last_call_timeout=5",
     )
-    host = start(folder, *agent)  # the first one holds the rendezvous
+    host = start(folder, *agent)  # the first one holds the rendezvous; without it the job would be over
+    harness.wait_for(lambda: answers(port), 60, host)
     guest = start(folder, *agent)
     run = at_work([host, guest], folder, 9, 2)
     harness.kill(guest)
