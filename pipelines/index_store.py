@@ -13,6 +13,7 @@ All ranks map the same files, so the pages are in memory once a machine and work
 import itertools
 import json
 import tokenize
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -205,7 +206,9 @@ def is_index(folder: str | Path) -> bool:
 def _map(path: Path) -> np.ndarray:
     """A memory map of a .npy file; an empty array is simply read (nothing can be mapped of it)."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive or a pickle too
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or somebody by hand
+            array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive or a pickle too
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the index is incomplete, build it again") from error
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
@@ -234,11 +237,22 @@ def _fault(arrays: dict[str, np.ndarray]) -> str:
             return f"{name}_offsets"
     if "texts" in arrays and not _ascends(arrays["text_offsets"], len(arrays["texts"])):
         return "text_offsets"
-    return ""
+    return next((n for n in ("name", "text") if f"{n}s" in arrays and not _is_text(arrays, n)), "")
 
 
 def _ascends(offsets: np.ndarray, end: int) -> bool:
     return offsets[0] == 0 and offsets[-1] == end and bool((offsets[1:] >= offsets[:-1]).all())
+
+
+def _is_text(arrays: dict[str, np.ndarray], name: str) -> bool:
+    """Whether strings are UTF-8, each by itself: no offset points into the middle of a letter."""
+    data, starts = arrays[f"{name}s"], arrays[f"{name}_offsets"]
+    try:
+        data.tobytes().decode("utf-8", errors="surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    inner = starts[starts < len(data)]
+    return not bool(((data[inner] & 0xC0) == 0x80).any())
 
 
 def _leaves_root(names: np.ndarray, offsets: np.ndarray) -> bool:
