@@ -9,16 +9,15 @@
     checkpoints/last, best      symbolic links to the above
 
 A directory is written under a temporary name, every file and the directory fsynced, then renamed: a kill at any byte
-leaves either the old state or the new. The writing runs on a thread of its own over a snapshot in host memory.
+leaves either the old state or the new. `engine.writer` does it on a thread of its own, over a snapshot in host memory.
 """
 
 import hashlib
 import json
 import os
-import queue
+import re
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import safetensors
@@ -30,11 +29,12 @@ from engine.loading import PARTS, load_model, load_optimizer, load_part, load_se
 from pipelines.errors import UserError
 
 __all__ = [
-    "Writer", "link", "load_model", "load_optimizer", "load_part", "load_settings", "load_state", "locate", "newest",
+    "link", "load_model", "load_optimizer", "load_part", "load_settings", "load_state", "locate", "newest",
     "not_finite", "prune", "snapshot", "verify", "write",
 ]  # fmt: skip
 
 LINKS = ("last", "best")
+NAME = re.compile(r"step_(\d+)(?:\.(\d+))?")
 NEEDED = {"model.safetensors", "state.json", "config.yaml"}  # in every checkpoint
 
 
@@ -82,7 +82,18 @@ def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
     )
     temporary = folder / f".tmp_{final.name}_{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+        _fill(temporary, parts, state, config_yaml)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # after a failure: half of one must not keep a full disk full
+    _fsync(folder)
+    return final
+
+
+def _fill(temporary: Path, parts: dict, state: dict, config_yaml: str) -> None:
+    """Writes all files of a checkpoint, the manifest last, and makes them durable."""
     for part, tensors in parts.items():
         safetensors.torch.save_file(tensors, temporary / f"{part}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
@@ -92,9 +103,6 @@ def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
     for path in temporary.iterdir():
         _fsync(path)
     _fsync(temporary)
-    temporary.rename(final)
-    _fsync(folder)
-    return final
 
 
 def link(folder: Path, name: str, target: Path) -> None:
@@ -113,68 +121,23 @@ def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
     """
     every = _steps(folder)
     steps = list({path.name.split(".")[0]: path for path in every}.values())
-    scores = {p: _score(p) for p in steps}
+    scores = {p: score(p) for p in steps}
     scored = sorted((p for p in steps if scores[p] is not None), key=lambda p: scores[p], reverse=True)
     linked = {(folder / name).resolve() for name in LINKS if (folder / name).is_symlink()}
     keep = set(steps[-keep_last:]) | set(scored[:keep_top_k]) | {p for p in every if p.resolve() in linked}
     for path in every:
         if path not in keep:  # renamed first: a kill in the middle must not leave half of one under its name
             shutil.rmtree(path.rename(folder / f".tmp_{path.name}_pruned"))
-    for path in folder.glob(".tmp_step_*"):  # left by a kill
-        if not path.name.endswith(f"_{os.getpid()}"):
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what a kill or a full disk left half done; for the only writer of a folder, between two writes."""
+    for path in folder.glob(".tmp_*"):
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+        else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-class Writer:
-    """Writes checkpoints on a thread of its own, one after another, in the order they were given.
-
-    A write that the disk fails is reported loudly on stderr and counted in `failures` (those in a row); training goes
-    on and tries again with the next checkpoint. Any other exception is a bug, raised by the next `save` or `wait`.
-    """
-
-    def __init__(self, folder: Path, keep_last: int, keep_top_k: int) -> None:
-        self.folder, self.keep = folder, (keep_last, keep_top_k)
-        self.failures = 0
-        self._bug: BaseException | None = None
-        # One waiting snapshot at most: a slow disk holds the loop back instead of filling the memory.
-        self._jobs: queue.Queue = queue.Queue(maxsize=1)
-        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def save(self, parts: dict, state: dict, config_yaml: str, best: bool = False) -> None:
-        """Hands over one checkpoint; `best` also moves the `best` link."""
-        self._raise()
-        self._jobs.put((parts, state, config_yaml, best))
-
-    def wait(self) -> None:
-        """Returns when everything handed over is on disk (or has failed)."""
-        self._jobs.join()
-        self._raise()
-
-    def _raise(self) -> None:
-        if self._bug is not None:
-            raise RuntimeError("the checkpoint writer failed") from self._bug
-
-    def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
-            try:
-                self._one(*job)
-                self.failures = 0
-            except (OSError, safetensors.SafetensorError) as error:
-                self.failures += 1
-                print(f"WARNING: checkpoint not written ({error}); training goes on", file=sys.stderr, flush=True)
-            except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-                self._bug = error
-            finally:
-                self._jobs.task_done()
-
-    def _one(self, parts: dict, state: dict, config_yaml: str, best: bool) -> None:
-        path = write(self.folder, parts, state, config_yaml)
-        link(self.folder, "last", path)
-        if best:
-            link(self.folder, "best", path)
-        prune(self.folder, *self.keep)
 
 
 def locate(path: str | Path, prefer: str = "best", key: str = "checkpoint") -> Path:
@@ -193,12 +156,18 @@ def locate(path: str | Path, prefer: str = "best", key: str = "checkpoint") -> P
         raise UserError(f"{key}={path}: no such folder")
     names = sorted(LINKS, key=lambda name: name != prefer)
     for candidate in (path, *(path / "checkpoints" / name for name in names), *(path / name for name in names)):
-        if (candidate / "manifest.json").is_file():
+        if (candidate / "manifest.json").is_file() or (candidate.name in LINKS and candidate.is_symlink()):
             fault = verify(candidate)
             if fault:
-                raise UserError(f"{key}={candidate}: damaged ({fault}); use another checkpoint of the run")
+                raise UserError(f"{key}={candidate}: damaged ({fault}); {_instead(candidate)}")
             return candidate
     raise UserError(f"{key}={path}: holds no checkpoint (a folder with manifest.json) and is no run folder")
+
+
+def _instead(damaged: Path) -> str:
+    """What to use in place of a damaged checkpoint. Nothing is used unasked: an older one scores otherwise."""
+    others = [p for p in reversed(_steps(damaged.resolve().parent)) if p != damaged.resolve() and not verify(p)]
+    return f"use {others[0]}, which is whole" if others else "the run has no other that is whole"
 
 
 def newest(folder: Path) -> Path | None:
@@ -237,10 +206,13 @@ def verify(path: Path) -> str:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step_*") if p.is_dir()) if folder.is_dir() else []
+    """Checkpoints by step, then by how often it was written; clocks and dates of files play no part."""
+    named = ((NAME.fullmatch(p.name), p) for p in folder.glob("step_*") if p.is_dir())
+    return [p for _, p in sorted(((int(m[1]), int(m[2] or 0)), p) for m, p in named if m)]
 
 
-def _score(path: Path) -> float | None:
+def score(path: Path) -> float | None:
+    """Score of a checkpoint (or of a link to one); None where it was not evaluated, is damaged or is none."""
     try:
         return load_state(path).get("score")
     except UserError:

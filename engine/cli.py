@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from engine.config import Config, help_text, load_config, preset_names, to_yaml
-from pipelines.errors import UserError, printable
+from pipelines.errors import OneLine, UserError, printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -39,6 +40,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     A UserError ends as `error: ...` on stderr with exit code 2, Ctrl-C with 130; anything else is a bug and keeps its
     traceback.
     """
+    logging.lastResort.setFormatter(OneLine())  # what shows warnings when nobody has set up logging
     try:
         code = main(sys.argv[1:])
     except UserError as error:

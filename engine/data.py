@@ -11,6 +11,7 @@ from engine.settings import SIZE_MULTIPLE
 from pipelines import synthetic
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex, open_index
+from pipelines.limits import Limits
 from pipelines.loader import TrainLoader, train_loader
 
 
@@ -59,12 +60,13 @@ def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val")
     """
     if not specs:
         return None
-    cache = Path(config.run_root) / ".index"
-    indexes = on_main_first(ranks, lambda: [open_index(s, config.data.format, cache) for s in specs])
+    cache, limits = Path(config.run_root) / ".index", config.data.limits
+    indexes = on_main_first(ranks, lambda: [open_index(s, config.data.format, cache, limits) for s in specs])
     pages = ConcatIndex(indexes)
     if len(pages) == 0:
         raise UserError(f"data.{key}={','.join(specs)}: no pages in it")
     _require_small(pages, config.data.max_page_mpx)
+    _require_simple(pages, limits)
     if key != "train" and config.eval.protocol == "official":
         _require_texts(pages, f"data.{key}={','.join(specs)}")
     return pages
@@ -81,6 +83,23 @@ def _require_small(pages: ConcatIndex, limit_mpx: float) -> None:
             f"data.max_page_mpx={limit_mpx:g} ({np.count_nonzero(megapixels > limit_mpx)} such pages); shrink or leave "
             "them out, or raise the limit"
         )
+
+
+def _require_simple(pages: ConcatIndex, limits: Limits) -> None:
+    """An index may have been built with other limits than this run's."""
+    for part in pages.parts:
+        counts, points = np.diff(part.page_offsets), np.diff(part.point_offsets)
+        most = int(counts.argmax())
+        if counts[most] > limits.polygons:
+            raise UserError(
+                f"{part.path(most)}: {counts[most]} polygons are above data.max_polygons={limits.polygons}; leave the "
+                "page out, or raise the limit"
+            )
+        if points.max(initial=0) > limits.points:
+            raise UserError(
+                f"{part.folder}: has a polygon of {points.max()} points, above data.max_points={limits.points}; build "
+                "the index again with that --max-points, or raise the limit"
+            )
 
 
 def _require_texts(pages: ConcatIndex, source: str) -> None:
@@ -152,4 +171,6 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
         workers=data.workers,
         prefetch=data.prefetch,
         hw_decoder_load=data.hw_decoder_load,
+        bad=pages.bad,
+        max_bad_share=data.max_bad_share,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from engine import elastic
 from pipelines.errors import UserError
 
 # Building an index of a large set on rank 0 takes minutes on a network disk, and the others wait in a collective.
@@ -58,7 +59,9 @@ def start(device: str = "auto") -> Ranks:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT, device_id=chosen if use_cuda else None)
+        place = {"store": elastic.store(TIMEOUT), "rank": rank, "world_size": world_size}
+        backend = "nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if use_cuda else None, **place)
     return Ranks(rank, local_rank, world_size, chosen)
 
 
@@ -140,12 +143,6 @@ class Agreement:
         tensor = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tensor.tolist()
-
-
-def barrier() -> None:
-    """Returns once all ranks have come here."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def from_main(ranks: Ranks, work: Callable[[], Any]) -> Any:

@@ -27,10 +27,11 @@ from engine.postprocess import Detections, Pending, begin, finish
 from engine.scoring import score_in_order, worker_pool
 from engine.sentinel import Sentinel
 from engine.speed import run_network
+from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
-from pipelines.loader import BareIndex, eval_loader
+from pipelines.loader import eval_loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Evaluation:
     worst: list[Page]
 
 
+NOTHING_FOUND = Detections([], np.zeros(0, np.float32))
+
+
 def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
     """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
     with torch.inference_mode():
@@ -57,7 +61,7 @@ def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.T
 
 
 def detect_pages(
-    forward: Callable, pages: ConcatIndex | BareIndex, config: Config, ranks: Ranks
+    forward: Callable, pages: ConcatIndex | BareIndex, config: Config, ranks: Ranks, fate: str = ""
 ) -> Iterator[tuple[int, Detections]]:
     """Yields (row, detections in source pixels) of this rank's pages, in order.
 
@@ -69,6 +73,11 @@ def detect_pages(
         pages: annotated pages or bare images.
         config: eval, data and post settings.
         ranks: rank r takes rows r, r + world_size, ...
+        fate: what becomes of a page that cannot be read, for a warning; it is detected on as a black page, and its row
+            is in `pages.bad` when it is yielded. "" = it is refused.
+
+    Raises:
+        UserError: a page cannot be read and is refused.
     """
     loader = eval_loader(
         pages,
@@ -80,6 +89,8 @@ def detect_pages(
         threads=config.data.threads,
         prefetch=config.data.prefetch,
         hw_decoder_load=config.data.hw_decoder_load,
+        bad=pages.bad,
+        fate=fate,
     )
     waiting = None
     try:
@@ -125,6 +136,7 @@ def evaluate(
     worst: int = 0,
     pool: ProcessPoolExecutor | None = None,
     sentinel: Sentinel | None = None,
+    refuse_bad: bool = False,
 ) -> Evaluation | None:
     """Detects on all pages and scores them.
 
@@ -135,21 +147,31 @@ def evaluate(
         worst: how many of the worst pages of this rank to keep.
         pool: processes that score pages, from `engine.scoring.worker_pool`; None scores them here.
         sentinel: of a training, told of every page; its request to stop cuts the evaluation off.
+        refuse_bad: a page that cannot be read ends the evaluation. Else it is judged as a page without detections: it
+            ends no training, and flatters none.
 
     Returns:
         None when it was cut off on any rank; else
-        scores as in `CLEval.compute` plus `score` (the H-mean chosen by eval.select), `images`, `seconds` and
-        `images_per_second`; identical on all ranks except for the times.
+        scores as in `CLEval.compute` plus `score` (the H-mean chosen by eval.select), `images`, `bad_images` (that
+        could not be read), `seconds` and `images_per_second`; identical on all ranks except for the times.
+
+    Raises:
+        UserError: a page cannot be read, with `refuse_bad`.
     """
     start = time.perf_counter()
     protocol = config.eval.protocol
     metric = CLEval(protocol=protocol)
     kept: list[Page] = []
-    found_pages = detect_pages(forward, pages, config, ranks)
+    fate = "" if refuse_bad else "judged as a page without detections"
+    found_pages = (
+        (row, NOTHING_FOUND if row in pages.bad else found)
+        for row, found in detect_pages(forward, pages, config, ranks, fate)
+    )
     jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
     for (row, found), result in score_in_order(pool, jobs):
         metric.add(result)
-        kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
+        if row not in pages.bad:  # there is no picture of it
+            kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
         if sentinel is not None:
             sentinel.tick()
             if sentinel.asked:
@@ -157,10 +179,12 @@ def evaluate(
     if sentinel is not None:
         sentinel.pause()
     cut = sentinel is not None and bool(sentinel.asked)
-    *total, cuts = distributed.sum_over_ranks(np.append(metric.state(), cut), ranks.device)
-    if cuts:
+    bad = sum(row % ranks.world_size == ranks.rank for row in pages.bad)
+    total = distributed.sum_over_ranks(np.concatenate([metric.state(), [bad, cut]]), ranks.device)
+    if total[-1]:
         return None
-    scores = CLEval.from_state(protocol, np.array(total)).compute()
+    scores = CLEval.from_state(protocol, total[:-2]).compute()
+    scores["bad_images"] = float(total[-2])
     scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
     scores["seconds"] = time.perf_counter() - start
     scores["images_per_second"] = len(pages) / scores["seconds"]
@@ -222,7 +246,8 @@ def main(argv: list[str]) -> int:
             torch.set_num_threads(config.trainer.threads)
         pages = open_pages(config, config.data.val, ranks)
         with worker_pool(config.eval.workers) as pool:
-            scores = evaluate(load_detector(path, config, ranks), pages, config, ranks, pool=pool).scores
+            model = load_detector(path, config, ranks)
+            scores = evaluate(model, pages, config, ranks, pool=pool, refuse_bad=True).scores
         if ranks.main:
             report = json.dumps({**scores, "checkpoint": str(path), "protocol": config.eval.protocol}, indent=1)
             print(report)

@@ -11,7 +11,8 @@ from engine.config import Config
 from engine.data import Data
 from engine.distributed import Ranks
 from engine.evaluate import Page, evaluate, load_detector
-from engine.runlog import RunLog
+from engine.runlog import RunLog, write_text
+from engine.say import optional
 from pipelines.errors import printable
 from pipelines.images import read_rgb
 from pipelines.index import ConcatIndex
@@ -30,13 +31,15 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
     if not ranks.main or not limit:
         return
     target = folder / "overlays"
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.jpg"):
-        old.unlink()
     gathered.sort(key=lambda page: (page.result.hmean, page.row))
+    with optional(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for old in target.glob("*.jpg"):
+            old.unlink()
     for number, page in enumerate(gathered[:limit]):
-        name = printable(Path(pages.name(page.row)).stem)[:LONGEST_NAME]
-        draw.save_image(target / f"{number:02d}_{name}.jpg", page_overlay(pages, page))
+        file = target / f"{number:02d}_{printable(Path(pages.name(page.row)).stem)[:LONGEST_NAME]}.jpg"
+        with optional(file):  # the page is read a second time, and by another decoder, which takes less damage
+            draw.save_image(file, page_overlay(pages, page))
 
 
 def page_overlay(pages: ConcatIndex, page: Page) -> np.ndarray:
@@ -70,8 +73,10 @@ def finish(
         summary["test"] = evaluate(load_detector(best, config, ranks), data.test, config, ranks, pool=pool).scores
         log.summary({f"test_{key}": value for key, value in summary["test"].items()})
     if ranks.main:
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        draw.curves(folder / "metrics.jsonl", folder / "curves.png")
+        with optional(folder / "summary.json"):
+            write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        with optional(folder / "curves.png"):
+            draw.curves(folder / "metrics.jsonl", folder / "curves.png")
         for split in ("val", "test"):
             if summary.get(split):
                 s = summary[split]

@@ -26,7 +26,7 @@ class Guard:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         buffers = [buffer for buffer in model.buffers() if buffer.numel()]
         # Viewed as integers of their own width, by width: a multi-tensor kernel takes one dtype.
-        widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+        widths = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         by_width = collections.defaultdict(list)
         for buffer in buffers:
             by_width[buffer.element_size()].append(buffer.detach().view(widths[buffer.element_size()]))

@@ -12,19 +12,19 @@ from engine.config import Config
 from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
 from engine.runlog import RunLog
+from engine.say import reason, warn
 from pipelines.errors import UserError
 
 MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
 
 
 class Diverged(UserError):
-    """Too many steps in a row had a loss or a gradient that is no number; `lr_scale` is what they were tried with."""
+    """The training has lost its way; `lr_scale` is the factor on the learning rate it was tried with."""
 
-    def __init__(self, row: int, step: int, lr_scale: float, folder: Path) -> None:
+    def __init__(self, what: str, step: int, lr_scale: float, folder: Path) -> None:
         super().__init__(
-            f"diverged: {row} steps in a row up to step {step} had a loss or gradient that is not finite and were "
-            "skipped: lower models.optimizer.lr, set trainer.clip_norm, or trainer.on_nonfinite=rollback; the last "
-            f"checkpoint is in {folder / 'checkpoints'}, the inputs in {folder / 'nonfinite'}"
+            f"diverged at step {step}: {what}: lower models.optimizer.lr, set trainer.clip_norm, or "
+            f"trainer.on_nonfinite=rollback; the last checkpoint is in {folder / 'checkpoints'}"
         )
         self.lr_scale = lr_scale
 
@@ -53,7 +53,7 @@ def skipped(
     try:
         dump_inputs(target, config, ranks, data, place)
     except OSError as error:
-        print(f"WARNING: {target}: the inputs of a skipped step are not written ({error.strerror})", flush=True)
+        warn(f"WARNING: {target}: the inputs of a skipped step are not written ({reason(error)})")
 
 
 def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: tuple[int, int, int]) -> None:

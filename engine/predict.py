@@ -3,12 +3,14 @@
     python -m engine.predict PATH... --checkpoint RUN --out DIR [--draw] [--csv FILE] [section.key=value ...]
 
 PATH is an image or a folder (searched for images). Writes `DIR/<image>.json` for every image; `--draw` adds an overlay
-picture, `--csv` the contest's table `filename,polygons` (at most 500 regions an image, whole pixels).
+picture, `--csv` the contest's table `filename,polygons` (at most 500 regions an image, whole pixels). Images that
+cannot be read are left out and named; the exit code is then 2.
 """
 
 import argparse
 import csv
 import json
+import logging
 import os
 import sys
 import time
@@ -21,10 +23,13 @@ from engine.config import Config, load_config
 from engine.distributed import Ranks
 from engine.evaluate import detect_pages, load_detector
 from engine.postprocess import Detections
+from pipelines.bare_index import BareIndex
 from pipelines.errors import Parser, UserError, printable
 from pipelines.images import read_rgb
-from pipelines.loader import BareIndex
 from pipelines.page import IMAGE_SUFFIXES
+from pipelines.quarantine import paths_of, refuse_above
+
+logger = logging.getLogger(__name__)
 
 MAX_CSV_REGIONS = 500  # the contest's limit
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
@@ -85,22 +90,43 @@ def write_csv(path: Path, results: list[tuple[Path, Detections]]) -> None:
 
 def predict(
     images: list[tuple[Path, Path]], path: Path, config: Config, ranks: Ranks, out: Path, picture: bool
-) -> list[tuple[Path, Detections]]:
-    """Detects on images and writes one JSON file each (and a picture); returns (name, detections) in order."""
-    pages = BareIndex([file for file, _ in images])
+) -> tuple[list[tuple[Path, Detections]], dict[str, str]]:
+    """Detects on images and writes one JSON file each (and a picture).
+
+    Returns:
+        (name, detections) in order; path -> what is wrong, of the files that are bad: nothing is written for them.
+
+    Raises:
+        UserError: no file is good.
+    """
+    pages = BareIndex([file for file, _ in images], config.data.limits, tolerate=True)
+    for file, reason in paths_of(pages, pages.bad).items():
+        logger.warning("%s: %s; left out", file, reason)
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     model = load_detector(path, config, ranks)
     results = []
-    for row, found in detect_pages(model, pages, config, ranks):
+    for row, found in detect_pages(model, pages, config, ranks, fate="left out"):
+        if row in pages.bad:
+            continue
         file, name = images[row]
         target = out / name.with_name(name.name + ".json")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(as_json(name, pages.size_wh[row], found)) + "\n")
         if picture:
-            drawn = draw.overlay(read_rgb(file), pred=found.polygons, scores=found.scores, title=name.name)
-            draw.save_image(out / name.with_name(name.name + ".overlay.jpg"), drawn)
+            _draw(file, name, found, out, config)
         results.append((name, found))
-    return results
+    return results, paths_of(pages, pages.bad)
+
+
+def _draw(file: Path, name: Path, found: Detections, out: Path, config: Config) -> None:
+    """Writes the overlay picture of an image."""
+    try:
+        rgb = read_rgb(file, config.data.limits)
+    except UserError as error:  # read a second time, and by another decoder, which takes less damage
+        logger.warning("no picture: %s", error)
+        return
+    drawn = draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name.name)
+    draw.save_image(out / name.with_name(name.name + ".overlay.jpg"), drawn)
 
 
 def main(argv: list[str]) -> int:
@@ -126,11 +152,13 @@ def main(argv: list[str]) -> int:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     start = time.perf_counter()
-    results = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
+    results, bad = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
     if args.csv:
         write_csv(args.csv, results)
     regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
     print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {printable(args.out)}", file=sys.stderr)
+    if bad:
+        refuse_above(0.0, len(images), bad)
     return 0
 
 

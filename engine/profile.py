@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from engine import trace_table
 from engine.distributed import Ranks
 from engine.flops import training_flops
+from engine.say import optional
 from engine.settings import Config
 from engine.speed import arithmetic
 from engine.trace_table import COMMUNICATION, CopyRow, Trace
@@ -83,14 +84,15 @@ class Recorder:
             self._say(f"trainer.profile: nothing recorded, an epoch of {steps + SKIPPED + 1} steps is too short")
             return
         self._wanted = False
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "trace.json.gz"
-        profiler.export_chrome_trace(str(path))
-        with gzip.open(path, "rt") as file:
-            trace = trace_table.read(json.load(file)["traceEvents"])
-        text = report(self._config, trace, steps, wall, self._peak, self._dtype)
-        (self._folder / "profile.md").write_text(text)
-        self._say(text)
+        with optional(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / "trace.json.gz"
+            profiler.export_chrome_trace(str(path))
+            with gzip.open(path, "rt") as file:
+                trace = trace_table.read(json.load(file)["traceEvents"])
+            text = report(self._config, trace, steps, wall, self._peak, self._dtype)
+            self._say(text)
+            (self._folder / "profile.md").write_text(text)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -1,5 +1,6 @@
 """What a user sees of a running training: a bar on a terminal, plain lines everywhere else."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -70,10 +71,11 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of text, above the bar."""
         text = printable(text)
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self.console.file, flush=True)
+        with contextlib.suppress(OSError):  # a full disk below a log file; the line stays in the buffer
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=self.console.file, flush=True)
 
     def train(self, record: Mapping[str, Any]) -> None:
         """Shows a window of steps."""

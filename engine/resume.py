@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from engine import checkpoint, distributed
+from engine import checkpoint, distributed, runlog
 from engine.config import Config
 from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
@@ -28,15 +28,33 @@ class Position:
 
 
 def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
-    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one."""
-    if config.resume == "none":
-        return None
-    if config.resume == "auto":
-        return distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints"))
+    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one.
+
+    Workers that torchrun starts again go on as with `resume=auto`, whatever was asked for.
+    """
+    again = config.resume == "auto" or distributed.from_main(ranks, lambda: runlog.same_job(folder))
+    newest = distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints")) if again else None
+    if newest or config.resume in ("none", "auto"):
+        return newest
     source = distributed.from_main(ranks, lambda: checkpoint.locate(config.resume, prefer="last", key="resume"))
-    if folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve():
+    foreign = folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve()
+    if foreign and not again:
         raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
     return source
+
+
+def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> Config:
+    """With another number of ranks than at the checkpoint: `accumulate` such that an update sees as many pages.
+
+    Unchanged where that does not divide or data.batch_size is another one, too; `restore` refuses then.
+    """
+    saved, pages = checkpoint.load_settings(source), checkpoint.load_state(source)["global_batch"]
+    batch = saved["data"]["batch_size"]
+    accumulate, rest = divmod(pages, batch * ranks.world_size)
+    same_ranks = pages == batch * saved["trainer"]["accumulate"] * ranks.world_size
+    if same_ranks or rest or batch != config.data.batch_size:
+        return config
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, accumulate=accumulate))
 
 
 def stream(config: Config, data: Data) -> dict:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import Config, to_dict, to_yaml
 from engine.progress import Progress
+from engine.say import reason, warn
 from engine.tracker import Tracker
 from pipelines.errors import UserError
 
@@ -45,24 +46,53 @@ DALI_PREFIX = "nvidia-dali-cuda"  # the package's name ends in the CUDA version
 ENVIRONMENT = re.compile(r"^(CUDA|NCCL|OMP|MKL|TORCH|PYTORCH|TRITON|DALI|CUBLAS|SLURM_JOB|WORLD_SIZE|LOCAL_WORLD)")
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE", re.IGNORECASE)
 GIT_TIMEOUT_S = 5.0
+BACKLOG_BYTES = 2**24  # of records that wait for the disk: 40,000 or so
 
 
-def run_folder(config: Config) -> Path:
-    """The folder of the run: run_root/name, or run_root/PRESET-UTCTIME without a name. Creates nothing.
+def folder_of(config: Config) -> Path:
+    """The folder of a run: run_root/name, or run_root/PRESET-UTCTIME without a name.
 
-    Raises:
-        UserError: it holds a run already and this one does not resume. Only rank 0 looks; the others learn from it.
+    Workers that torchrun starts again get the folder they had (`same_job`), whatever its time stamp.
     """
     name = config.name
+    if not name and "TORCHELASTIC_RUN_ID" in os.environ:
+        before = [path.parent for path in Path(config.run_root).glob("*/run.json") if same_job(path.parent)]
+        if before:
+            return max(before, key=lambda folder: (folder / "run.json").stat().st_mtime)
     if not name:
         now = datetime.datetime.now(datetime.UTC)
         name = f"{Path(config.preset).stem}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
-    folder = Path(config.run_root) / name
-    if os.environ.get("RANK", "0") != "0" or config.resume != "none" or not folder.exists():
-        return folder
+    return Path(config.run_root) / name
+
+
+class Taken(UserError):
+    """The run's folder holds another run."""
+
+
+def refuse_taken(folder: Path, config: Config) -> None:
+    """Refuses a folder that holds a run already when this one does not resume, and is not started again by torchrun.
+
+    Raises:
+        Taken: it is so.
+    """
+    if config.resume != "none" or not folder.exists() or same_job(folder):
+        return
     if not folder.is_dir() or any(folder.iterdir()):
-        raise UserError(f"{folder} exists already: give another name=NAME, or resume=auto to go on with that run")
-    return folder
+        raise Taken(f"{folder} exists already: give another name=NAME, or resume=auto to go on with that run")
+
+
+def same_job(folder: Path) -> bool:
+    """Whether a folder holds the unfinished run of this very torchrun job, whose workers are started again.
+
+    It does if its last session had our torchrun id and our arguments: an agent that starts or joins late counts no
+    restarts, so TORCHELASTIC_RESTART_COUNT decides only where the id is "none" (the static rendezvous).
+    """
+    job, restarts = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    sessions = _sessions(folder / "run.json")
+    if not job or not sessions or (folder / "summary.json").exists() or (job == "none" and restarts == "0"):
+        return False
+    known = sessions[-1]
+    return known["environment"].get("TORCHELASTIC_RUN_ID") == job and known["command"][2:] == sys.argv[1:]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,39 +124,70 @@ def plain(value: Any) -> Any:
 class MetricsLog:
     """Appends JSON lines to metrics.jsonl, each written and flushed whole.
 
-    A write that fails (full disk) is reported on stderr once and counted in `lost`: a run is not thrown away for its
-    log. The next record then starts on a line of its own, so a torn line spoils nothing but itself.
+    A run is not thrown away for its log. What cannot be written (full or read-only disk) is kept, up to BACKLOG_BYTES,
+    and written with a later record, from the very byte on at which the disk stopped. A file that was deleted under the
+    run is made anew from what the open one still holds, with `beside` (name: text), the other files of its folder.
     """
 
-    def __init__(self, path: Path, resumed_step: int = 0) -> None:
+    def __init__(self, path: Path, resumed_step: int = 0, beside: Mapping[str, str] | None = None) -> None:
         self.path, self.lost = path, 0
-        self._torn = False
+        self._beside, self._backlog, self._problem = beside or {}, b"", ""
         if path.exists():
             kept = [record for record in read_metrics(path) if record.get("step", 0) <= resumed_step]
             write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record; numbers that are not finite are written as null."""
-        data = ("\n" if self._torn else "") + json.dumps(plain(record), allow_nan=False) + "\n"
-        encoded = data.encode()
-        try:
-            self._torn = os.write(self._file, encoded) != len(encoded)
-            reason = "disk full?" if self._torn else ""
-        except OSError as error:
-            self._torn, reason = True, str(error)
-        if reason:
+        if len(self._backlog) < BACKLOG_BYTES:
+            self._backlog += (json.dumps(plain(record), allow_nan=False) + "\n").encode()
+        else:
             self.lost += 1
-            if self.lost == 1:
-                print(
-                    f"WARNING: {self.path} cannot be written ({reason}); training goes on", file=sys.stderr, flush=True
-                )
+        self._flush()
+
+    def _flush(self) -> None:
+        """Writes what is to be written; says so when that begins to fail, and when it works again."""
+        problem = ""
+        try:
+            if self._deleted():
+                self._renew()
+            while self._backlog:
+                self._backlog = self._backlog[os.write(self._file, self._backlog) :]
+        except OSError as error:
+            problem = reason(error)
+        if problem and not self._problem:
+            warn(f"WARNING: {self.path} cannot be written ({problem}); training goes on, records wait in memory")
+        elif self._problem and not problem:
+            warn(f"note: {self.path} is written again, {f'{self.lost} records' if self.lost else 'nothing'} is missing")
+        self._problem = problem
+
+    def _deleted(self) -> bool:
+        """Whether the path is not, or no longer, the open file."""
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except FileNotFoundError:
+            return True
+
+    def _renew(self) -> None:
+        missing = not self.path.exists()  # else somebody has put another file there, and it is gone on with
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        if missing:
+            self._backlog = os.pread(self._file, os.fstat(self._file).st_size, 0) + self._backlog
+            warn(f"WARNING: {self.path} was deleted under the run; it, config.yaml and run.json are made anew")
+        os.close(self._file)
+        self._file = file
+        for name, text in self._beside.items():
+            if not (self.path.parent / name).exists():
+                write_text(self.path.parent / name, text)
 
     def close(self) -> None:
         """Closes the file and says how many records were lost, if any."""
+        self._flush()
         os.close(self._file)
-        if self.lost:
-            print(f"WARNING: {self.lost} records are missing in {self.path}", file=sys.stderr, flush=True)
+        missing = self.lost + self._backlog.count(b"\n")
+        if missing:
+            warn(f"WARNING: {missing} records are missing in {self.path}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -277,9 +338,11 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sessions = _sessions(folder / "run.json") if step else []
-        write_text(folder / "config.yaml", to_yaml(config))
-        write_text(folder / "run.json", json.dumps({"sessions": [*sessions, session]}, indent=1) + "\n")
-        metrics = MetricsLog(folder / "metrics.jsonl", step)
+        record = json.dumps({"sessions": [*sessions, session]}, indent=1) + "\n"
+        beside = {"run.json": record, "config.yaml": to_yaml(config)}
+        for name, text in beside.items():
+            write_text(folder / name, text)
+        metrics = MetricsLog(folder / "metrics.jsonl", step, beside)
     except OSError as error:
         raise UserError(f"{folder}: the run's folder cannot be written ({error.strerror})") from None
     limit = config.trainer.max_steps or math.inf

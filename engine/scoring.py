@@ -8,7 +8,6 @@ holds CUDA and threads. A run keeps them from its start to its end, idle while i
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from engine.cleval import PageResult, evaluate_page
 from pipelines.errors import UserError
+from pipelines.worker_signals import leave_to_parent
 
 # Waiting or being scored: several batches (16 pages at most in the presets), so that handing one over does not wait for
 # scores; with 500 regions a page they are about 2 MB.
@@ -94,8 +94,8 @@ def _submit(pool: ProcessPoolExecutor, work: Any, *arguments: Any) -> Future:
 
 
 def _start_worker(parent: int) -> None:
-    """Runs in the worker: Ctrl-C is the parent's to handle, and a parent that is killed takes its workers along."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Runs in the worker: signals are the parent's to answer, and a parent that is killed takes its workers along."""
+    leave_to_parent()
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
 

@@ -8,7 +8,7 @@ Every rank ticks after each step (and each evaluated batch) and publishes the co
 A rank whose own tick is `limit_s` late looks at the others': one whose count of seconds stands still is frozen (or its
 machine is gone), else the one with the fewest ticks hangs. It is named, all threads' stacks are dumped, the process
 ends with code 71; torchrun then ends the others, by SIGKILL after 30 s. While the loop pauses the watch (compilation,
-opening data, a slow disk) only a frozen rank counts, or PAUSE_LIMIT_S.
+opening data, a slow disk) only a frozen rank counts; what else waits there has the process group's hour.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import torch.distributed as dist
 
-from engine.distributed import TIMEOUT, Ranks, broadcast_object
+from engine.distributed import Ranks, broadcast_object
 
 EXIT_ASKED = 75  # EX_TEMPFAIL: start the same command again
 EXIT_HANG = 71  # EX_OSERR
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 REPEAT_S = 2.0  # torchrun and Slurm may both pass one on: the same within this is no second request
 BEAT_S = 1.0
-PAUSE_LIMIT_S = TIMEOUT.total_seconds()
 STORE_TIMEOUT = datetime.timedelta(seconds=5)
 
 
@@ -63,6 +63,10 @@ class Sentinel:
     def __enter__(self) -> "Sentinel":
         if threading.current_thread() is threading.main_thread():  # Python's condition for handlers
             self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            # Python's resource tracker lets SIGTERM and SIGINT pass, and SIGUSR1 if it was started with that ignored.
+            before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            resource_tracker.ensure_running()
+            signal.signal(signal.SIGUSR1, before)
             for number in (signal.SIGTERM, signal.SIGUSR1):  # Ctrl-C before the first step is just that
                 self._before[number] = signal.signal(number, lambda *_: None)
         self._thread.start()
@@ -179,7 +183,7 @@ class Sentinel:
         frozen = [rank for rank, (_, since) in self._seen.items() if now - since >= self.limit_s / 2]
         if late >= self.limit_s and frozen:
             self._end(f"{_ranks(frozen)} shows no sign of life: stopped, or its machine is gone")
-        if late >= (PAUSE_LIMIT_S if self._paused else self.limit_s):
+        if late >= self.limit_s and not self._paused:
             ticks = {**others, self.ranks.rank: self._ticks}
             behind = sorted(rank for rank, count in ticks.items() if count == min(ticks.values()))
             alike = len(behind) == len(ticks) > 1

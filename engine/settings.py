@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pipelines.augment import AugmentConfig
 from pipelines.errors import UserError
+from pipelines.limits import DEFAULT, Limits
 from pipelines.options import check_options, option
 
 SIZE_MULTIPLE = 32  # the deepest map of the encoder has stride 32
@@ -50,7 +51,12 @@ class DataConfig:
     threads: int = option(4, "DALI CPU threads per rank", 1, 256)
     prefetch: int = option(2, "batches prepared ahead", 1, 64)
     hw_decoder_load: float = option(0.9, "share of JPEGs for the GPU's own decoder (A100, H100 and newer)", 0.0, 1.0)
-    max_page_mpx: float = option(100.0, "largest page, megapixels; larger ones are refused", 0.01, 1000.0)
+    max_bad_share: float = option(0.05, "share of training pages that may turn out unreadable, rounded up", 0.0, 1.0)
+    max_page_mpx: float = option(DEFAULT.pixels / 1e6, "largest page, megapixels; larger ones are refused", 0.01, 1e3)
+    max_scans: int = option(DEFAULT.scans, "most scans of a JPEG; more are refused", 1, 256)
+    max_annotation_mb: float = option(DEFAULT.annotation_mb, "largest annotation file, 10^6 bytes", 0.001, 1e6)
+    max_polygons: int = option(DEFAULT.polygons, "most polygons of a page; more are refused", 1, 1000000)
+    max_points: int = option(DEFAULT.points, "most points of a polygon; more are simplified or masked out", 16, 100000)
     synthetic_train: int = option(256, "pages of the built-in training set", 1)
     synthetic_val: int = option(32, "pages of the built-in validation set", 1)
     synthetic_size: list[int] = option([1280, 960], "size [H,W] of built-in pages, in pixels", 64, 8192)
@@ -68,6 +74,12 @@ class DataConfig:
             raise UserError(f"data.train_weights={self.train_weights}: data.train has {len(self.train)} sources")
         if self.train_weights and sum(self.train_weights) <= 0:
             raise UserError(f"data.train_weights={self.train_weights}: at least one must be above 0")
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds on pages and annotations, for `pipelines`."""
+        pixels = round(1e6 * self.max_page_mpx)
+        return Limits(pixels, self.max_scans, self.max_annotation_mb, self.max_polygons, self.max_points)
 
     def _check_progressive(self) -> None:
         sides, last = self.progressive, max(self.image_size)
@@ -234,6 +246,9 @@ class TrainerConfig:
     log_every: int = option(20, "steps between two lines of metrics", 1)
     patience: int = option(0, "stop after this many evaluations without a better result; 0 = off", 0)
     checkpoint_every_steps: int = option(0, "steps between checkpoints; 0 = at the end of each epoch only", 0)
+    max_failed_saves: int = option(
+        5, "stop when this many checkpoints in a row could not be written (full disk); 0 = train on", 0
+    )
     keep_top_k: int = option(3, "best checkpoints kept", 1, 1000)
     keep_last: int = option(2, "newest checkpoints kept", 1, 1000)
     kernels: str = option(

@@ -9,6 +9,7 @@ knock on the server, and which ends by itself when its input does.
 
 import hashlib
 import json
+import math
 import netrc
 import os
 import queue
@@ -22,10 +23,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.say import warn
+
 QUEUE_SIZE = 1000
 PROBE_TIMEOUT_S = 2.0
 INIT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
+DISK_MARGIN = 2**20  # free bytes below which W&B's files are in danger; a record takes some 500
 LINGER_S = 120.0  # the child's time for the last uploads once the run has ended
 TRIAL = "DBNET_ATTEMPT"  # set in a search's trial (engine.search.attempt), whose processes all end with the training
 DEFAULT_SERVER = "https://api.wandb.ai"
@@ -91,9 +95,9 @@ class Tracker:
                 continue
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            _say(f"note: W&B is still sending; it ends itself within {LINGER_S:g} s, metrics.jsonl is complete")
+            warn(f"note: W&B is still sending; it ends itself within {LINGER_S:g} s, metrics.jsonl is complete")
         if self.dropped:
-            _say(f"WARNING: W&B was too slow for {self.dropped} records; metrics.jsonl has them")
+            warn(f"WARNING: W&B was too slow for {self.dropped} records; metrics.jsonl has them")
 
     def _run(self, head: dict) -> None:
         """Feeds the child until the run ends or the child dies."""
@@ -108,9 +112,9 @@ class Tracker:
             self._feed(child, head)
             messages.join()  # the child closes its output when it is done
             if child.wait():
-                _say(f"WARNING: the W&B process ended with code {child.returncode}; metrics.jsonl is complete")
+                warn(f"WARNING: the W&B process ended with code {child.returncode}; metrics.jsonl is complete")
         except (OSError, ValueError, TypeError) as error:
-            _say(f"WARNING: W&B stopped ({error}); the run goes on, metrics.jsonl is complete")
+            warn(f"WARNING: W&B stopped ({error}); the run goes on, metrics.jsonl is complete")
         finally:
             self._dead.set()
 
@@ -133,11 +137,7 @@ class Tracker:
 
 def _relay(lines: Any) -> None:
     for line in lines:
-        _say(line.rstrip())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        warn(line.rstrip())
 
 
 def choose_mode() -> tuple[str, str]:
@@ -178,6 +178,8 @@ def _serve(output: Any) -> None:
         print(text, file=output, flush=True)
 
     head = json.loads(sys.stdin.readline())
+    for name in [name for name, text in os.environ.items() if name.startswith("WANDB") and not text]:
+        del os.environ[name]  # empty is unset here; wandb takes an empty WANDB_MODE for a wrong one
     try:
         import wandb
     except ImportError as error:
@@ -186,7 +188,7 @@ def _serve(output: Any) -> None:
     faults = (wandb.Error, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError)
     try:
         run = _start(wandb, head, tell)
-        code = _copy(run)
+        code = _copy(run, Path(head["folder"]) / "wandb", tell)
         alarm = threading.Timer(LINGER_S, os._exit, (1,))  # finish() waits for ever for a server that has gone
         alarm.daemon = True
         alarm.start()
@@ -213,10 +215,17 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _copy(run: Any) -> int:
-    """Logs every record of stdin; 0 when the run ended in order, 1 when its process just went away."""
+def _copy(run: Any, folder: Path, tell: Callable[[str], None]) -> int:
+    """Logs every record of stdin; 0 when the run ended in order, 1 when its process just went away.
+
+    wandb loses records on a full disk without a word, so the disk is looked at here.
+    """
+    full = False
     for line in sys.stdin:
         item = json.loads(line)
+        if not full and _free_bytes(folder) < DISK_MARGIN:
+            full = True
+            tell(f"WARNING: the disk of {folder} is full: W&B loses records; metrics.jsonl is kept apart from it")
         if "end" in item:
             return 0
         if "log" in item:
@@ -224,6 +233,15 @@ def _copy(run: Any) -> int:
         else:
             run.summary.update(item["summary"])
     return 1
+
+
+def _free_bytes(folder: Path) -> float:
+    """Free space of a folder's disk; infinite where it cannot be told."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return math.inf
+    return disk.f_bavail * disk.f_frsize
 
 
 def _init(wandb: Any, head: dict, mode: str) -> Any:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed, dryrun, finish, incidents, precise_bn, runlog
+from engine import bad_pages, checkpoint, cli, distributed, dryrun, elastic, finish, incidents, lock, precise_bn, runlog
 from engine.config import Config, global_batch_notice, to_yaml, warnings
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
 from engine.distributed import Agreement, Ranks
@@ -30,13 +30,14 @@ from engine.evaluate import evaluate
 from engine.model import frozen_norms_to_eval
 from engine.optim import set_lr
 from engine.profile import Recorder
-from engine.resume import Position, find_resume, restore, stream
+from engine.resume import Position, find_resume, keep_global_batch, restore, stream
+from engine.say import warn
 from engine.scoring import worker_pool
 from engine.sentinel import EXIT_ASKED, Sentinel
 from engine.step import METRICS, train_step
 from engine.stopwatch import Scalars, Stopwatch
 from engine.trainee import Trainee, build
-from pipelines.errors import UserError
+from engine.writer import PATIENCE_S, Writer
 from pipelines.loader import TrainLoader
 
 
@@ -50,7 +51,7 @@ class Run:
     data: Data
     trainee: Trainee
     log: runlog.RunLog  # silent on ranks above 0
-    writer: checkpoint.Writer | None  # rank 0's
+    writer: Writer | None  # rank 0's
     pool: ProcessPoolExecutor | None  # scores pages
     origin: float  # time.monotonic() at which the run's training time was 0
     recorder: Recorder  # of trainer.profile
@@ -107,15 +108,14 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
 
     Raises:
         Diverged: too many skipped in a row.
-        UserError: too many checkpoints in a row could not be written.
     """
     limits, row = run.config.trainer, 0
     for place, row, here in run.trainee.guard.found(wait):
         incidents.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, row, here)
-    failures = run.writer.failures if run.writer is not None else 0
-    asked, row, failures = run.agreement.maxima(bool(run.sentinel.asked), row, failures)
+    asked, row = run.agreement.maxima(bool(run.sentinel.asked), row)
     if row >= limits.nonfinite_limit:
-        raise incidents.Diverged(row, position.step, position.lr_scale, run.folder)
+        words = f"{row} steps in a row were skipped, loss or gradient is not finite"
+        raise incidents.Diverged(words, position.step, position.lr_scale, run.folder)
     return bool(asked)
 
 
@@ -165,7 +165,21 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
 
 
 def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
-    """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync."""
+    """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync.
+
+    Raises:
+        UserError: on all ranks: too many in a row could not be written; Diverged: the weights are not finite, though
+            the last loss was a number.
+    """
+    distributed.from_main(run.ranks, lambda: run.writer.refuse())
+    parts, lost = {}, ""
+    if run.writer is not None:
+        parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
+        names = checkpoint.not_finite(parts["model"])
+        lost = f"{len(names)} weights are not finite (e.g. {names[0]}) and are not saved" if names else ""
+    lost = distributed.broadcast_object(lost)
+    if lost:
+        raise incidents.Diverged(lost, position.step, position.lr_scale, run.folder)
     if run.writer is None:
         return
     position.minutes = minutes(run)
@@ -176,13 +190,6 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
         "score": scores["score"] if scores else None,
         "scores": scores,
     }
-    parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
-    lost = checkpoint.not_finite(parts["model"])
-    if lost:  # the last loss was a number, the update after it was not
-        raise UserError(
-            f"{len(lost)} weights are not finite after step {position.step} (e.g. {lost[0]}) and are not saved: lower "
-            f"models.optimizer.lr or set trainer.clip_norm; earlier checkpoints are in {run.folder / 'checkpoints'}"
-        )
     run.writer.save(parts, state, to_yaml(run.config), best=scores is not None and position.stale == 0)
 
 
@@ -201,6 +208,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
     source = find_resume(config, ranks, folder)
+    asked, config = config, keep_global_batch(config, ranks, source) if source else config
     trainee = build(config, ranks, resumed=source is not None)
     position = restore(trainee, source, config, ranks, data) if source else Position()
     position.lr_scale = min(position.lr_scale, lr_scale)
@@ -211,28 +219,31 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
-            writer = checkpoint.Writer(folder / "checkpoints", *keep)
+            writer = Writer(folder / "checkpoints", *keep, config.trainer.max_failed_saves)
         origin = time.monotonic() - 60 * position.minutes
         recorder = Recorder(config, ranks, folder, log.say)
         agreement = Agreement()
         run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, agreement)
         announce(run, source, loader.steps_per_epoch, position)
+        if config.trainer.accumulate != asked.trainer.accumulate:
+            change = f"trainer.accumulate={config.trainer.accumulate} instead of {asked.trainer.accumulate}"
+            log.say(f"{change}, so that an update on {ranks.world_size} ranks sees as many pages as before")
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
             stopped = train_epochs(run, loader, position)
         finally:
-            if writer is not None:
-                writer.wait()
-        if writer is not None and writer.failures:
-            say = f"the last {writer.failures} checkpoints could not be written to {folder / 'checkpoints'}"
-            raise UserError(f"{say}: free the disk and start again with resume=auto")
-        distributed.barrier()  # the first rank to leave ends the others, and rank 0 has just been writing
-        sentinel.defer(False)
+            if writer is not None:  # asked to stop: one more try of a disk that fails, torchrun kills after 30 s
+                writer.wait(0 if sentinel.asked else PATIENCE_S)
+        # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
+        distributed.from_main(ranks, lambda: writer.refuse(1))
         if stopped:
             log.say(f"stopped ({sentinel.asked}) at step {position.step}; the same command with resume=auto goes on")
         else:
+            sentinel.defer(False)
             finish.finish(config, ranks, folder, data, log, pool)
+    if stopped:  # the first rank to leave with 75 has torchrun end the others: not before rank 0 is done
+        distributed.from_main(ranks, lambda: None)
     return stopped
 
 
@@ -254,6 +265,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
             stopped = stopped or (position.unjudged and scores is None)
             position.unjudged = position.unjudged and scores is None
             save(run, position, scores)
+            bad_pages.settle(run.folder, run.data.train, config, run.ranks)
         if config.trainer.precise_bn and position.precise_step != position.step and not stopped:
             run.log.say(precise_bn.renew(run.trainee, run.data.train, config, run.ranks, position.epoch))
             position.precise_step = position.step
@@ -272,7 +284,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
     cautions = warnings(config, ranks.world_size, ranks.device.type)
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), *cautions]:
+    for line in [data.notice, global_batch_notice(config, ranks.world_size), elastic.caution(), *cautions]:
         if line:
             say(line)
     if source is not None:
@@ -287,8 +299,9 @@ def main(argv: list[str]) -> int:
     try:
         if dry_run:
             return dryrun.dry_run(config, ranks)
-        folder = Path(distributed.broadcast_object(str(runlog.run_folder(config))))
-        with Sentinel(ranks, config.trainer.hang_timeout_s) as sentinel:
+        with contextlib.ExitStack() as held:
+            folder = distributed.from_main(ranks, lambda: held.enter_context(lock.claim(config)))
+            sentinel = held.enter_context(Sentinel(ranks, config.trainer.hang_timeout_s))
             return train_with_rollbacks(config, ranks, folder, sentinel)
     except torch.OutOfMemoryError as error:
         raise incidents.out_of_memory(error, config, ranks) from None
@@ -310,7 +323,7 @@ def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, sentinel: S
                 raise
             lr_scale, rollbacks = error.lr_scale * limits.rollback_lr, rollbacks + 1
             if ranks.main:
-                print(f"WARNING: {error}; rollback {rollbacks}, learning rate times {lr_scale:g}", flush=True)
+                warn(f"WARNING: {error}; rollback {rollbacks}, learning rate times {lr_scale:g}")
         sentinel.defer(False)
         sentinel.pause()
         gc.unfreeze()

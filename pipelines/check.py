@@ -15,16 +15,20 @@ import shapely
 from PIL import Image
 
 from pipelines.formats import read_source
-from pipelines.images import DEFAULT_MAX_PIXELS, Header, pixel_limit, read_header
+from pipelines.images import Header, pixel_limit, read_header
+from pipelines.index import reduce_points
 from pipelines.jpeg import is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
+from pipelines.limits import DEFAULT, Limits
 from pipelines.page import Finding, Page
 
 # The decoder of the training pipeline stops at these, so training would. It repairs `corrupt` JPEGs as libjpeg does.
-FATAL_KINDS = ("missing", "unreadable", "too-large", "truncated")
+FATAL_KINDS = ("missing", "unreadable", "too-large", "too-many-scans", "too-many-polygons", "truncated")
 KINDS = {
     "missing": "image file is not there",
     "unreadable": "cannot be decoded",
     "too-large": "more pixels than --max-pixels",
+    "too-many-scans": "a JPEG of more than --max-scans scans",
+    "too-many-polygons": "more regions than --max-polygons",
     "truncated": "file ends too early",
     "corrupt": "damaged inside; decodes with garbage",
     "wrong-size": "annotation states another size",
@@ -32,6 +36,7 @@ KINDS = {
     "out-of-page": "points outside the page (training clamps them)",
     "few-points": "fewer than 3 points (training drops them)",
     "not-finite": "NaN or infinite coordinates (training drops them)",
+    "many-points": "more points than --max-points (drawn with fewer, or masked out)",
     "zero-area": "no area (training masks them out)",
     "self-intersection": "outline crosses itself (training masks them out)",
     "duplicate": "listed or drawn twice",
@@ -92,9 +97,9 @@ def _decode_problem(path: Path) -> str:
     return ""
 
 
-def inspect_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageReport:
+def inspect_image(path: Path, limits: Limits = DEFAULT) -> ImageReport:
     """Reads, hashes and fully decodes one image; never raises for a bad file."""
-    header = read_header(path, max_pixels)
+    header = read_header(path, limits)
     if header.problem:
         return ImageReport(header, "", [(header.problem, header.detail)])
     try:
@@ -115,14 +120,14 @@ def inspect_image(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageRepo
     return ImageReport(header, digest, [(kind, detail)] if kind else [])
 
 
-def _inspect_limited(path: Path, max_pixels: int) -> ImageReport:
-    with pixel_limit(max_pixels):
-        return inspect_image(path, max_pixels)
+def _inspect_limited(path: Path, limits: Limits) -> ImageReport:
+    with pixel_limit(limits.pixels):
+        return inspect_image(path, limits)
 
 
-def inspect_images(paths: list[Path], workers: int, max_pixels: int) -> Iterator[ImageReport]:
+def inspect_images(paths: list[Path], workers: int, limits: Limits) -> Iterator[ImageReport]:
     """Reports in order. Processes, not threads: libjpeg's warnings come by file descriptor 2, one a process."""
-    work = partial(_inspect_limited, max_pixels=max_pixels)
+    work = partial(_inspect_limited, limits=limits)
     count = min(workers, len(paths) // PAGES_PER_PROCESS + 1)
     if count <= 1:
         yield from map(work, paths)
@@ -137,12 +142,16 @@ def _regions(rows: list[int], detail: str) -> str:
     return f"{text} number {rows[0] + 1}" + (f" ({detail})" if detail else "")
 
 
-def check_polygons(page: Page, width: int, height: int) -> tuple[list[Finding], int]:
+def check_polygons(page: Page, width: int, height: int, limits: Limits = DEFAULT) -> tuple[list[Finding], int]:
     """Findings of a page's polygons, one a kind, and how many regions training can use.
 
     Args:
         width, height: of the image, oriented pixels; 0 when it could not be read (nothing is outside then).
+        limits: a page of more polygons is not looked at, a polygon of more points only as training draws it.
     """
+    if len(page.polygons) > limits.polygons:
+        detail = f"{len(page.polygons)} are more than the {limits.polygons} allowed"
+        return [Finding(page.path, "too-many-polygons", detail)], 0
     bad: dict[str, list[int]] = defaultdict(list)
     limit = np.array([width, height], np.float32) if width else np.float32(np.inf)
     seen: dict[bytes, int] = {}
@@ -158,14 +167,17 @@ def check_polygons(page: Page, width: int, height: int) -> tuple[list[Finding], 
         if outside > 0:
             bad["out-of-page"].append(k)
             furthest = max(furthest, outside)
-        shape = shapely.Polygon(np.clip(polygon, 0, limit))
+        drawn, exact = reduce_points(np.clip(polygon, 0, limit), limits.points)
+        if len(polygon) > limits.points:
+            bad["many-points"].append(k)
+        shape = shapely.Polygon(drawn)
         # A bow-tie's two halves cancel in `area`, so the hull decides; a flat outline is not valid either.
         if shape.convex_hull.area == 0:
             bad["zero-area"].append(k)
         elif not shape.is_valid:
             bad["self-intersection"].append(k)
         else:
-            usable += not page.ignore[k]
+            usable += exact and not page.ignore[k]
         if seen.setdefault(polygon.tobytes(), k) != k:
             bad["duplicate"].append(k)
     details = {"out-of-page": f"up to {furthest:.1f} px"}
@@ -192,7 +204,7 @@ def _fatal(report: Report, unusable: list[str]) -> list[str]:
         reasons.append("no readable page")
     elif unusable:
         more = f" and {len(unusable) - 3} more" if len(unusable) > 3 else ""
-        reasons.append(f"{len(unusable)} unusable images: {', '.join(unusable[:3])}{more}")
+        reasons.append(f"{len(unusable)} unusable pages: {', '.join(unusable[:3])}{more}")
     if not report.usable:
         reasons.append("no usable text: every region is ignored, dropped or without area")
     return reasons
@@ -204,7 +216,7 @@ def check(
     root: str | Path | None = None,
     *,
     workers: int = 1,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limits: Limits = DEFAULT,
     progress: Callable[[int, int], None] | None = None,
     follow_links: bool = False,
 ) -> Report:
@@ -213,29 +225,29 @@ def check(
     Args:
         source, format, root, follow_links: as `formats.read_source`.
         workers: processes (a small data set uses fewer).
-        max_pixels: larger images are not decoded, and are fatal.
+        limits: what is beyond them is not decoded, and is fatal (not polygons of too many points).
         progress: called with (done, total).
 
     Raises:
         UserError: when the source itself cannot be read.
     """
-    made = read_source(source, format, root, follow_links=follow_links)
+    made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
     report = Report(str(source), made.format, str(made.root), len(made.pages), findings=list(made.findings))
     first_with: dict[str, str] = {}
     unusable = []
     paths = [made.root / page.path for page in made.pages]
-    reports = inspect_images(paths, workers, max_pixels)
+    reports = inspect_images(paths, workers, limits)
     for done, (page, image) in enumerate(zip(made.pages, reports, strict=True), 1):
         report.findings += [Finding(page.path, kind, detail) for kind, detail in image.problems]
-        if any(kind in FATAL_KINDS for kind, _ in image.problems):
-            unusable.append(page.path)
         twin = first_with.setdefault(image.digest, page.path) if image.digest else page.path
         if twin != page.path:
             report.findings.append(Finding(page.path, "duplicate-image", f"same bytes as {twin}"))
         size = _size_finding(page, image.header)
         report.findings += [size] if size else []
-        found, usable = check_polygons(page, image.header.width, image.header.height)
+        found, usable = check_polygons(page, image.header.width, image.header.height, limits)
         report.findings += found
+        if any(kind in FATAL_KINDS for kind in [kind for kind, _ in image.problems] + [f.kind for f in found]):
+            unusable.append(page.path)
         report.polygons += len(page.polygons)
         report.usable += usable
         if progress is not None:

@@ -15,12 +15,19 @@ import numpy as np
 
 from pipelines import formats
 from pipelines.check import KINDS, Report, check
-from pipelines.errors import Parser, UserError, printable
-from pipelines.images import DEFAULT_MAX_PIXELS
+from pipelines.errors import OneLine, Parser, UserError, printable
 from pipelines.index import Index, build, is_index, load
+from pipelines.limits import DEFAULT, Limits
 from pipelines.synthetic import write_dataset
 from pipelines.synthetic_fonts import FONT_SETS
 
+LIMITS = (
+    ("--max-pixels", DEFAULT.pixels, "refuse larger images"),
+    ("--max-scans", DEFAULT.scans, "refuse JPEGs of more scans"),
+    ("--max-annotation-mb", DEFAULT.annotation_mb, "refuse larger annotation files, 10^6 bytes"),
+    ("--max-polygons", DEFAULT.polygons, "refuse pages of more polygons"),
+    ("--max-points", DEFAULT.points, "draw polygons of more points with fewer, at least 16"),
+)
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
@@ -47,11 +54,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def _limits(args: argparse.Namespace) -> Limits:
+    return Limits(args.max_pixels, args.max_scans, args.max_annotation_mb, args.max_polygons, args.max_points)
+
+
 def _build(args: argparse.Namespace) -> int:
     with _progress("image headers") as progress:
         index = build(
             args.source, args.out, args.format, args.root,
-            workers=args.workers, max_pixels=args.max_pixels, skip_bad=args.skip_bad, progress=progress,
+            workers=args.workers, limits=_limits(args), skip_bad=args.skip_bad, progress=progress,
             follow_links=args.follow_links,
         )  # fmt: skip
     counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
@@ -81,7 +92,7 @@ def _check(args: argparse.Namespace) -> int:
     workers = args.workers or os.cpu_count() or 1
     with _progress("images") as progress:
         report = check(
-            args.source, args.format, args.root, workers=workers, max_pixels=args.max_pixels, progress=progress,
+            args.source, args.format, args.root, workers=workers, limits=_limits(args), progress=progress,
             follow_links=args.follow_links,
         )  # fmt: skip
     print_report(report)
@@ -131,7 +142,7 @@ def _stats(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, _progress("image headers") as progress:
         index = build(
             args.source, Path(folder) / "index", args.format, args.root,
-            workers=args.workers, max_pixels=args.max_pixels, skip_bad=True, progress=progress,
+            workers=args.workers, limits=_limits(args), skip_bad=True, progress=progress,
             follow_links=args.follow_links,
         )  # fmt: skip
         print(describe(index))
@@ -167,13 +178,14 @@ def _parser() -> Parser:
             made.add_argument("source", help="annotation file or folder")
             made.add_argument("--format", default="auto", choices=("auto", *formats.FORMATS))
             made.add_argument("--root", help="folder the image paths are relative to")
-            made.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, help="refuse larger images")
+            for flag, default, meaning in LIMITS:
+                made.add_argument(flag, type=type(default), default=default, help=f"{meaning} (default {default})")
             made.add_argument("--follow-links", action="store_true", help="allow symbolic links out of the folder")
         return made
 
     made = command("build", _build, "Builds the memory-mapped index of a data set (its folder goes into data.train).")
     made.add_argument("--out", type=Path, required=True, help="index folder")
-    made.add_argument("--skip-bad", action="store_true", help="leave missing and unreadable images out")
+    made.add_argument("--skip-bad", action="store_true", help="leave bad pages out")
     made = command("check", _check, "Decodes every image and checks every polygon; exit code 2 = cannot train.")
     made.add_argument("--json", type=Path, help="also write the report here")
     command("stats", _stats, "Prints sizes, counts and text heights of a data set or a built index.")
@@ -189,11 +201,17 @@ def _parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0 = done, 2 = the user has something to mend."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
         args = _parser().parse_args(argv)
-        if args.workers < 0 or getattr(args, "max_pixels", 1) < 1:
-            raise UserError("--workers must be at least 0 and --max-pixels at least 1")
+        if args.workers < 0:
+            raise UserError("--workers must be at least 0")
+        for flag, _default, _meaning in LIMITS:
+            least = 16 if flag == "--max-points" else 1
+            if not getattr(args, flag[2:].replace("-", "_"), least) >= least:
+                raise UserError(f"{flag} must be at least {least}")
         return args.run(args)
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)

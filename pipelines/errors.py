@@ -1,6 +1,7 @@
 """The one exception that means "the user can mend this", and text from outside made fit to be shown."""
 
 import argparse
+import logging
 import re
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, its complaints as UserError: they repeat words of the command line, e.g. names that `*` found."""
+    """argparse's, with its complaints as UserError: they repeat words of the command line, such as what `*` found."""
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the words as they are and leaving."""
@@ -30,3 +31,11 @@ def printable(text: object) -> str:
     What a terminal or a log reader would obey is written as Python writes it: `\x1b`, `\n`, `\u202e`, `\udc80`.
     """
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+class OneLine(logging.Formatter):
+    """A log record as one harmless line: records repeat names of files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text, `printable`."""
+        return printable(super().format(record))

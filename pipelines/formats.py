@@ -29,6 +29,7 @@ from pipelines.formats_text import (
     read_list,
     subfolder,
 )
+from pipelines.limits import DEFAULT
 from pipelines.links import refuse_image_links, refuse_label_links
 from pipelines.page import Finding, Page, Source
 
@@ -127,8 +128,35 @@ def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
     return _read_text(path, format, root)
 
 
+def annotation_files(path: Path) -> list[Path]:
+    """The files that a source's content depends on: itself, and the label files for a folder or an id list."""
+    places = [path] if path.is_file() else []
+    folder = path if path.is_dir() else path.parent
+    # An id list depends on the label files next to it; a JSON or PaddleOCR file on itself only.
+    if path.is_dir() or path.suffix.lower() == ".txt":
+        folders = [folder] + [p for p in sorted(folder.iterdir()) if p.is_dir()]
+        places += [p for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in (".txt", ".csv", ".json")]
+    return list(dict.fromkeys(places))
+
+
+def _refuse_large(path: Path, limit_mb: float) -> None:
+    """Refuses before anything is read: parsed, an annotation takes about 10 times the memory of its file."""
+    for place in annotation_files(path):
+        megabytes = place.stat().st_size / 1e6 if place.is_file() else 0
+        if megabytes > limit_mb:
+            raise UserError(
+                f"{place}: an annotation file of {megabytes:.4g} MB, above the {limit_mb:g} MB allowed; split it, or "
+                "raise the limit (data.max_annotation_mb, --max-annotation-mb)"
+            )
+
+
 def read_source(
-    source: str | Path, format: str = "auto", root: str | Path | None = None, *, follow_links: bool = False
+    source: str | Path,
+    format: str = "auto",
+    root: str | Path | None = None,
+    max_annotation_mb: float = DEFAULT.annotation_mb,
+    *,
+    follow_links: bool = False,
 ) -> Source:
     """Reads an annotation source without opening its images.
 
@@ -136,18 +164,22 @@ def read_source(
         source: annotation file or folder.
         format: `auto` or one of FORMATS.
         root: folder the image paths are relative to; None = found beside the annotations.
+        max_annotation_mb: a larger annotation file (10^6 bytes) is refused.
         follow_links: take files by symbolic links that lead out of the source's folder.
 
     Raises:
-        UserError: unknown format, malformed content, no pages, or an image path or link that leaves the root.
+        UserError: unknown format, too large, malformed content, no pages, or a path or link that leaves the root.
     """
     if format not in ("auto", *FORMATS):
         raise UserError(f"format {format!r}: allowed is auto, {', '.join(FORMATS)}")
     path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{path}: neither a file nor a folder")
     if not follow_links:
         refuse_label_links(path)
+    _refuse_large(path, max_annotation_mb)
     made = _read_folder(path, format, root) if path.is_dir() else _read_file(path, format, root)
     if not follow_links:
         refuse_image_links(made.root, (page.path for page in made.pages))

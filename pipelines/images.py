@@ -1,19 +1,20 @@
-"""Image headers: size, EXIF orientation, and a bound on pixels, all before a picture is decoded."""
+"""Image headers: size, EXIF orientation, and bounds on pixels and scans, all before a picture is decoded."""
 
+import mmap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.errors import UserError
+from pipelines.jpeg import count_scans
+from pipelines.limits import DEFAULT, Limits
 
 EXIF_ORIENTATION = 0x0112
-# A 14k x 14k scan; 200 Mpx of RGB are 600 MB, more than any receipt or page needs.
-DEFAULT_MAX_PIXELS = 200_000_000
 
 
 class Header(NamedTuple):
@@ -50,8 +51,12 @@ def oriented_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     return (height, width) if orientation >= 5 else (width, height)
 
 
-def read_header(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
-    """Reads a file's header only. Problems: `missing`, `unreadable`, `too-large`; never raises for a bad file."""
+def read_header(path: Path, limits: Limits = DEFAULT) -> Header:
+    """Reads a file's header only; of a JPEG that comes in several scans the whole file, to count them.
+
+    Problems: `missing`, `unreadable`, `too-large` (more pixels than allowed), `too-many-scans`; never raises for a bad
+    file.
+    """
     try:
         stat = path.stat()
     except OSError as error:
@@ -64,8 +69,9 @@ def read_header(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
             width, height = image.size
             tiff = image.format == "TIFF"  # of these Pillow gives the oriented size already
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            scans = _scans(image.fp, limits.scans) if image.format in ("JPEG", "MPO") else 1
     except Image.DecompressionBombError:
-        return Header(0, 0, 1, *told, "too-large", f"more than twice --max-pixels {max_pixels}")
+        return Header(0, 0, 1, *told, "too-large", f"more than twice the {_megapixels(limits.pixels)} allowed")
     except UnidentifiedImageError:
         return Header(0, 0, 1, *told, "unreadable", "empty file" if not stat.st_size else "no image format recognised")
     # Pillow's plugins raise these for malformed headers (SyntaxError is its own idiom for "broken").
@@ -75,23 +81,36 @@ def read_header(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:
         orientation = 1
     if not tiff:
         width, height = oriented_size(width, height, orientation)
-    if width * height > max_pixels:
-        detail = f"{width}x{height} is more than --max-pixels {max_pixels}"
+    if width * height > limits.pixels:
+        detail = f"{width}x{height} is more than the {_megapixels(limits.pixels)} allowed"
         return Header(width, height, orientation, *told, "too-large", detail)
+    if scans > limits.scans:
+        detail = f"a JPEG of more than the {limits.scans} scans allowed, each one pass over the page"
+        return Header(width, height, orientation, *told, "too-many-scans", detail)
     return Header(width, height, orientation, *told)
 
 
-def read_rgb(path: Path, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def _scans(file: BinaryIO, limit: int) -> int:
+    """Scans of a JPEG file, counted up to one more than `limit`. Mapped, so a large file takes no memory."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return count_scans(data, limit)
+
+
+def _megapixels(pixels: int) -> str:
+    return f"{pixels / 1e6:g} megapixels"
+
+
+def read_rgb(path: Path, limits: Limits = DEFAULT) -> np.ndarray:
     """Decodes one image for drawing: uint8 RGB (H, W, 3), EXIF orientation applied.
 
     Raises:
-        UserError: missing, larger than `max_pixels`, or not decodable.
+        UserError: missing, beyond the limits, or not decodable.
     """
-    header = read_header(path, max_pixels)
+    header = read_header(path, limits)
     if header.problem:
         raise UserError(f"{path}: {header.problem} ({header.detail})")
     try:
-        with pixel_limit(max_pixels), Image.open(path) as image:
+        with pixel_limit(limits.pixels), Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be decoded ({error})") from None

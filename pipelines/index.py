@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from pipelines.errors import UserError, printable
-from pipelines.formats import read_source
-from pipelines.images import DEFAULT_MAX_PIXELS, Header, pixel_limit, read_header
+from pipelines.formats import annotation_files, read_source
+from pipelines.images import Header, pixel_limit, read_header
 from pipelines.index_store import KIND, VERSION, ConcatIndex, Index, is_index, load
+from pipelines.limits import DEFAULT, Limits
 from pipelines.page import Page, Source
 
 __all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers"]
@@ -28,15 +30,28 @@ logger = logging.getLogger(__name__)
 MAX_WORKERS = 32
 # Below one pixel a text has no pixel to be learnt from; the targets would mask it out, so it must not count as usable.
 MIN_AREA_PX = 1.0
+# A polygon with too many points is drawn with fewer, which moves its outline by this much at most.
+MAX_SHIFT_PX = 0.5
+# With more points that is not tried: the time goes with their square for a zigzag, 0.9 s for 20,000.
+MAX_TRACED = 10_000
 Progress = Callable[[int, int], None]
 
 
-def clean(page: Page, width: int, height: int, counts: dict[str, int]) -> Page:
-    """A page fit for the index: only finite polygons of 3 points or more, clamped to the page; flat ones are ignored.
+COUNTS = (
+    "dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "reduced_points", "too_many_points",
+    "wrong_size",
+)  # fmt: skip
+
+
+def clean(page: Page, width: int, height: int, counts: dict[str, int], max_points: int = DEFAULT.points) -> Page:
+    """A page fit for the index: only finite polygons of 3 to max_points points, clamped to the page.
+
+    Flat ones, and those whose outline cannot be drawn with max_points, are ignored.
 
     Args:
         width, height: of the image, oriented pixels; coordinates may span 0..width and 0..height.
-        counts: `dropped_not_finite`, `dropped_few_points`, `clamped`, `zero_area` are added up here.
+        counts: COUNTS (all but the last) are added up here.
+        max_points: most points of a polygon.
     """
     made = Page(page.path, width, height, texts=None if page.texts is None else [])
     limit = np.array([width, height], np.float32)
@@ -49,10 +64,36 @@ def clean(page: Page, width: int, height: int, counts: dict[str, int]) -> Page:
             continue
         inside = np.clip(polygon, 0, limit)
         counts["clamped"] += int((inside != polygon).any())
+        inside, exact = reduce_points(inside, max_points)
+        counts["reduced_points"] += int(exact and len(inside) < len(polygon))
+        counts["too_many_points"] += int(not exact)
         flat = _area(inside) < MIN_AREA_PX
         counts["zero_area"] += int(flat)
-        made.add(inside, bool(page.ignore[k]) or flat, page.texts[k] if page.texts is not None else None)
+        ignore = bool(page.ignore[k]) or flat or not exact
+        made.add(inside, ignore, page.texts[k] if page.texts is not None else None)
     return made
+
+
+def reduce_points(polygon: np.ndarray, most: int) -> tuple[np.ndarray, bool]:
+    """A polygon of at most `most` points, and whether its outline is within MAX_SHIFT_PX of the given one.
+
+    Where that takes more points it is the convex hull, simplified until it fits: a place to be masked out. Method:
+    Ramer-Douglas-Peucker (cv2.approxPolyDP).
+
+    Args:
+        polygon: (n, 2) float32 pixels, finite.
+        most: points, at least 16.
+    """
+    if len(polygon) <= most:
+        return polygon, True
+    if len(polygon) <= MAX_TRACED:
+        fewer = cv2.approxPolyDP(polygon, MAX_SHIFT_PX, closed=True)[:, 0]
+        if 3 <= len(fewer) <= most:
+            return fewer, True
+    hull, shift = cv2.convexHull(polygon)[:, 0], MAX_SHIFT_PX
+    while len(hull) > most:
+        hull, shift = cv2.approxPolyDP(hull, shift, closed=True)[:, 0], 2 * shift
+    return np.resize(hull, (max(3, len(hull)), 2)), False  # the hull of a line has two
 
 
 def _area(polygon: np.ndarray) -> float:
@@ -92,17 +133,51 @@ def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
 
 
 def read_headers(
-    paths: list[Path], workers: int, max_pixels: int = DEFAULT_MAX_PIXELS, progress: Progress | None = None
+    paths: list[Path], workers: int, limits: Limits = DEFAULT, progress: Progress | None = None
 ) -> list[Header]:
     """Headers of many files, in order, on a thread pool (0 workers = one a core, at most 32)."""
     count = min(workers or (os.cpu_count() or 1), MAX_WORKERS)
     headers = []
-    with pixel_limit(max_pixels), ThreadPoolExecutor(count) as pool:
-        for header in pool.map(lambda path: read_header(path, max_pixels), paths):
+    with pixel_limit(limits.pixels), ThreadPoolExecutor(count) as pool:
+        for header in pool.map(lambda path: read_header(path, limits), paths):
             headers.append(header)
             if progress is not None:
                 progress(len(headers), len(paths))
     return headers
+
+
+def _refuse_crowded(pages: list[Page], headers: list[Header], most: int) -> list[Header]:
+    """Headers in which a page with too many polygons has the problem `too-many-polygons`."""
+    return [
+        header._replace(problem="too-many-polygons", detail=f"{len(page.polygons)} are more than the {most} allowed")
+        if len(page.polygons) > most and not header.problem
+        else header
+        for page, header in zip(pages, headers, strict=True)
+    ]
+
+
+def _keep_known(source: Source, headers: list[Header], known: Index | None) -> tuple[list[Header], dict[str, Any]]:
+    """Headers in which a file that was good in an earlier index, and is not now, is what it was then.
+
+    A run that starts again after a file went bad under it must find the same pages: its epoch has an order. Reading
+    the file then fails, and another page takes its place.
+
+    Returns:
+        headers; path -> [mtime_ns, bytes] of those files as they are now, None where there is none.
+    """
+    if known is None:
+        return headers, {}
+    rows = {known.relative_path(i): i for i in range(len(known))}
+    made, kept = [], {}
+    for page, header in zip(source.pages, headers, strict=True):
+        row = rows.get(page.path)
+        if header.problem and row is not None:
+            logger.warning("%s: %s (%s), kept as it was", source.root / page.path, header.problem, header.detail)
+            kept[page.path] = [header.mtime_ns, header.num_bytes] if header.mtime_ns else None
+            (width, height), stat = known.size_wh[row].tolist(), known.file_stat[row].tolist()
+            header = Header(width, height, int(known.orientation[row]), *stat)
+        made.append(header)
+    return made, kept
 
 
 def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dict[str, int]) -> list[int]:
@@ -117,7 +192,7 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
         first = headers[bad[0]]
         raise UserError(
             f"{source.root / source.pages[bad[0]].path}: {first.problem} ({first.detail}); "
-            f"{len(bad)} of {len(headers)} images are unusable: `pipelines.dataset check` names them all, "
+            f"{len(bad)} of {len(headers)} pages are unusable: `pipelines.dataset check` names them all, "
             "`build --skip-bad` leaves them out"
         )
     for i in bad:
@@ -160,13 +235,13 @@ def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], repla
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
-def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int]) -> list[Page]:
+def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int], limits: Limits) -> list[Page]:
     """Cleaned pages with the images' own sizes; fills in the rest of the counts."""
     made = []
     for page, header in zip(pages, headers, strict=True):
         size = (header.width, header.height)
         counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
-        made.append(clean(page, *size, counts))
+        made.append(clean(page, *size, counts, limits.points))
     counts |= {"pages": len(made), "polygons": sum(len(p.polygons) for p in made)}
     counts["ignored"] = sum(sum(p.ignore) for p in made)
     return made
@@ -179,10 +254,11 @@ def build(
     root: str | Path | None = None,
     *,
     workers: int = 0,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    limits: Limits = DEFAULT,
     skip_bad: bool = False,
     progress: Progress | None = None,
     replace: bool = True,
+    known: Index | None = None,
     follow_links: bool = False,
 ) -> Index:
     """Builds the index of an annotation source in folder `out`.
@@ -190,60 +266,61 @@ def build(
     Args:
         source, format, root, follow_links: as `formats.read_source`.
         workers: threads that read image headers; 0 = one a core.
-        max_pixels: larger images are refused.
-        skip_bad: leave missing and unreadable images out (with a warning each) instead of refusing.
+        limits: what is beyond them is refused; polygons of too many points are drawn with fewer, or ignored.
+        skip_bad: leave missing, unreadable and refused pages out (with a warning each) instead of refusing all.
         progress: called with (done, total).
         replace: replace an index that is there; else it stays and is opened.
+        known: an earlier index: pages that were good in it and are not now are kept as they were.
 
     Raises:
-        UserError: bad source, no pages, missing, unreadable or too large images.
+        UserError: bad source, no pages, missing or unreadable images, pages beyond the limits.
     """
     out = Path(out)
     if out.exists() and not is_index(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an index; name another --out")
-    made = read_source(source, format, root, follow_links=follow_links)
-    headers = read_headers([made.root / page.path for page in made.pages], workers, max_pixels, progress)
-    counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "wrong_size"), 0)
+    made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
+    headers = read_headers([made.root / page.path for page in made.pages], workers, limits, progress)
+    headers, kept = _keep_known(made, headers, known)
+    headers = _refuse_crowded(made.pages, headers, limits.polygons)
+    counts = dict.fromkeys(COUNTS, 0)
     rows = _drop_bad(made, headers, skip_bad, counts)
     headers = [headers[i] for i in rows]
-    pages = _clean_pages([made.pages[i] for i in rows], headers, counts)
+    pages = _clean_pages([made.pages[i] for i in rows], headers, counts, limits)
     for finding in made.findings:
         kind = finding.kind.replace("-", "_")
         counts[kind] = counts.get(kind, 0) + 1
     meta = {"kind": KIND, "version": VERSION, "source": str(Path(source).resolve()), "root": str(made.root)}
-    meta |= {"format": made.format, "counts": counts}
+    meta |= {"format": made.format, "counts": counts, "kept": kept}
     _write(out, _arrays(pages, headers), meta, replace)
     return load(out)
 
 
 def _signature(path: Path) -> list[tuple[str, int, int]]:
-    """Name, time and size of the files a source's content depends on: itself, and label files for a folder."""
-    places = [path] if path.is_file() else []
-    folder = path if path.is_dir() else path.parent
-    # An id list depends on the label files next to it; a JSON or PaddleOCR file on itself only.
-    if path.is_dir() or path.suffix.lower() == ".txt":
-        folders = [folder] + [p for p in sorted(folder.iterdir()) if p.is_dir()]
-        places += [p for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in (".txt", ".csv", ".json")]
-    stats = [(p, p.stat()) for p in dict.fromkeys(places)]
-    return [(str(p), s.st_mtime_ns, s.st_size) for p, s in stats]
+    """Name, time and size of the files a source's content depends on."""
+    return [(str(p), s.st_mtime_ns, s.st_size) for p, s in ((p, p.stat()) for p in annotation_files(path))]
 
 
 def _images_unchanged(index: Index) -> bool:
+    """Whether every image is as it was when the index was built; bad ones that were kept, still as bad."""
+    kept = json.loads((index.folder / "meta.json").read_bytes()).get("kept", {})
     for i in range(len(index)):
         try:
             stat = os.stat(index.path(i))
+            now = [stat.st_mtime_ns, stat.st_size]
         except OSError:
-            return False
-        if (stat.st_mtime_ns, stat.st_size) != tuple(index.file_stat[i].tolist()):
+            now = None
+        if now != kept.get(index.relative_path(i), index.file_stat[i].tolist()):
             return False
     return True
 
 
-def open_index(spec: str | Path, format: str = "auto", cache_dir: str | Path = "runs/.index") -> Index:
+def open_index(
+    spec: str | Path, format: str = "auto", cache_dir: str | Path = "runs/.index", limits: Limits = DEFAULT
+) -> Index:
     """Opens a built index, or builds one for an annotation source in the cache.
 
     The cache entry is used only while the annotation files and every image have the time and size they had when it
-    was built, so an edit of either is seen.
+    was built, so an edit of either is seen. An image that was good then and is not now keeps its place: see `build`.
 
     Raises:
         UserError: as `load` and `build`.
@@ -253,16 +330,15 @@ def open_index(spec: str | Path, format: str = "auto", cache_dir: str | Path = "
         return load(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    stated = json.dumps([VERSION, format, str(path.resolve()), _signature(path.resolve())])
+    bounds = [limits.scans, limits.polygons, limits.points]  # the page size is asked of the index, by engine.data
+    stated = json.dumps([VERSION, format, str(path.resolve()), _signature(path.resolve()), bounds])
     key = hashlib.sha256(stated.encode()).hexdigest()
     place = hashlib.sha256(f"{format}\n{path.resolve()}".encode()).hexdigest()[:12]
     folder = Path(cache_dir) / f"{path.stem}-{place}-{key[:12]}"
-    stale = is_index(folder)
-    if stale:
-        index = load(folder)
-        if _images_unchanged(index):
-            return index
+    known = load(folder) if is_index(folder) else None
+    if known is not None and _images_unchanged(known):
+        return known
     logger.info("building the index of %s in %s", printable(path), printable(folder))
-    index = build(path, folder, format, replace=stale)
+    index = build(path, folder, format, limits=limits, replace=known is not None, known=known)
     logger.info("%s: %s, %d pages, %d polygons", printable(path), index.format, len(index), len(index.ignore_flags))
     return index

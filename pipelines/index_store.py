@@ -12,6 +12,7 @@ All ranks map the same files, so the pages are in memory once a machine and work
 
 import itertools
 import json
+import os
 import tokenize
 import warnings
 from dataclasses import dataclass, field
@@ -82,6 +83,10 @@ class Index:
         """Image file name of page i."""
         return self.relative_path(i).rpartition("/")[2]
 
+    def num_bytes(self, i: int) -> int:
+        """Bytes that the image file of page i had when the index was built."""
+        return int(self.file_stat[self._row(i), 1])
+
     def polygons(self, i: int) -> list[np.ndarray]:
         """Polygons of page i: (n, 2) float32 views, oriented pixels."""
         first, last = self._range(i)
@@ -113,9 +118,13 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class ConcatIndex:
-    """Several indexes end to end, with the interface of one. `dataset_of` (N,) int64 tells which a page is from."""
+    """Several indexes end to end, with the interface of one. `dataset_of` (N,) int64 tells which a page is from.
+
+    `bad` holds what this process has found out: rows that cannot be read, and why.
+    """
 
     parts: list[Index]
+    bad: dict[int, str] = field(init=False, repr=False, default_factory=dict)
     lengths: list[int] = field(init=False)
     dataset_of: np.ndarray = field(init=False, repr=False)
     size_wh: np.ndarray = field(init=False, repr=False)
@@ -170,6 +179,11 @@ class ConcatIndex:
         """Image file name of page i."""
         part, row = self._at(i)
         return part.name(row)
+
+    def num_bytes(self, i: int) -> int:
+        """Bytes that the image file of page i had when its index was built."""
+        part, row = self._at(i)
+        return part.num_bytes(row)
 
     def polygons(self, i: int) -> list[np.ndarray]:
         """Polygons of page i: (n, 2) float32 views, oriented pixels."""
@@ -281,7 +295,7 @@ def load(folder: str | Path) -> Index:
     if not (isinstance(meta.get("root"), str) and isinstance(meta.get("format"), str) and "counts" in meta):
         raise UserError(f"{folder}: meta.json is damaged; build the index again")
     root = Path(meta["root"])
-    if not root.is_dir():
+    if not os.path.isdir(root):  # false for a name that is too long, where Path.is_dir raises
         raise UserError(f"{folder}: its image folder {root} is gone; build the index again")
     texts = ("texts", "text_offsets") if (folder / "texts.npy").is_file() else ()
     arrays = {name: _map(folder / f"{name}.npy") for name in (*ARRAYS, *texts)}

@@ -8,62 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import backend, fn, pipeline_def, types
+from nvidia.dali import backend
 
-from pipelines import graph, sampler
+from pipelines import graph, quarantine, sampler
 from pipelines.augment import AugmentConfig
+from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
-from pipelines.images import DEFAULT_MAX_PIXELS, pixel_limit, read_header
-from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_size, raw_sizes, read_file
+from pipelines.quarantine import Ledger
+from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_sizes
 
 # The hardware decoder's memory is taken for a batch of pages of the hinted size: 16 pages of 16 Mpx are 0.8 GB. For a
 # larger one it grows when that page comes.
 HINT_MAX_PX = 16_000_000
 
 
-class BareIndex:
-    """Image files without annotations, with the part of the index's interface that loading needs.
+class _Stream:
+    """A running pipeline and the place in it. `wait_seconds` adds up the time spent waiting for batches.
 
-    Raises:
-        UserError: naming the first file that is missing or no image.
+    A DALI pipeline is of no use after an error. So when a file cannot be decoded, or not to the size of the index, its
+    row is made known to the source and a new pipeline starts at the same batch: what comes out is what would have come
+    had the row been known from the beginning.
     """
 
-    def __init__(self, paths: list[Path]) -> None:
-        with pixel_limit(DEFAULT_MAX_PIXELS):
-            headers = [read_header(Path(path)) for path in paths]
-        for path, header in zip(paths, headers):
-            if header.problem:
-                raise UserError(f"{path}: {header.problem} ({header.detail})")
-        self._paths = [Path(path) for path in paths]
-        self.size_wh = np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2)
-        self.orientation = np.array([h.orientation for h in headers], np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, i: int) -> Path:
-        """Path of page i."""
-        return self._paths[int(i)]
-
-    def name(self, i: int) -> str:
-        """File name of page i."""
-        return self._paths[int(i)].name
-
-    def polygons(self, i: int) -> list[np.ndarray]:
-        """None: there are no annotations."""
-        return []
-
-    def ignore(self, i: int) -> np.ndarray:
-        """(0,) bool."""
-        return np.zeros(0, bool)
-
-
-class _Stream:
-    """A running pipeline and the place in it. `wait_seconds` adds up the time spent waiting for batches."""
-
-    def __init__(self, source: TrainSource | EvalSource, augment: AugmentConfig, prefetch: int, **options: Any) -> None:
-        self.source, self.prefetch = source, prefetch
+    def __init__(
+        self, source: TrainSource | EvalSource, augment: AugmentConfig, prefetch: int, ledger: Ledger, **options: Any
+    ) -> None:
+        self.source, self.augment, self.prefetch, self.ledger = source, augment, prefetch, ledger
         self.device_id: int | None = options["device_id"]
         self.iteration = 0
         self.wait_seconds = 0.0
@@ -71,24 +42,30 @@ class _Stream:
         if self.device_id is not None:
             _preallocate(source, augment, options["batch_size"], prefetch, self.device_id)
         options["largest_wh"] = largest_wh(raw_sizes(maker.index))
-        self._pipeline = graph.define(source, maker.canvas_hw, augment, prefetch=prefetch, **options)
+        self._options = options
+        self._start()
+
+    def _start(self) -> None:
+        """Builds the pipeline that begins at the present batch; 0.1 s, and 2 s more with workers."""
+        self._pipeline = None  # first of all the old one's workers and memory are freed
+        source = self.source
+        source.first = self.iteration
+        source.maker.bad |= self.ledger.reasons.keys()
+        canvas = source.maker.canvas_hw
+        self._pipeline = graph.define(source, canvas, self.augment, prefetch=self.prefetch, **self._options)
         self._pipeline.build()
 
     def next(self) -> Batch:
         """The next batch.
 
         Raises:
-            UserError: naming the files of the batch that cannot be decoded or differ in size from the index.
+            UserError: more bad pages than the ledger allows.
         """
-        assert self._pipeline is not None, "the loader is closed"
         start = time.perf_counter()
-        # Bound to torch's stream: no host wait, and DALI reuses a buffer only after the work queued on that stream.
-        stream = None if self.device_id is None else torch.cuda.current_stream(self.device_id)
-        try:
-            outputs = graph.Outputs(*self._pipeline.run(stream))
-        except RuntimeError as error:
-            self._blame(error)
-            raise
+        outputs = self._run()
+        while outputs is None:
+            self._start()
+            outputs = self._run()
         batch = self._batch(outputs)
         self.iteration += 1
         self.wait_seconds += time.perf_counter() - start
@@ -98,39 +75,67 @@ class _Stream:
         """Frees the pipeline, its workers and its memory; batches already handed out stay valid."""
         self._pipeline = None
 
+    def _run(self) -> graph.Outputs | None:
+        """One batch; None when it cannot be had or is wrong, and the files at fault are now known as bad."""
+        assert self._pipeline is not None, "the loader is closed"
+        # Bound to torch's stream: no host wait, and DALI reuses a buffer only after the work queued on that stream.
+        stream = None if self.device_id is None else torch.cuda.current_stream(self.device_id)
+        try:
+            outputs = graph.Outputs(*self._pipeline.run(stream))
+        except RuntimeError:
+            if not self._find_undecodable():
+                raise
+            return None
+        rows = np.array(outputs.index.as_tensor())
+        for row in self.source.passed_over(self.iteration, rows):
+            self._add(row)
+        return None if self._find_wrong_size(rows, np.array(outputs.shape.as_tensor())) else outputs
+
     def _batch(self, outputs: graph.Outputs) -> Batch:
         # No copy: DALI's dynamic executor gives every iteration a buffer of its own, alive as long as the torch tensor.
         image = torch.from_dlpack(outputs.image.as_tensor()).permute(0, 3, 1, 2)
-        rows = np.array(outputs.index.as_tensor())
-        self._check_sizes(rows, np.array(outputs.shape.as_tensor()))
         points, offsets, ignore = (
             [np.array(page) for page in output] for output in (outputs.points, outputs.offsets, outputs.ignore)
         )
-        return collate(image, points, offsets, ignore, rows, np.array(outputs.matrix.as_tensor()))
+        rows, matrix = np.array(outputs.index.as_tensor()), np.array(outputs.matrix.as_tensor())
+        return collate(image, points, offsets, ignore, rows, matrix)
 
-    def _check_sizes(self, rows: np.ndarray, shapes: np.ndarray) -> None:
-        """The decoded sizes must be the index's: else image and polygons would not fit each other."""
-        index = self.source.maker.index
-        for row, (height, width, _) in zip(rows, shapes):
-            expected = raw_size(index, row)
+    def _add(self, row: int, reason: str = "") -> None:
+        if row not in self.ledger.reasons:
+            self.ledger.add(row, reason or quarantine.problem(self.source.maker.index, row))
+
+    def _find_wrong_size(self, rows: np.ndarray, shapes: np.ndarray) -> bool:
+        """Whether a decoded size is not the index's: image and polygons would not fit each other."""
+        wrong = False
+        for row, (height, width, _) in zip(rows.tolist(), shapes.tolist()):
+            expected = self.source.size_of(row)
             if (width, height) != expected:
-                raise UserError(
-                    f"{index.path(row)}: decoded as {width}x{height} px but indexed as {expected[0]}x{expected[1]}: "
-                    "the file changed; build the index again"
-                )
+                wrong = True
+                self._add(row, f"decoded as {width}x{height} px but indexed as {expected[0]}x{expected[1]}")
+        return wrong
 
-    def _blame(self, error: RuntimeError) -> None:
-        """Finds the files that cannot be decoded among the batches in flight, and raises UserError naming them."""
-        index, bad = self.source.maker.index, []
-        for iteration in range(self.iteration, self.iteration + self.prefetch + 1):
-            paths = [index.path(int(row)) for row in self.source.rows(iteration)]
-            bad = [str(path) for path in paths if not decodes(path)]
-            if bad:
-                self.close()
-                raise UserError(
-                    f"cannot decode {', '.join(dict.fromkeys(bad))}: missing, empty or damaged; "
-                    "mend the file or take it out of the data"
-                ) from error
+    def _find_undecodable(self) -> bool:
+        """Whether there are files that cannot be decoded among the batches in flight."""
+        pages = [
+            page
+            for iteration in range(self.iteration, self.iteration + self.prefetch + 1)
+            for page in self.source.encoded(iteration)
+        ]
+        self._pipeline = None
+        bad = quarantine.undecodable([page for page in pages if len(page[1])], None)
+        if not bad and self.device_id is not None:
+            bad = quarantine.undecodable([page for page in pages if len(page[1])], self.device_id)
+        for row in sorted(self.source.maker.bad):
+            self._add(row)
+        for row in bad:
+            self._add(row, quarantine.UNDECODABLE)
+        hopeless = [row for row, encoded in pages if not len(encoded)]
+        if hopeless:
+            raise UserError(
+                f"{self.source.maker.index.path(hopeless[0])} cannot be read, nor can any of {sampler.TRIES} other "
+                "pages of its data set: is the disk there?"
+            )
+        return bool(bad)
 
 
 def largest_wh(sizes_wh: np.ndarray) -> tuple[int, int]:
@@ -160,21 +165,6 @@ def _preallocate(
         backend.PreallocatePinnedMemory(3 * pixels * math.ceil(batch_size * augment.noise_p))
 
 
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _decode_one(path: Path) -> Any:
-    data = fn.external_source(source=lambda: [read_file(path)], dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(data, device="cpu", output_type=types.RGB)
-
-
-def decodes(path: Path) -> bool:
-    """Whether a file exists and decodes (on the CPU)."""
-    try:
-        _decode_one(path).run()
-    except RuntimeError:
-        return False
-    return True
-
-
 class TrainLoader:
     """Endless iterator of `Batch`, one per micro-step; made by `train_loader`.
 
@@ -199,6 +189,11 @@ class TrainLoader:
     def position(self) -> tuple[int, int, int]:
         """(epoch, step, micro) of the next batch."""
         return self._source.position(self._stream.iteration)
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Path -> what is wrong, of the pages found bad so far; others are taken for them."""
+        return quarantine.paths_of(self._source.maker.index, self._stream.ledger.reasons)
 
     @property
     def wait_seconds(self) -> float:
@@ -261,6 +256,8 @@ def train_loader(
     workers: int = 0,
     prefetch: int = 2,
     hw_decoder_load: float = 0.9,
+    bad: dict[int, str] | None = None,
+    max_bad_share: float = 0.05,
 ) -> TrainLoader:
     """Augmented batches without end, from (start_epoch, start_step) on.
 
@@ -277,9 +274,11 @@ def train_loader(
         device_id: GPU to decode and warp on, None = CPU.
         threads, workers, prefetch: DALI threads, source processes (0 = none), batches ahead.
         hw_decoder_load: as `graph.define`; no effect on the CPU.
+        bad: rows known to be bad and why; those found are added to it, in place.
+        max_bad_share: share of the pages, rounded up, that may be bad; pages of the same data set take their places.
 
     Raises:
-        UserError: fewer samples than one global batch; from `next`, a file that cannot be decoded.
+        UserError: fewer samples than one global batch; from `next`, more than max_bad_share bad pages.
     """
     options = {"batch_size": batch_size, "accumulate": accumulate, "rank": rank, "world_size": world_size}
     canvas = (int(image_size[0]), int(image_size[1]))
@@ -292,7 +291,8 @@ def train_loader(
         )
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
     options = {"device_id": device_id, "threads": threads, "workers": workers, "hw_decoder_load": hw_decoder_load}
-    stream = _Stream(source, augment, prefetch, batch_size=batch_size, **options)
+    ledger = Ledger(index, {} if bad is None else bad, max_bad_share, "another page takes its place", rank)
+    stream = _Stream(source, augment, prefetch, ledger, batch_size=batch_size, **options)
     return TrainLoader(stream, source)
 
 
@@ -307,17 +307,24 @@ def eval_loader(
     threads: int = 2,
     prefetch: int = 2,
     hw_decoder_load: float = 0.9,
+    bad: dict[int, str] | None = None,
+    fate: str = "",
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
-    Args: as `train_loader`.
+    Args: as `train_loader`, and
+        fate: what becomes of a bad page, which comes as a black one, for the warning; "" = it is refused.
+
+    Raises:
+        UserError: from iterating, a bad page that is refused.
     """
     rows = sampler.eval_rows(len(index), rank, world_size)
     if not len(rows):
         return EvalLoader(None, 0, rows)
     source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)
     options = {"device_id": device_id, "threads": threads, "workers": 0, "hw_decoder_load": hw_decoder_load}
-    stream = _Stream(source, NOT_AUGMENTED, prefetch, batch_size=batch_size, **options)
+    ledger = Ledger(index, {} if bad is None else bad, 1.0 if fate else 0.0, fate, rank)
+    stream = _Stream(source, NOT_AUGMENTED, prefetch, ledger, batch_size=batch_size, **options)
     return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from pipelines.errors import UserError
 
 ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the per-sample ones of pipelines.augment
+SUBSTITUTE_STREAM = 0x7377617073  # "swaps"
+TRIES = 100  # with half of a data set's pages gone, one row in 10^30 finds no substitute
 
 
 def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] | None = None) -> np.ndarray:
@@ -46,6 +48,25 @@ def repeats(order: np.ndarray) -> np.ndarray:
     result = np.empty(len(order), np.int64)
     result[by_sample] = np.arange(len(order)) - run
     return result
+
+
+def substitutes(seed: int, epoch: int, row: int, repeat: int, lengths: list[int]) -> np.ndarray:
+    """(TRIES,) int64 rows of the same data set, the first good one of which takes the place of a row that is bad.
+
+    A pure function of its arguments, so that it matters neither when, nor where, nor in which order bad rows are found.
+
+    Args:
+        seed, epoch, lengths: as `epoch_order`.
+        row: the bad sample number.
+        repeat: how often it came earlier in the epoch.
+    """
+    ends = np.cumsum(lengths)
+    part = int(np.searchsorted(ends, row, side="right"))
+    mask = (1 << 64) - 1
+    key = np.array([seed & mask, epoch & mask], np.uint64)
+    counter = np.array([0, SUBSTITUTE_STREAM, repeat, row], np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return rng.integers(ends[part] - lengths[part], ends[part], TRIES)
 
 
 def num_samples(lengths: list[int], weights: list[float] | None = None) -> int:

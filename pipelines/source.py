@@ -3,9 +3,14 @@
 Each call reads the encoded files of one batch and computes, on the host, everything random about it: the matrix, the
 colours, and the polygons on the canvas. The stream never ends and has no state, hence no pipeline restart between
 epochs, exact resume from any position, and the same batches from any number of workers.
+
+A page whose file is gone, or is not the one that was indexed, never reaches the decoder, which would fail for the whole
+batch: training takes another page of the same data set, chosen by (seed, epoch, row) alone (`sampler.substitutes`),
+evaluation a black one. Decoders fail on the rest; the loader finds those and adds them to `SampleMaker.bad`.
 """
 
 import math
+import multiprocessing
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,15 +18,18 @@ import numpy as np
 
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
+from pipelines.worker_signals import leave_to_parent
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
 NOT_AUGMENTED = AugmentConfig(enabled=False)
+NOTHING = np.zeros(0, np.uint8)
+BLANK = cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1]  # outside a page the canvas is black anyway
 
 
 class Sample(NamedTuple):
     """One sample as it enters the graph."""
 
-    encoded: np.ndarray  # (bytes,) uint8; empty when the file cannot be read, which fails the decoder
+    encoded: np.ndarray  # (bytes,) uint8; empty, which fails the decoder, when no substitute was found either
     resize: np.ndarray  # () bool
     size_hw: np.ndarray  # (2,) float32
     inverse: np.ndarray  # (2, 3) float32 canvas -> decoded and resized image
@@ -56,12 +64,17 @@ def raw_sizes(index: Any) -> np.ndarray:
     return np.where(swapped[:, None], index.size_wh[:, ::-1], index.size_wh)
 
 
-def read_file(path: Any) -> np.ndarray:
-    """(bytes,) uint8 contents; empty when it cannot be read: the decoder then fails and the loader names the file."""
+def read_page(index: Any, row: int) -> np.ndarray:
+    """(bytes,) uint8 of a page's file; empty when it cannot be read or has not as many bytes as were indexed.
+
+    One byte more is asked for than there should be: a file that was replaced by a huge one takes no memory.
+    """
+    expected = index.num_bytes(row)
     try:
-        return np.fromfile(path, np.uint8)
+        encoded = np.fromfile(index.path(row), np.uint8, expected + 1)
     except OSError:
-        return np.zeros(0, np.uint8)
+        return NOTHING
+    return encoded if len(encoded) == expected else NOTHING
 
 
 class SampleMaker:
@@ -70,14 +83,28 @@ class SampleMaker:
     Args:
         index: an index (`pipelines.index`).
         canvas_hw: canvas height and width.
+
+    Attributes:
+        bad: rows that are not tried again.
     """
 
     def __init__(self, index: Any, canvas_hw: tuple[int, int]) -> None:
         self.index = index
         self.canvas_hw = canvas_hw
+        self.bad: set[int] = set()
         self._tile: np.ndarray | None = None  # made on first use, in the process that uses it
 
-    def __call__(self, row: int, drawn: Draw) -> Sample:
+    def read(self, row: int) -> np.ndarray:
+        """`read_page`, but a row that was bad once stays so in this process: a file may come and go."""
+        if row in self.bad:
+            return NOTHING
+        encoded = read_page(self.index, row)
+        if not len(encoded):
+            self.bad.add(row)
+        return encoded
+
+    def __call__(self, row: int, drawn: Draw, encoded: np.ndarray | None = None) -> Sample:
+        """The sample; `encoded` is the row's `read`, where the caller has it."""
         index, canvas = self.index, self.canvas_hw
         size_wh = (int(index.size_wh[row, 0]), int(index.size_wh[row, 1]))
         labels = geometry.pack(index.polygons(row), index.ignore(row))
@@ -89,7 +116,7 @@ class SampleMaker:
         tone = drawn.colour is not None and is_tone(colour)
         light = np.zeros((1, 1, 2), np.float32) if drawn.light is None else drawn.light
         return Sample(
-            encoded=read_file(index.path(row)),
+            encoded=self.read(row) if encoded is None else encoded,
             resize=np.array(warp.resize),
             size_hw=warp.size_hw,
             inverse=warp.inverse,
@@ -203,7 +230,14 @@ class TrainSource:
         global_batch = batch_size * world_size * accumulate
         self.num_samples = sampler.num_samples(self.lengths, self.weights)
         self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, global_batch)
-        self._epoch, self._order, self._repeats = -1, np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.first = 0  # batch number of the running pipeline's first batch
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled in a worker of DALI's."""
+        self.__dict__.update(state)
+        if multiprocessing.parent_process() is not None:
+            leave_to_parent()
 
     def position(self, iteration: int) -> tuple[int, int, int]:
         """(epoch, step, micro) of a batch number."""
@@ -212,27 +246,70 @@ class TrainSource:
         return (epoch, *divmod(rest, accumulate))
 
     def rows(self, iteration: int) -> np.ndarray:
-        """(batch_size,) int64 index rows of a batch number."""
+        """(batch_size,) int64 index rows of a batch number, were every page good."""
         epoch, step, micro = self.position(iteration)
-        self._enter(epoch)
-        return sampler.rank_batch(self._order, step, micro, **self.split)
+        return sampler.rank_batch(self._order(epoch)[0], step, micro, **self.split)
 
-    def _enter(self, epoch: int) -> None:
-        if self._epoch != epoch:
-            self._order = sampler.epoch_order(self.seed, epoch, self.lengths, self.weights)
-            self._repeats = sampler.repeats(self._order)
-            self._epoch = epoch
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order and repeats. Two epochs are kept: the pipeline is ahead of the loader, which asks too."""
+        if epoch not in self._orders:
+            order = sampler.epoch_order(self.seed, epoch, self.lengths, self.weights)
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
+            self._orders[epoch] = order, sampler.repeats(order)
+        return self._orders[epoch]
+
+    def wanted(self, iteration: int) -> list[tuple[int, int]]:
+        """Index row of every page of a batch number, and how often it came earlier in the epoch."""
+        epoch, step, micro = self.position(iteration)
+        again = sampler.rank_batch(self._order(epoch)[1], step, micro, **self.split)
+        return list(zip(self.rows(iteration).tolist(), again.tolist()))
 
     def draws(self, iteration: int) -> list[tuple[int, Draw]]:
-        """Index row and random numbers of every page of a batch number."""
-        epoch, step, micro = self.position(iteration)
-        rows = self.rows(iteration)
-        again = sampler.rank_batch(self._repeats, step, micro, **self.split)
-        return [(int(row), draw(self.augment, self.seed, epoch, int(row), int(k))) for row, k in zip(rows, again)]
+        """Index row and random numbers of every page of a batch number, were every page good."""
+        epoch = self.position(iteration)[0]
+        return [(row, draw(self.augment, self.seed, epoch, row, again)) for row, again in self.wanted(iteration)]
+
+    def pick(self, epoch: int, row: int, again: int) -> tuple[int, int, np.ndarray]:
+        """The page itself or, if it is bad, its first good substitute: row, repeat (for the draw) and encoded bytes.
+
+        The bytes are empty when none of the substitutes is good either.
+        """
+        encoded = self.maker.read(row)
+        if len(encoded):
+            return row, again, encoded
+        for other in sampler.substitutes(self.seed, epoch, row, again, self.lengths).tolist():
+            encoded = self.maker.read(other)
+            if len(encoded):  # augmented in its own way: the page may come by itself in the same epoch
+                return other, (row + 1) << 20 | again, encoded
+        return row, again, encoded
+
+    def passed_over(self, iteration: int, rows: np.ndarray) -> list[int]:
+        """Rows that were bad when a batch was made, given the (batch_size,) rows that are in it (made in a worker)."""
+        epoch, found = self.position(iteration)[0], []
+        for (row, again), got in zip(self.wanted(iteration), rows.tolist()):
+            if row != got:
+                others = sampler.substitutes(self.seed, epoch, row, again, self.lengths).tolist()
+                found += [row, *others[: others.index(got)]]
+        return list(dict.fromkeys(found))
+
+    def encoded(self, iteration: int) -> list[tuple[int, np.ndarray]]:
+        """Row and encoded bytes of every page of a batch number; empty bytes when there is no good substitute."""
+        epoch = self.position(iteration)[0]
+        return [(row, data) for row, _, data in (self.pick(epoch, *page) for page in self.wanted(iteration))]
+
+    def size_of(self, row: int) -> tuple[int, int]:
+        """Width and height that the page's image must have."""
+        return raw_size(self.maker.index, row)
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
-        """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
-        return columns([self.maker(row, drawn) for row, drawn in self.draws(info.iteration)], self.fields)
+        """Batch number `first + info.iteration` (nvidia.dali.types.BatchInfo)."""
+        iteration = self.first + info.iteration
+        epoch = self.position(iteration)[0]
+        samples = []
+        for page in self.wanted(iteration):
+            row, again, encoded = self.pick(epoch, *page)
+            samples.append(self.maker(row, draw(self.augment, self.seed, epoch, row, again), encoded))
+        return columns(samples, self.fields)
 
 
 class EvalSource:
@@ -249,13 +326,28 @@ class EvalSource:
         self.fields = fields_of(NOT_AUGMENTED)
         self._rows, self.batch_size = rows, batch_size
         self.num_batches = math.ceil(len(rows) / batch_size)
+        self.first = 0  # batch number of the running pipeline's first batch
 
     def rows(self, iteration: int) -> np.ndarray:
         """(<= batch_size,) int64 index rows of a batch number."""
         first = iteration % self.num_batches * self.batch_size
         return self._rows[first : first + self.batch_size]
 
+    def passed_over(self, iteration: int, rows: np.ndarray) -> list[int]:
+        """Rows of a batch that are bad."""
+        return [row for row in rows.tolist() if row in self.maker.bad]
+
+    def encoded(self, iteration: int) -> list[tuple[int, np.ndarray]]:
+        """Row and encoded bytes of every page of a batch number."""
+        pages = [(row, self.maker.read(row)) for row in self.rows(iteration).tolist()]
+        return [(row, data if len(data) else BLANK) for row, data in pages]
+
+    def size_of(self, row: int) -> tuple[int, int]:
+        """Width and height that the page's image must have."""
+        return (1, 1) if row in self.maker.bad else raw_size(self.maker.index, row)
+
     def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
-        """Batch number `info.iteration` (nvidia.dali.types.BatchInfo)."""
+        """Batch number `first + info.iteration` (nvidia.dali.types.BatchInfo)."""
         plain = draw(NOT_AUGMENTED, 0, 0, 0)
-        return columns([self.maker(int(row), plain) for row in self.rows(info.iteration)], self.fields)
+        pages = self.encoded(self.first + info.iteration)
+        return columns([self.maker(row, plain, encoded) for row, encoded in pages], self.fields)

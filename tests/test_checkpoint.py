@@ -13,6 +13,7 @@ import torch
 from engine import checkpoint
 from engine.config import load_config, to_dict, to_yaml
 from engine.ema import Ema
+from engine.writer import Writer
 from pipelines.errors import UserError
 
 
@@ -97,11 +98,13 @@ def test_another_model_is_refused(tmp_path):
 def test_writer_survives_a_folder_it_cannot_write(tmp_path, capsys):
     model, ema, optimizer = _trained()
     (tmp_path / "file").write_text("in the way")
-    writer = checkpoint.Writer(tmp_path / "file" / "checkpoints", 1, 1)
+    writer = Writer(tmp_path / "file" / "checkpoints", 1, 1)
     writer.save(checkpoint.snapshot(model, ema.model, optimizer), {"step": 1}, "seed: 0\n")
-    writer.wait()
+    writer.wait(0)
     assert writer.failures == 1
-    assert "WARNING: checkpoint not written" in capsys.readouterr().err
+    assert "WARNING: checkpoint of step 1 not written" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the last 1 checkpoints could not be written \(Not a directory\)"):
+        writer.refuse(1)
 
 
 def test_the_resolved_configuration_comes_back(tmp_path):
@@ -189,7 +192,7 @@ def test_a_step_written_again_never_deletes_the_one_before_it_is_complete(tmp_pa
 
 
 def test_a_bug_in_the_writer_is_raised_and_hangs_nobody(tmp_path):
-    writer = checkpoint.Writer(tmp_path, 1, 1)
+    writer = Writer(tmp_path, 1, 1)
     writer.save({}, {"no step": 1}, "seed: 0\n")
     with pytest.raises(RuntimeError, match="checkpoint writer failed"):
         writer.wait()

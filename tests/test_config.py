@@ -30,7 +30,8 @@ from pipelines.errors import UserError
 KEYS = """
 preset name run_root seed wandb wandb_project wandb_group wandb_job_type resume init_from
 data: train train_weights val test format image_size progressive batch_size global_batch workers threads
-  prefetch hw_decoder_load max_page_mpx synthetic_train synthetic_val synthetic_size synthetic_seed
+  prefetch hw_decoder_load max_bad_share max_page_mpx max_scans max_annotation_mb max_polygons max_points
+  synthetic_train synthetic_val synthetic_size synthetic_seed
 augment: enabled hflip rotate_deg rotate_p scale_min scale_max aspect shift crop_tries brightness contrast brightness_p
   hue_deg saturation value hsv_p sharpen_p blur_p blur_sigma noise_p noise_sigma shadow_p fog_p
 models.encoder: name weights hrnet_incre_head pad_widths freeze lr_scale decay_scale
@@ -40,8 +41,8 @@ models.optimizer: name lr weight_decay momentum beta1 beta2 eps
 models.scheduler: name T_max eta_min after_T_max warmup_epochs warmup_start poly_power pct_start
 loss: mode prob_weight thresh_weight binary_weight negative_ratio shrink_ratio thresh_min thresh_max min_text_size_px
 trainer: max_epochs max_steps max_minutes accumulate clip_norm precision compile channels_last device deterministic ema
-  ema_decay precise_bn sync_bn log_every patience checkpoint_every_steps keep_top_k keep_last kernels threads
-  hang_timeout_s nonfinite_limit on_nonfinite rollback_lr max_rollbacks profile overlays
+  ema_decay precise_bn sync_bn log_every patience checkpoint_every_steps max_failed_saves keep_top_k keep_last kernels
+  threads hang_timeout_s nonfinite_limit on_nonfinite rollback_lr max_rollbacks profile overlays
 speed: scope max_autotune cuda_graphs force_layout memory_budget optimize_ddp bucket_mib fused_norms
 eval: every_epochs batch_size protocol select image_size ema workers
 post: shape bin_thresh box_thresh unclip_ratio min_size_px min_unclipped_px score_mode max_candidates connectivity

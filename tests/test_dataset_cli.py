@@ -13,6 +13,7 @@ from pipelines.check import check, inspect_image, inspect_images
 from pipelines.dataset import main
 from pipelines.index import load
 from pipelines.jpeg import scan_markers
+from pipelines.limits import Limits
 
 SQUARE = [[10, 20], [110, 20], [110, 40], [10, 40]]
 
@@ -103,12 +104,12 @@ def test_check_names_bad_images(tmp_path, capsys):
     }
     assert main(["check", str(path)]) == 2
     out = capsys.readouterr().out
-    assert "missing.jpg: missing: No such file" in out and "cannot train: 4 unusable images: missing.jpg" in out
+    assert "missing.jpg: missing: No such file" in out and "cannot train: 4 unusable pages: missing.jpg" in out
 
 
 def test_check_max_pixels(good):
-    assert {kind for _, kind in found(good, max_pixels=100)} == {"too-large"}
-    assert check(good, max_pixels=100).fatal[0] == "no readable page"
+    assert {kind for _, kind in found(good, limits=Limits(100))} == {"too-large"}
+    assert check(good, limits=Limits(100)).fatal[0] == "no readable page"
 
 
 def test_check_names_bad_polygons(tmp_path, capsys):
@@ -198,7 +199,7 @@ def test_processes_give_the_same_answer(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"bad")
     Image.new("L", (9, 9)).save(tmp_path / "b.png")
     paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
-    assert list(inspect_images(paths, 2, 10**6)) == list(inspect_images(paths, 1, 10**6))
+    assert list(inspect_images(paths, 2, Limits(10**6))) == list(inspect_images(paths, 1, Limits(10**6)))
 
 
 def test_stats(good, tmp_path, capsys):

@@ -100,6 +100,17 @@ def test_a_damaged_image_is_named(leave, tmp_path):
     assert code == 2 and len(lines) == 1 and "2.jpg" in lines[0], error
 
 
+def test_a_damaged_page_ends_an_evaluation_with_its_name(leave, tmp_path, trained):
+    """A training goes on and judges it as a page without detections; a score that is asked for is of all pages."""
+    source = _pages(tmp_path / "pages", {"1": WORD})
+    path = tmp_path / "pages" / "images" / "2.jpg"
+    settings = [f"checkpoint={trained}", f"data.val={source}", f"run_root={tmp_path}"]
+    assert evaluate.main(settings) == 0
+    path.write_bytes(b"")  # its index is there already, and keeps its place
+    code, lines, error = leave(evaluate.main, *settings)
+    assert code == 2 and len(lines) == 1 and "1 of 4 pages cannot be read" in lines[0] and "2.jpg (" in lines[0], error
+
+
 def test_official_cleval_without_texts_is_refused(leave, tmp_path):
     source = _pages(tmp_path / "pages", {"1": {"points": WORD["points"]}})
     code, lines, error = leave(train.main, *TINY, f"data.train={source}", f"data.val={source}")

@@ -12,6 +12,7 @@ from pipelines import synthetic
 from pipelines.errors import UserError
 from pipelines.images import read_header
 from pipelines.index import ConcatIndex, build, is_index, load, open_index
+from pipelines.limits import Limits
 
 SQUARE = [[10, 20], [110, 20], [110, 40], [10, 40]]
 
@@ -110,7 +111,7 @@ def test_clamping_uses_the_oriented_page(tmp_path):
 def test_missing_and_broken_images(source, tmp_path):
     (source.parent / "images" / "b.jpg").unlink()
     (source.parent / "images" / "empty.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"empty\.jpg: unreadable.*2 of 3 images.*--skip-bad") as caught:
+    with pytest.raises(UserError, match=r"empty\.jpg: unreadable.*2 of 3 pages.*--skip-bad") as caught:
         build(source, tmp_path / "index")
     assert "\n" not in str(caught.value) and not (tmp_path / "index").exists()
     index = build(source, tmp_path / "index", skip_bad=True)
@@ -123,10 +124,10 @@ def test_missing_and_broken_images(source, tmp_path):
 def test_too_many_pixels(source, tmp_path):
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(UserError, match="too-large"):
-        build(source, tmp_path / "index", max_pixels=199 * 100)
+        build(source, tmp_path / "index", limits=Limits(199 * 100))
     with pytest.raises(UserError, match="too-large"):
-        build(source, tmp_path / "index", max_pixels=100)
-    assert len(build(source, tmp_path / "index", max_pixels=200 * 100)) == 3
+        build(source, tmp_path / "index", limits=Limits(100))
+    assert len(build(source, tmp_path / "index", limits=Limits(200 * 100))) == 3
     assert before == Image.MAX_IMAGE_PIXELS
 
 

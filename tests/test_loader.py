@@ -13,6 +13,7 @@ from pipelines import loader
 from pipelines.augment import AugmentConfig
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex, build
+from pipelines.source import SampleMaker
 
 CANVAS = (96, 128)
 PAGES = 14
@@ -206,31 +207,128 @@ def test_too_few_pages_for_a_step(index):
         make(index, batch_size=4, world_size=2, accumulate=2)
 
 
-@pytest.mark.parametrize(
-    ("damage", "workers"), [("missing", 0), ("empty", 0), ("garbage", 0), ("cut", 0), ("missing", 1)]
-)
-def test_a_bad_file_is_named(tmp_path, damage, workers):
-    index = write_pages(tmp_path / "pages", 4)
-    path = index.path(3)
+def damage(path, how):
     data = path.read_bytes()
-    if damage == "missing":
+    if how == "missing":
         path.unlink()
+    elif how == "other size":
+        Image.new("RGB", (50, 60)).save(path, compress_level=9)
+        small = path.read_bytes()
+        path.write_bytes(small + bytes(len(data) - len(small)))  # as many bytes as before
     else:
-        path.write_bytes({"empty": b"", "garbage": b"no image " * 99, "cut": data[: len(data) // 2]}[damage])
+        half = len(data) // 2
+        path.write_bytes({"empty": b"", "cut": data[:half], "garbage": data[:half] + bytes(len(data) - half)}[how])
+
+
+REASONS = {
+    "missing": "No such file",
+    "empty": "empty file",
+    "cut": "bytes but was indexed with",
+    "garbage": "cannot be decoded",  # the right number of bytes: only the decoder sees it
+    "other size": "decoded as 50x60 px but indexed as 93x117",
+}
+
+
+@pytest.mark.parametrize(("how", "workers"), [*((how, 0) for how in REASONS), ("missing", 1)])
+def test_a_bad_page_is_named_once_and_another_takes_its_place(tmp_path, caplog, how, workers):
+    index = write_pages(tmp_path / "pages", 4)
+    damage(index.path(3), how)
     made = make(index, workers=workers)
-    with pytest.raises(UserError) as caught:
-        take(made, 2)
-    assert str(path) in str(caught.value) and "cannot decode" in str(caught.value)
-    assert not any(str(index.path(i)) in str(caught.value) for i in range(3))
+    batches = take(made, 6)  # three epochs
+    rows = np.concatenate([batch.index for batch in batches])
+    assert 3 not in rows and len(rows) == 12 and {0, 1, 2} <= set(rows.tolist())
+    (path, reason), *rest = made.quarantined.items()
+    assert path == str(index.path(3)) and REASONS[how] in reason and not rest
+    (line,) = [record.getMessage() for record in caplog.records if "03.png" in record.getMessage()]
+    assert line.startswith(f"rank 0: {path}: ") and line.endswith("another page takes its place")
 
 
-def test_a_file_that_changed_its_size_is_named(tmp_path):
-    index = write_pages(tmp_path / "pages", 2)
-    Image.new("RGB", (50, 60)).save(index.path(0))
-    pages = loader.eval_loader(index, image_size=CANVAS, batch_size=2)
-    with pytest.raises(UserError, match=r"00.png: decoded as 50x60 px but indexed as 90x120"):
-        list(pages)
-    pages.close()
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # a worker takes seconds to start
+def test_it_does_not_matter_when_a_bad_page_is_found(tmp_path, workers):
+    """Known from the start, found by the source, the decoder or its size; here, in a worker or after a resume."""
+    index = write_pages(tmp_path / "pages", PAGES)
+    known = take(make(index, bad={3: "", 8: ""}, max_bad_share=0.2), 10)
+    other = {row for batch in known for row in batch.index.tolist()}
+    assert not {3, 8} & other and len(other) == PAGES - 2
+    for first, second in (("missing", "garbage"), ("other size", "empty")):
+        index = write_pages(tmp_path / first, PAGES)
+        damage(index.path(3), first)
+        damage(index.path(8), second)
+        assert pages_of(take(make(index, workers=workers, max_bad_share=0.2), 10)) == pages_of(known)
+        resumed = make(index, start_epoch=1, start_step=1, max_bad_share=0.2)
+        assert pages_of(take(resumed, 2)) == pages_of(known[8:10])
+        ranks = [take(make(index, batch_size=1, rank=r, world_size=2, max_bad_share=0.2), 10) for r in (0, 1)]
+        assert pages_of([ranks[r][i] for i in range(10) for r in (0, 1)]) == pages_of(known)
+
+
+def test_a_page_that_goes_bad_on_the_way_changes_nothing_before(tmp_path):
+    index = write_pages(tmp_path / "pages", PAGES)
+    whole = take(make(index), 14)
+    made = make(index)
+    batches = [next(made) for _ in range(7)]
+    damage(index.path(5), "garbage")
+    batches += take(made, 7)
+    known = take(make(index, bad={5: ""}), 14)
+    assert pages_of(batches[:7]) == pages_of(whole[:7]) and pages_of(batches[9:]) == pages_of(known[9:])
+    assert made.position == (2, 0, 0) and 5 not in np.concatenate([batch.index for batch in batches[9:]])
+
+
+def test_a_substitute_is_of_the_same_data_set_and_augmented_in_its_own_way(tmp_path):
+    both = ConcatIndex([write_pages(tmp_path / "a", 4), write_pages(tmp_path / "b", 2)])
+    damage(both.path(5), "missing")
+    batches = take(make(both, bad=both.bad, weights=[1.0, 2.0]), 4)
+    pages = pages_of(batches)
+    assert sorted(page[0] for page in pages) == [0, 1, 2, 3, 4, 4, 4, 4]
+    assert len({page[1] for page in pages}) == 8 and both.bad.keys() == {5}
+
+
+def test_above_the_share_the_loader_stops_with_the_list(tmp_path):
+    index = write_pages(tmp_path / "pages", PAGES)
+    for row in range(0, 12, 2):
+        damage(index.path(row), "empty")
+    made = make(index, max_bad_share=0.3)  # 4.2 of 14, rounded up
+    with pytest.raises(UserError, match=r"6 of 14 pages cannot be read, above data.max_bad_share=0.3: ") as caught:
+        take(made, 7)
+    assert all(str(index.path(row)) in str(caught.value) for row in range(0, 12, 2))
+    assert len(take(make(index, max_bad_share=0.4), 7)) == 7
+    with pytest.raises(UserError, match="1 of 14 pages cannot be read: "):
+        take(make(index, max_bad_share=0.0), 7)
+
+
+def test_a_data_set_without_a_good_page_ends_in_a_line(tmp_path):
+    index = write_pages(tmp_path / "pages", 4)
+    for row in range(4):
+        damage(index.path(row), "missing")
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="is the disk there"):
+            take(make(index, max_bad_share=1.0, workers=workers), 2)
+
+
+def test_a_fault_that_no_file_explains_is_raised(index, monkeypatch):
+    made = make(index)
+    next(made)
+    monkeypatch.setattr(SampleMaker, "__call__", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        take(made, 9)
+
+
+@pytest.mark.parametrize("how", REASONS)
+def test_evaluation_of_a_bad_page(tmp_path, how, caplog):
+    index = write_pages(tmp_path / "pages", 5)
+    options = {"image_size": CANVAS, "batch_size": 2}
+    whole = pages_of(loader.eval_loader(index, **options))
+    damage(index.path(3), how)
+    with pytest.raises(UserError, match=rf"03\.png \(.*{REASONS[how]}"):
+        list(loader.eval_loader(index, **options))
+    bad = {}
+    pages = loader.eval_loader(index, **options, bad=bad, fate="black")
+    for _ in range(2):
+        got = list(pages)
+        assert [p for p in pages_of(got) if p[0] != 3] == [p for p in whole if p[0] != 3]
+        black = got[1].image[1].numpy()
+        assert got[1].index[1] == 3 and (black == black[:, :1, :1]).all() and black[0, 0, 0] < -2
+    assert bad.keys() == {3} and REASONS[how] in bad[3]
+    assert len([r for r in caplog.records if r.getMessage().endswith("; black")]) == 1
 
 
 def test_bare_files(index, tmp_path):

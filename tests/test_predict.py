@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,3 +49,24 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"same\.png"):
         predict.find_images([str(tmp_path / "a"), str(tmp_path / "b")])
     assert len(predict.find_images([str(tmp_path)])) == 2
+
+
+def test_bad_images_are_left_out_and_end_with_code_2(trained, tmp_path):
+    """Headers that cannot be read, a picture that cannot be decoded and a bomb among good ones: those are predicted."""
+    source = next((trained.parent / ".synthetic").rglob("*.json")).parent
+    images = tmp_path / "images"
+    shutil.copytree(source, images, ignore=shutil.ignore_patterns("*.json"))
+    empty, garbage, bomb = sorted(images.rglob("*.jpg"))[:3]
+    empty.write_bytes(b"")
+    data = garbage.read_bytes()
+    garbage.write_bytes(data[:300] + bytes(len(data) - 300))
+    Image.new("L", (600, 500)).save(bomb)
+    out = tmp_path / "out"
+    arguments = [str(images), "--checkpoint", str(trained), "--out", str(out), "--draw", "data.max_page_mpx=0.2"]
+    with pytest.raises(UserError, match=r"3 of .* pages cannot be read: ") as caught:
+        predict.main(arguments)
+    for path, reason in ((empty, "empty file"), (garbage, "cannot be"), (bomb, "600x500 is more than the 0.2 mega")):
+        assert f"{path} (" in str(caught.value) and reason in str(caught.value)
+    good = sorted(images.rglob("*.jpg"))[3:]
+    assert good and len(list(out.rglob("*.overlay.jpg"))) == len(good)
+    assert [p.name for p in sorted(out.rglob("*.json"))] == [f"{p.name}.json" for p in good]

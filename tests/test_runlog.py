@@ -18,7 +18,7 @@ from rich.console import Console
 from engine import runlog, tracker
 from engine.config import from_dict, load_config, to_dict
 from engine.progress import Progress, duration, score_line, train_line
-from engine.runlog import MetricsLog, git_state, open_run, provenance, read_metrics, run_folder, write_text
+from engine.runlog import MetricsLog, folder_of, git_state, open_run, provenance, read_metrics, refuse_taken, write_text
 from engine.tracker import Tracker, choose_mode
 from pipelines.errors import UserError
 
@@ -43,7 +43,7 @@ def test_a_run_leaves_config_provenance_and_metrics(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("NCCL_AUTH_TOKEN", "s3cret")
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
     config = load(f"run_root={tmp_path}", "name=a")
-    folder = run_folder(config)
+    folder = folder_of(config)
     log = open_run(folder, config, MAIN, steps_per_epoch=10)
     log.say("hello")
     log.train(TRAIN)
@@ -72,22 +72,20 @@ def test_other_ranks_are_silent(tmp_path, capfd):
 
 
 def test_names_of_folders(tmp_path):
-    named = run_folder(load(f"run_root={tmp_path}", "name=a"))
+    named = folder_of(load(f"run_root={tmp_path}", "name=a"))
     assert named == tmp_path / "a"
-    first, second = (run_folder(load(f"run_root={tmp_path}")).name for _ in "ab")
+    first, second = (folder_of(load(f"run_root={tmp_path}")).name for _ in "ab")
     assert first.startswith("demo-20") and len(first) == len(second) == len("demo-20261124-020500-123")
 
 
-def test_an_existing_run_is_not_overwritten(tmp_path, monkeypatch):
+def test_an_existing_run_is_not_overwritten(tmp_path):
     config = load(f"run_root={tmp_path}", "name=a")
     (tmp_path / "a").mkdir()
-    assert run_folder(config).name == "a", "an empty folder is fine"
+    refuse_taken(tmp_path / "a", config)  # an empty folder is fine
     (tmp_path / "a" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match=r"exists already: give another name=NAME, or resume=auto"):
-        run_folder(config)
-    assert run_folder(load(f"run_root={tmp_path}", "name=a", "resume=auto")).name == "a"
-    monkeypatch.setenv("RANK", "1")
-    assert run_folder(config).name == "a", "rank 0 says it"
+        refuse_taken(tmp_path / "a", config)
+    refuse_taken(tmp_path / "a", load(f"run_root={tmp_path}", "name=a", "resume=auto"))
 
 
 def test_a_resume_cuts_later_records_and_keeps_earlier_sessions(tmp_path):
@@ -123,20 +121,38 @@ def test_numbers_that_json_lacks(tmp_path):
     log.close()
 
 
-def test_a_full_disk_loses_records_loudly_and_nothing_else(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_tears_and_loses_no_record(tmp_path, monkeypatch, capsys):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.write({"step": 1})
     real = os.write
+    room = [5, 0, 0]  # bytes a filling disk still takes
+
+    def filling(file, data):
+        left = room.pop(0)
+        if not left:
+            raise OSError(28, "No space left on device")
+        return real(file, data[:left])
+
     with monkeypatch.context() as patch:
-        patch.setattr(runlog.os, "write", lambda file, data: real(file, data[:5]))  # what a filling disk does
+        patch.setattr(runlog.os, "write", filling)
         log.write({"step": 2})
-        patch.setattr(runlog.os, "write", lambda file, data: (_ for _ in ()).throw(OSError(28, "No space left")))
         log.write({"step": 3})
+        assert (tmp_path / "m.jsonl").read_text() == '{"step": 1}\n{"ste' and not room
     log.write({"step": 4})
     log.close()
-    assert [r["step"] for r in read_metrics(tmp_path / "m.jsonl")] == [1, 4]
+    assert [r["step"] for r in lines(tmp_path / "m.jsonl")] == [1, 2, 3, 4]
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "disk full?" in errors[0] and "2 records are missing" in errors[1]
+    assert len(errors) == 2 and "(No space left on device)" in errors[0] and "written again" in errors[1]
+
+
+def test_records_that_never_found_room_are_counted(tmp_path, monkeypatch, capsys):
+    log = MetricsLog(tmp_path / "m.jsonl")
+    monkeypatch.setattr(runlog, "BACKLOG_BYTES", 30)
+    monkeypatch.setattr(runlog.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for step in range(5):
+        log.write({"step": step})
+    log.close()
+    assert log.lost == 2 and "5 records are missing" in capsys.readouterr().err
 
 
 def test_files_are_replaced_in_one_move(tmp_path, monkeypatch):

@@ -221,6 +221,9 @@ TORCHRUN_KILLED = "exitcode  : -9 (pid: 5)\n traceback : Signal 9 (SIGKILL) rece
             (2, 0, "the loss is nan", False),
         ),
         (768, "", "", (3, 0, "exit code 3", False)),
+        (75 << 8, "", "", (143, 0, "stopped by a signal", True)),
+        (75 << 8, wrapper.STOPPED, "", (75, 0, "stopped", False)),
+        (256, "", "exitcode  : 71 (pid: 5)\nexitcode : -9\n", (143, 0, "a rank hung", True)),
     ],
 )
 def test_what_an_end_means(status, cause, tail, expected):

@@ -537,7 +537,9 @@ def test_a_search_over_real_trainings(place):
     words = command(place, "--study", "s", "--budget", "2", "--early-stop", "none", *arguments, "trainer.max_epochs=3")
     child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     next(line for line in child.stdout if "epoch 1/3" in line)
-    time.sleep(1.0)
+    while not (place / "s" / "trials" / "000" / "checkpoints" / "last").exists():
+        time.sleep(0.01)
+        assert child.poll() is None
     child.kill()
     child.communicate()
     done = subprocess.run(command(place, "--resume", "s"), cwd=ROOT, capture_output=True, text=True, check=False)

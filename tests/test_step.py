@@ -2,20 +2,24 @@
 
 import contextlib
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
 from conftest import DEVICE, TINY
 from no_sync import HostSync, no_sync
 
+from engine import step as step_module
 from engine.config import load_config
 from engine.data import build_train_loader, open_data
-from engine.distributed import start
+from engine.distributed import seed_everything, start
 from engine.loss import compute_loss, make_targets
 from engine.speed import run_network
 from engine.step import train_step
 from engine.stopwatch import Stopwatch
 from engine.trainee import build
+from kernels.db_loss.op import DBLoss
 
 
 @contextlib.contextmanager
@@ -85,3 +89,34 @@ def test_the_check_itself_sees_what_waits(tmp_path):
             wait()
     with no_sync():
         assert values.cumsum(0).topk(2).values.shape == (2,)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_bad_first_step_leaves_no_trace(tmp_path, name, fused, monkeypatch):
+    """The update after it equals that of a run without it, to the last bit, in the form a GPU has it (fused) too."""
+
+    def after(bad: bool) -> dict:
+        seed_everything(0, False)
+        with _ready(tmp_path, f"models.optimizer.name={name}", "trainer.clip_norm=1") as (config, ranks, trainee, _):
+            loader = itertools.repeat(batch)
+            for group in trainee.optimizer.param_groups:
+                group.update(fused=fused, foreach=not fused)
+            if bad:
+                real = step_module.compute_loss
+                with monkeypatch.context() as patch:
+                    patch.setattr(step_module, "compute_loss", lambda *a: DBLoss(*(x * math.nan for x in real(*a))))
+                    skipped = train_step(trainee, loader, config, ranks, Stopwatch(), 0)
+                assert skipped.tolist() == [0, 0, 0, 0, 0, 1]
+                trainee.guard.note((1, 0, 0))
+                assert trainee.guard.found() == [((1, 0, 0), 1, True)]
+            parts = train_step(trainee, loader, config, ranks, Stopwatch(), 1)
+            assert parts[5] == 0 and parts[0] > 0
+            states = {f"{i}.{k}": v for i, s in enumerate(trainee.optimizer.state.values()) for k, v in s.items()}
+            return {**{k: v.clone() for k, v in trainee.model.state_dict().items()}, **states}
+
+    with _ready(tmp_path) as (_config, _ranks, _trainee, loader):
+        batch = next(loader)
+    one, other = after(False), after(True)
+    assert one.keys() == other.keys() and len(one) > 100
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []

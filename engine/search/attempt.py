@@ -45,6 +45,9 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOPPED, DRIVER_ENDED, TOOK_OVER = "stopped", "driver ended", "a newer attempt took over"
 # torch.OutOfMemoryError, MemoryError, RuntimeError of the CPU allocator, slurmstepd, torchrun about a killed rank.
 MEMORY = re.compile(r"out of memory|\bMemoryError\b|can't allocate memory|cannot allocate memory|oom[-_ ]kill", re.I)
+# engine.sentinel's codes, of the training or of a rank in torchrun's summary: it was asked to stop, or a rank hung.
+ASKED, HUNG = 75, 71
+LEFT = re.compile(rf"exitcode\s*: ({ASKED}|{HUNG})\b")
 RANK_KILLED = re.compile(r"exitcode\s*: -(\d+)|Signal (\d+) \(SIG")
 
 
@@ -85,6 +88,9 @@ def verdict(status: int, cause: str, tail: str) -> tuple[int, int, str, bool]:
         return 0, 0, "", False
     if MEMORY.search(tail):
         return code, number, "out of memory", True
+    left = code if code in (ASKED, HUNG) else next((int(c) for c in LEFT.findall(tail)), 0)
+    if left:  # a preemption that reached the training alone, or a machine in trouble: not the trial's doing
+        return 128 + signal.SIGTERM, number, "stopped by a signal" if left == ASKED else "a rank hung", True
     ranks = [int(a or b) for a, b in RANK_KILLED.findall(tail)]
     killed = number or next((n for n in ranks if n != signal.SIGTERM), 0)  # torchrun itself ends the others by SIGTERM
     if killed:

@@ -160,12 +160,15 @@ def _self_intersects(xy: Tensor, edge: Tensor) -> Tensor:
 
 
 def _bounded(polygons: _Polygons, canvas: _Canvas) -> Iterator[_Polygons]:
-    """Cuts a group so that the windows of one part hold about MAX_STRIPS strips (one polygon at least)."""
+    """Cuts a group so that the windows of one part hold about MAX_STRIPS strips (one polygon at least).
+
+    Above 8 edges fewer: an (edge, strip) pair takes memory too.
+    """
     if not polygons.page.numel():
         return
     size = polygons.xy.amax(1) - polygons.xy.amin(1) + 2 * polygons.distance[:, None]
     windows = (size[:, 0] / STRIP + 2).clamp(max=canvas.strips) * (size[:, 1] + 2).clamp(max=canvas.height)
-    part = (windows.cumsum(0) / MAX_STRIPS).floor().long()
+    part = (windows.cumsum(0) * max(1, polygons.xy.shape[1] / 8) / MAX_STRIPS).floor().long()
     for count in part.unique_consecutive(return_counts=True)[1].tolist():
         yield _Polygons(*(field[:count] for field in polygons))
         polygons = _Polygons(*(field[count:] for field in polygons))

@@ -23,8 +23,9 @@ from pipelines import formats_text, index_store
 from pipelines.formats import FORMATS, read_source
 from pipelines.formats_json import points
 from pipelines.images import pixel_limit, read_header
-from pipelines.index import clean
+from pipelines.index import COUNTS, clean
 from pipelines.jpeg import is_jpeg, scan_markers
+from pipelines.limits import Limits
 from pipelines.page import Page, safe_relative
 from tests.faults.fuzz import NASTY, SCALARS, TEXTS, Target, damaged, near
 
@@ -207,7 +208,7 @@ def _folder(folder: Path) -> Path:
 
 def _read(path: Path, format: str = "auto", root: Path | None = None) -> None:
     made = read_source(path, format, root)
-    counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "zero_area"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     for page in made.pages:
         assert (made.root / page.path).resolve().is_relative_to(made.root)
         clean(page, 100, 80, counts)
@@ -269,7 +270,7 @@ def _clean(case: tuple, folder: Path) -> None:
     page = Page("a.jpg")
     for polygon in polygons:
         page.add(points([v for point in polygon for v in point], "a"), False, "x" if texts else None)
-    counts = dict.fromkeys(("dropped_not_finite", "dropped_few_points", "clamped", "zero_area"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     made = clean(page, width, height, counts)
     for polygon in made.polygons:
         assert np.isfinite(polygon).all() and (polygon >= 0).all() and (polygon <= [width, height]).all()
@@ -547,7 +548,7 @@ def _image(case: tuple, folder: Path) -> None:
     path = folder / name
     path.write_bytes(data)
     with pixel_limit(10_000_000):
-        header = read_header(path, 10_000_000)
+        header = read_header(path, Limits(pixels=10_000_000))
     assert header.problem or 0 < header.width * header.height <= 10_000_000
     if is_jpeg(data):
         scan_markers(data)

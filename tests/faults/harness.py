@@ -235,19 +235,20 @@ def sessions(run: Path) -> list[dict]:
     return json.loads(path.read_text())["sessions"] if path.exists() else []
 
 
-def first_step(job: Job, run: Path) -> int:
-    """Waits until the job has opened its run; returns the step it went on from."""
-    record = run / "run.json"
-    wait_for(lambda: record.exists() and record.stat().st_mtime >= job.started, 120.0, job)
-    return sessions(run)[-1]["first_step"]
+def wait_resumed(job: Job, run: Path, since: float | None = None) -> tuple[int, float]:
+    """Waits for the first new step after `since` (time.time(), the job's start when not given).
 
-
-def wait_resumed(job: Job, run: Path) -> tuple[int, float]:
-    """Waits for the first new step of a job: the step it went on from, seconds from its start to that new step."""
-    first = first_step(job, run)
-    done = run / "metrics.jsonl"
-    wait_for(lambda: done.stat().st_mtime >= job.started and last_step(run) > first, 120.0, job)
-    return first, time.time() - job.started
+    Returns:
+        the step that the run went on from, seconds from `since` to its first new step.
+    """
+    since = job.started if since is None else since
+    record, done = run / "run.json", run / "metrics.jsonl"
+    wait_for(lambda: record.exists() and record.stat().st_mtime >= since, 120.0, job)
+    first = sessions(run)[-1]["first_step"]
+    # metrics.jsonl is cut off after run.json was written, so an older one still holds later steps.
+    wait_for(lambda: done.exists() and done.stat().st_mtime >= record.stat().st_mtime, 120.0, job)
+    wait_for(lambda: last_step(run) > first, 120.0, job)
+    return first, time.time() - since
 
 
 def checkpoints(run: Path) -> list[Path]:

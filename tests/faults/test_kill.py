@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from engine import checkpoint, train
+
 from . import harness
 from .harness import Outcome
 
@@ -26,8 +28,8 @@ def command(folder: Path, name: str, epochs: int) -> list[str]:
 
 
 def being_written(run: Path) -> list[int]:
-    """Steps of the checkpoints that a kill has left under a temporary name."""
-    return [int(path.name.split("_")[2].split(".")[0]) for path in (run / "checkpoints").glob(".tmp_step_*")]
+    """Steps of the checkpoints that a kill has left half written (not half deleted) under a temporary name."""
+    return [int(p.name.split("_")[2].split(".")[0]) for p in (run / "checkpoints").glob(".tmp_step_*[0-9]")]
 
 
 def strike(job: harness.Job, rng: random.Random, everyone: bool) -> str:
@@ -105,8 +107,24 @@ def kills(folder: Path, count: int, seed: int, epochs: int = 40, a_run: int = 12
         shutil.rmtree(folder / name)
     lost = tuple(step for o in outcomes for step in o.lost_steps)
     seconds = tuple(s for o in outcomes for s in o.resume_seconds)
-    note = f"checkpoint every {EVERY} steps; {len(outcomes)} runs of {STEPS * epochs} steps end with an undisturbed one's bits"
-    return Outcome(FAULT, tried, tried, lost, seconds, note=note)
+    ends = f"{len(outcomes)} runs of {STEPS * epochs} steps end with an undisturbed one's bits"
+    return Outcome(FAULT, tried, tried, lost, seconds, note=f"checkpoint every {EVERY} steps; {ends}")
+
+
+def test_a_killed_rank_of_two_and_one_rank_that_goes_on(tmp_path):
+    """One kill, then the same command without torchrun: one rank takes over with accumulate=4."""
+    run, rng = tmp_path / "run", random.Random(time.time_ns())
+    job = harness.start(command(tmp_path, "run", 3), tmp_path, ranks=2)
+    harness.wait_until_step(job, run, 7)
+    assert strike(job, rng, everyone=False), "over before it was killed"
+    known, saved = check_after_kill(run, 4)
+    assert 7 <= known < 18 and known - saved <= EVERY + 1
+    assert train.main(command(tmp_path, "run", 3)) == 0
+    assert [r["step"] for r in harness.metrics(run)] == list(range(1, 19)) and not harness.faults_of(run)
+    session = harness.sessions(run)[-1]
+    assert (session["first_step"], session["world_size"]) == (saved, 1)
+    assert checkpoint.load_settings(run / "checkpoints" / "last")["trainer"]["accumulate"] == 4
+    assert checkpoint.load_state(run / "checkpoints" / "last")["global_batch"] == 4
 
 
 @pytest.mark.slow  # 8 minutes

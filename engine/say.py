@@ -1,0 +1,34 @@
+"""Lines for the user on stderr that can stop nothing: the disk that is full may be the log's own."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from pipelines.errors import UserError, printable
+
+NUMBER = re.compile(r"\(os error (\d+)\)")  # of the operating system's error inside one of a Rust library
+
+
+def warn(text: str) -> None:
+    """Shows one line on stderr; where stderr itself cannot be written, nothing."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written, in a few words: `No space left on device`."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = NUMBER.search(str(error))
+    return os.strerror(int(number[1])) if number else " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def optional(what: object) -> Iterator[None]:
+    """For what a run can do without (pictures, curves, the summary): not written is a warning, and the run goes on."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        warn(f"WARNING: {what} not written ({reason(error)}); the run goes on")

@@ -1,0 +1,108 @@
+"""Pages that cannot be read: what is wrong with each, and the number of them above which a run stops."""
+
+import logging
+import math
+import os
+from typing import Any
+
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+
+from pipelines.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NAMED = 20  # pages listed when a run stops
+UNDECODABLE = "cannot be decoded"
+
+
+def problem(index: Any, row: int) -> str:
+    """Why a page's file cannot be taken, in words; looks at the file."""
+    expected = index.num_bytes(row)
+    try:
+        with open(index.path(row), "rb") as file:
+            actual = os.fstat(file.fileno()).st_size
+            file.read(1)
+    except OSError as error:
+        return error.strerror or "cannot be opened"
+    if actual == 0:
+        return "empty file"
+    if actual != expected:
+        return f"has {actual} bytes but was indexed with {expected}"
+    return "could not be read a moment ago"
+
+
+class Ledger:
+    """The bad rows of an index, each named once in a warning.
+
+    Args:
+        index: an index (`pipelines.index`).
+        reasons: row -> what is wrong with it, of those already known; added to in place.
+        share: of the pages, rounded up, that may be bad; 0 refuses the first.
+        fate: what becomes of a bad page, for the warning.
+        rank: for the warning.
+    """
+
+    def __init__(self, index: Any, reasons: dict[int, str], share: float, fate: str, rank: int) -> None:
+        self.index, self.reasons, self.share, self.fate, self.rank = index, reasons, share, fate, rank
+
+    def add(self, row: int, reason: str) -> None:
+        """Names a row that is not known yet.
+
+        Raises:
+            UserError: there are now more than the share.
+        """
+        if row in self.reasons:
+            return
+        self.reasons[row] = reason
+        if self.share:
+            logger.warning("rank %d: %s: %s; %s", self.rank, self.index.path(row), reason, self.fate)
+        refuse_above(self.share, len(self.index), paths_of(self.index, self.reasons))
+
+
+def paths_of(index: Any, reasons: dict[int, str]) -> dict[str, str]:
+    """Path -> reason of bad rows."""
+    return {str(index.path(row)): reason for row, reason in reasons.items()}
+
+
+def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
+    """Stops when too many of a data set's pages are bad.
+
+    Args:
+        share: allowed share of the pages, rounded up.
+        pages: number of pages.
+        bad: path -> what is wrong with it.
+
+    Raises:
+        UserError: listing the first NAMED of them.
+    """
+    if len(bad) <= math.ceil(share * pages):
+        return
+    listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    limit = f", above data.max_bad_share={share:g}" if share else ""
+    raise UserError(
+        f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; mend the files, or take them out of the "
+        "data and build the index again"
+    )
+
+
+@pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
+def _decode_one(device: str) -> Any:
+    data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+    return fn.decoders.image(data, device=device, output_type=types.RGB)
+
+
+def undecodable(pages: list[tuple[int, np.ndarray]], device_id: int | None) -> list[int]:
+    """Rows of the pages (row, encoded bytes) that DALI cannot decode; one by one, so only for batches that failed."""
+    bad, pipeline = [], None
+    for row, encoded in pages:
+        try:
+            # A pipeline is of no use after an error.
+            pipeline = pipeline or _decode_one("cpu" if device_id is None else "mixed", device_id=device_id)
+            pipeline.feed_input("data", [encoded])
+            pipeline.run()
+        except RuntimeError:
+            bad.append(row)
+            pipeline = None
+    return list(dict.fromkeys(bad))
