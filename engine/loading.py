@@ -122,6 +122,10 @@ def load_optimizer(
         row = int(index) if index.isascii() and index.isdigit() and len(index) < 9 else len(parameters)
         if row >= len(parameters) or name not in known or tensor.shape not in _shapes(name, parameters[row]):
             raise UserError(f"{source}: its optimizer state is of another model or optimizer (e.g. {key})")
+        if name == "step" and not (
+            tensor.isreal().item() and 0 <= float(tensor.real) < 2**53
+        ):  # beta^step, on the host
+            raise UserError(f"{source}: its optimizer state is damaged ({key} is {tensor.item()})")
         state.setdefault(row, {})[name] = tensor
     for row, values in state.items():
         if missing := known - set(values):

@@ -12,7 +12,9 @@ All ranks map the same files, so the pages are in memory once a machine and work
 
 import itertools
 import json
+import os
 import tokenize
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,7 +220,9 @@ def is_index(folder: str | Path) -> bool:
 def _map(path: Path) -> np.ndarray:
     """A memory map of a .npy file; an empty array is simply read (nothing can be mapped of it)."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive or a pickle too
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or somebody by hand
+            array = np.lib.format.open_memmap(path, mode="r")  # np.load would open an archive or a pickle too
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the index is incomplete, build it again") from error
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError) as error:
@@ -247,11 +251,22 @@ def _fault(arrays: dict[str, np.ndarray]) -> str:
             return f"{name}_offsets"
     if "texts" in arrays and not _ascends(arrays["text_offsets"], len(arrays["texts"])):
         return "text_offsets"
-    return ""
+    return next((n for n in ("name", "text") if f"{n}s" in arrays and not _is_text(arrays, n)), "")
 
 
 def _ascends(offsets: np.ndarray, end: int) -> bool:
     return offsets[0] == 0 and offsets[-1] == end and bool((offsets[1:] >= offsets[:-1]).all())
+
+
+def _is_text(arrays: dict[str, np.ndarray], name: str) -> bool:
+    """Whether strings are UTF-8, each by itself: no offset points into the middle of a letter."""
+    data, starts = arrays[f"{name}s"], arrays[f"{name}_offsets"]
+    try:
+        data.tobytes().decode("utf-8", errors="surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    inner = starts[starts < len(data)]
+    return not bool(((data[inner] & 0xC0) == 0x80).any())
 
 
 def _leaves_root(names: np.ndarray, offsets: np.ndarray) -> bool:
@@ -280,7 +295,7 @@ def load(folder: str | Path) -> Index:
     if not (isinstance(meta.get("root"), str) and isinstance(meta.get("format"), str) and "counts" in meta):
         raise UserError(f"{folder}: meta.json is damaged; build the index again")
     root = Path(meta["root"])
-    if not root.is_dir():
+    if not os.path.isdir(root):  # false for a name that is too long, where Path.is_dir raises
         raise UserError(f"{folder}: its image folder {root} is gone; build the index again")
     texts = ("texts", "text_offsets") if (folder / "texts.npy").is_file() else ()
     arrays = {name: _map(folder / f"{name}.npy") for name in (*ARRAYS, *texts)}

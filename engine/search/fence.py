@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small record; {} where there is none or it is just being written."""
     try:  # opened anew each time: NFS shows another host's writes only to those who open
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -112,7 +112,7 @@ class Tail:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # torn by a kill
+    except (ValueError, RecursionError):  # torn by a kill
         return None
     known = isinstance(record, dict) and record.get("kind") == "validation" and isinstance(record.get("epoch"), int)
     return record if known else None

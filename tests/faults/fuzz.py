@@ -29,6 +29,7 @@ from pipelines.errors import UserError
 
 SLOW_S = 1.0  # of this process's own time: the machine may be busy with others
 LARGE_MIB = 256  # by which one case raises the process's highest memory
+MORE_BYTES = 4 << 30
 HANG_S = 20.0  # of the clock
 MEMORY = Path("/dev/shm")  # files of a case: a disk takes longer to open one than a reader to refuse it
 BATCH = 20  # damaged files of one draw
@@ -363,6 +364,9 @@ def main(argv: list[str]) -> int:
     warnings.simplefilter("error", RuntimeWarning)  # numpy's would reach a user's terminal
     chosen = [target for target in targets() if not args.only or target.name in args.only]
     whole = sum(target.share for target in chosen)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MORE_BYTES  # a case that asks for more gets a MemoryError, not the machine
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     results, begin = [], time.perf_counter()
     print(
         f"{'target':18s}{'cases':>8s}{'accepted':>10s}{'refused':>9s}{'faults':>8s}{'slowest':>9s}{'time':>8s}{'RSS':>9s}"

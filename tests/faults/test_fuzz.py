@@ -8,11 +8,12 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
 
-from engine import export
+from engine import checkpoint, export, runlog
 from engine.config import load_config
-from engine.search import ledger, sweep, table
+from engine.search import fence, ledger, sweep, table
 from pipelines import index_store
 from pipelines.errors import UserError
 from pipelines.formats import read_source
@@ -190,7 +191,12 @@ def test_files_that_broke_torch_and_numpy(tmp_path, every):
         with pytest.raises(UserError, match="damaged"):
             index_store.load(folder)
     (folder / "ignore.npy").write_bytes(good)
-    for change in ({"root": 3}, {"format": None}, {"version": 99}):
+    names = folder / "names.npy"
+    names.write_bytes(INDEX["names.npy"].replace(b"a.jpg", b"\xff.jpg"))
+    with pytest.raises(UserError, match="name"):
+        index_store.load(folder)
+    names.write_bytes(INDEX["names.npy"])
+    for change in ({"root": 3}, {"root": "/" + "9" * 300}, {"format": None}, {"version": 99}):
         (folder / "meta.json").write_text(json.dumps({**meta, **change}))
         with pytest.raises(UserError):
             index_store.load(folder)
@@ -205,3 +211,21 @@ def test_a_table_of_too_many_epochs_is_refused_at_once(tmp_path):
     begin = time.process_time()
     (tmp_path / "t.csv").write_text(TABLE.replace(",15,30.5", ",100000,30.5"))
     assert len(table.read(tmp_path / "t.csv", SPACE)) == 3 and time.process_time() - begin < 2
+
+
+def test_what_is_no_record_is_passed_over(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n' + "[" * 3000 + '\n{"a"\n[1]\n{"step": 2}\n')
+    assert [record["step"] for record in runlog.read_metrics(path)] == [1, 2]
+    path.write_text("[" * 3000)
+    assert fence.read_json(path) == {}
+
+
+def test_an_optimizer_step_beyond_reason_is_refused():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    moments = {"0.exp_avg": torch.zeros(2), "0.exp_avg_sq": torch.zeros(2)}
+    for step in (-1e30, 1e30, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=r"0\.step is"):
+            checkpoint.load_optimizer(optimizer, {**moments, "0.step": torch.tensor(step)})
+    checkpoint.load_optimizer(optimizer, {**moments, "0.step": torch.tensor(3.0)})
