@@ -76,6 +76,8 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
             f"({config.data.batch_size} pages x {ranks.world_size} ranks x accumulate {config.trainer.accumulate}); "
             "keep it with data.batch_size and trainer.accumulate"
         )
+    if state["samples_in_epoch"] % size:
+        raise UserError(f"resume: {source} is damaged: {state['samples_in_epoch']} pages of an epoch are no whole steps")
     if state["samples_in_epoch"] and state["stream"] != stream(config, data):
         raise UserError(
             f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
