@@ -77,7 +77,7 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
             "keep it with data.batch_size and trainer.accumulate"
         )
     if state["samples_in_epoch"] % size:
-        raise UserError(f"resume: {source} is damaged: {state['samples_in_epoch']} pages of an epoch are no whole steps")
+        raise UserError(f"resume: {source} is damaged: {state['samples_in_epoch']} pages are no whole number of steps")
     if state["samples_in_epoch"] and state["stream"] != stream(config, data):
         raise UserError(
             f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
