@@ -19,6 +19,7 @@ class Pages:
         self.size_wh = np.tile(np.array(size_wh, np.int32), (len(paths), 1))
         self.orientation = np.ones(len(paths), np.uint8)
         self.lengths = [len(paths)]
+        self.bad: dict[int, str] = {}
 
     def repeated(self, count: int) -> "Pages":
         """`count` pages, these over and over."""
@@ -35,6 +36,10 @@ class Pages:
     def name(self, row: int) -> str:
         """File name of a page."""
         return self._paths[int(row)].name
+
+    def num_bytes(self, row: int) -> int:
+        """Bytes of a page's file."""
+        return self.path(row).stat().st_size
 
     def polygons(self, row: int) -> list[np.ndarray]:
         """(4, 2) float32 quads of a page's lines, pixel centres at i + 0.5; the same on every page."""

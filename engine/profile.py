@@ -91,7 +91,8 @@ class Recorder:
             with gzip.open(path, "rt") as file:
                 trace = trace_table.read(json.load(file)["traceEvents"])
             text = report(self._config, trace, steps, wall, self._peak, self._dtype)
-            self._say(text)
+            for line in text.splitlines():  # `say` shows one line, line ends as \\n
+                self._say(line)
             (self._folder / "profile.md").write_text(text)
 
     def _wait(self) -> None:

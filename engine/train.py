@@ -238,7 +238,8 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
         distributed.from_main(ranks, lambda: writer.refuse(1))
         if stopped:
-            log.say(f"stopped ({sentinel.asked}) at step {position.step}; the same command with resume=auto goes on")
+            why = next(filter(None, distributed.gather_objects(sentinel.asked)))
+            log.say(f"stopped ({why}) at step {position.step}; the same command with resume=auto goes on")
         else:
             sentinel.defer(False)
             finish.finish(config, ranks, folder, data, log, pool)

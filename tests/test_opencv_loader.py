@@ -122,6 +122,7 @@ class Pages:
     path = lambda self, i: Path("page.png")
     polygons = lambda self, i: [np.array([[10, 10], [50, 10], [50, 30], [10, 30]], np.float32)]
     ignore = lambda self, i: np.zeros(1, bool)
+    num_bytes = lambda self, i: Path("page.png").stat().st_size
 
 cv2.imwrite("page.png", np.full((120, 90, 3), 200, np.uint8))
 made = opencv_loader(Pages(), image_size=(128, 96), batch_size=2, augment=AugmentConfig(), seed=0)

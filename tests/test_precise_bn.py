@@ -184,7 +184,7 @@ def test_a_checkpoint_from_before_the_option_can_be_resumed(tmp_path, monkeypatc
     trainee = build(config, ranks)
     data = open_data(config, ranks)
     state = {"step": 4, "epoch": 1, "samples_in_epoch": 0, "best": 0.5, "best_epoch": 1, "stale": 0, "minutes": 0.1}
-    monkeypatch.setattr(resume.checkpoint, "load_state", lambda _: {**state, "global_batch": 2})
+    monkeypatch.setattr(resume.checkpoint, "load_state", lambda *_: {**state, "global_batch": 2})
     monkeypatch.setattr(
         resume.checkpoint, "load_part", lambda _, part: trainee.model.state_dict() if part == "model" else {}
     )

@@ -14,7 +14,6 @@ import timm
 import torch
 from torch import nn
 
-from engine.loading import read_safetensors
 from pipelines.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
@@ -108,6 +107,8 @@ def read_tensors(path: Path, key: str = "models.encoder.weights") -> dict[str, t
             f"{key}={path}: expected a safetensors file; make one with "
             f"`python -m engine.export --import {shlex.quote(str(path))} --out weights.safetensors`"
         )
+    from engine.loading import read_safetensors  # here, so that a step needs torch and timm only
+
     return read_safetensors(path)
 
 

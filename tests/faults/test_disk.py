@@ -219,7 +219,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_it_can_go_on(disk, 
     assert checkpoint.load_state(left)["step"] > 0
     filler.unlink()
     again = harness.start(command, tmp_path, ranks=ranks)
-    assert harness.first_step(again, disk / "run") == checkpoint.load_state(left)["step"]
+    assert harness.wait_resumed(again, disk / "run")[0] == checkpoint.load_state(left)["step"]
     assert harness.finish(again) == 0, harness.output(again)
     steps = [r["step"] for r in read_metrics(disk / "run" / "metrics.jsonl") if r["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 120
