@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import safetensors
@@ -26,6 +25,7 @@ import torch
 
 from engine import reading
 from engine.loading import PARTS, load_model, load_optimizer, load_part, load_settings, load_state
+from engine.say import warn
 from pipelines.errors import UserError
 
 __all__ = [
@@ -176,7 +176,7 @@ def newest(folder: Path) -> Path | None:
         fault = verify(path)
         if not fault:
             return path
-        print(f"WARNING: {path} is damaged ({fault}); trying the one before it", file=sys.stderr)
+        warn(f"WARNING: {path} is damaged ({fault}); trying the one before it")
     return None
 
 

@@ -69,8 +69,12 @@ def loopback_for_one_node() -> None:
     """Keeps the ranks' own sockets on the loopback device where all ranks are on this machine.
 
     gloo and NCCL otherwise listen on the interface of the host's name, for anybody who reaches it, without a password.
-    A choice of the user's (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) stays.
+    A choice of the user's (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) stays, and NCCL's is gloo's too where it names one
+    device: `Agreement` uses gloo beside it.
     """
+    chosen = os.environ.get("NCCL_SOCKET_IFNAME", "")
+    if chosen and chosen.isalnum():  # not a list, `^docker` or `=eth`
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", chosen)
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "1"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -128,13 +132,23 @@ def broadcast_buffers(model: torch.nn.Module) -> None:
 
 
 class Agreement:
-    """Small integers that the ranks agree on after every step, on the host: a stop, a disk that is full.
+    """Small integers that the ranks agree on after every step, on the host: a request to stop, skipped steps.
 
     A gloo group of its own, so nothing waits for the device, whose queue holds the step's work meanwhile.
+
+    Raises:
+        UserError: the ranks cannot reach one another by gloo.
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+        try:
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+        except RuntimeError as error:  # torch's own kinds are its children
+            words = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"the ranks do not reach one another by gloo ({words}): set GLOO_SOCKET_IFNAME to the network device "
+                "between the machines"
+            ) from None
 
     def maxima(self, *values: int) -> list[int]:
         """The largest of every value over the ranks, the same on all; all must call it at the same step."""

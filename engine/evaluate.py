@@ -173,7 +173,7 @@ def evaluate(
         if row not in pages.bad:  # there is no picture of it
             kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
         if sentinel is not None:
-            sentinel.tick()
+            sentinel.tick(step=False)
             if sentinel.asked:
                 break
     if sentinel is not None:

@@ -14,16 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from engine.distributed import Ranks
+
 
 class Guard:
     """Finds bad steps, undoes what they did to the buffers, and counts those in a row.
 
     Args:
         model: the bare model, on its device; its buffers must stay the same tensors.
-        device: of the rank.
+        ranks: who we are.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
         buffers = [buffer for buffer in model.buffers() if buffer.numel()]
         # Viewed as integers of their own width, by width: a multi-tensor kernel takes one dtype.
         widths = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -32,8 +34,9 @@ class Guard:
             by_width[buffer.element_size()].append(buffer.detach().view(widths[buffer.element_size()]))
         self._live = list(by_width.values())
         self._saved = [[torch.empty_like(b) for b in group] for group in self._live]
-        self._row = torch.zeros((), dtype=torch.int32, device=device)  # bad steps in a row
-        self._here = torch.zeros((), dtype=torch.bool, device=device)  # this rank's own loss was one of them
+        self._row = torch.zeros((), dtype=torch.int32, device=ranks.device)  # bad steps in a row
+        self._here = torch.zeros((), dtype=torch.bool, device=ranks.device)  # this rank is to write its inputs
+        self._rank, self._nobody = ranks.rank, ranks.world_size
         self._waiting: collections.deque = collections.deque()
 
     @torch.no_grad()
@@ -51,12 +54,16 @@ class Guard:
             norm: () gradient norm over the ranks.
         """
         own = ~torch.isfinite(losses).all()
-        flags = torch.stack([own, ~torch.isfinite(norm)]).float()
+        whose = torch.where(own, -self._rank, -self._nobody)  # the lowest rank whose own loss is bad, negative
+        flags = torch.stack([own | ~torch.isfinite(norm), whose]).float()
         if dist.is_initialized():
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)  # NCCL: queued on the device's stream, no wait
-        bad = flags.amax()
+        bad, lowest = flags[0], -flags[1]
         self._row = (self._row + 1) * bad.int()
-        self._here = (bad > 0) & (own | (flags[0] == 0))  # a bad gradient alone: nobody's own loss, so everybody's
+        mine = lowest == self._rank
+        if self._rank == 0:  # a bad gradient alone is nobody's own loss
+            mine = mine | (lowest == self._nobody)
+        self._here = (bad > 0) & mine
         for saved, live in zip(self._saved, self._live, strict=True):
             kind = live[0].dtype
             torch._foreach_mul_(saved, bad.to(kind))
@@ -77,7 +84,7 @@ class Guard:
         self._waiting.append((place, values, event))
 
     def found(self, wait: bool = False) -> list[tuple[tuple[int, int, int], int, bool]]:
-        """Bad steps whose verdict has arrived: (place, bad ones in a row so far, this rank's own loss was bad).
+        """Bad steps whose verdict has arrived: (place, bad ones in a row so far, whether this rank shows its inputs).
 
         With `wait`, a sync, those of all steps so far.
         """

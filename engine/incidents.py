@@ -1,5 +1,6 @@
 """What goes wrong in a step, and what is said and kept of it: skipped steps, their inputs, memory that is not there."""
 
+import contextlib
 import dataclasses
 import json
 import resource
@@ -13,6 +14,7 @@ from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
 from engine.runlog import RunLog
 from engine.say import reason, warn
+from engine.writer import DISK
 from pipelines.errors import UserError
 
 MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
@@ -21,10 +23,11 @@ MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
 class Diverged(UserError):
     """The training has lost its way; `lr_scale` is the factor on the learning rate it was tried with."""
 
-    def __init__(self, what: str, step: int, lr_scale: float, folder: Path) -> None:
+    def __init__(self, what: str, step: int, lr_scale: float, folder: Path, rolls_back: bool) -> None:
+        other = "" if rolls_back else ", or trainer.on_nonfinite=rollback"
         super().__init__(
-            f"diverged at step {step}: {what}: lower models.optimizer.lr, set trainer.clip_norm, or "
-            f"trainer.on_nonfinite=rollback; the last checkpoint is in {folder / 'checkpoints'}"
+            f"diverged at step {step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what was saved "
+            f"before is in {folder / 'checkpoints'}"
         )
         self.lr_scale = lr_scale
 
@@ -39,12 +42,12 @@ def skipped(
     row: int,
     here: bool,
 ) -> None:
-    """Reports a skipped step; a rank whose own loss was no number also writes what went into it.
+    """Reports a skipped step; one rank, the first whose own loss was no number, writes what went into it.
 
     Args:
         place: step (counted from 1), epoch, number of the step in its epoch (from 0).
         row: skipped steps in a row so far.
-        here: this rank's own loss was no number.
+        here: this rank is that one.
     """
     log.incident(place[0], f"skipped: loss or gradient is not finite ({row} in a row)")
     target = folder / "nonfinite" / f"step_{place[0]:08d}_rank{ranks.rank}"
@@ -52,7 +55,7 @@ def skipped(
         return
     try:
         dump_inputs(target, config, ranks, data, place)
-    except OSError as error:
+    except (*DISK, UserError) as error:
         warn(f"WARNING: {target}: the inputs of a skipped step are not written ({reason(error)})")
 
 
@@ -63,21 +66,21 @@ def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: t
     (on a GPU the warp and the decoder round otherwise).
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError, SafetensorError: the folder cannot be written.
+        UserError: the pages cannot be read any more.
     """
     step, epoch, number = place
     target.mkdir(parents=True, exist_ok=True)
     here = dataclasses.replace(ranks, device=torch.device("cpu"))
-    loader = build_train_loader(config, data.train, here, epoch, number)
     pages = []
-    for micro in range(config.trainer.accumulate):
-        batch = next(loader)
-        tensors = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-        tensors = {k: torch.as_tensor(v).contiguous() for k, v in tensors.items() if k != "image"}
-        tensors["image"] = batch.image.half().contiguous()
-        safetensors.torch.save_file(tensors, target / f"batch_{micro}.safetensors")
-        pages.append([str(data.train.path(int(row))) for row in batch.index])
-    loader.close()
+    with contextlib.closing(build_train_loader(config, data.train, here, epoch, number)) as loader:
+        for micro in range(config.trainer.accumulate):
+            batch = next(loader)
+            tensors = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+            tensors = {k: torch.as_tensor(v).contiguous() for k, v in tensors.items() if k != "image"}
+            tensors["image"] = batch.image.half().contiguous()
+            safetensors.torch.save_file(tensors, target / f"batch_{micro}.safetensors")
+            pages.append([str(data.train.path(int(row))) for row in batch.index])
     info = {"step": step, "epoch": epoch, "rank": ranks.rank, "canvas": canvas_at(config, epoch), "pages": pages}
     (target / "info.json").write_text(json.dumps(info, indent=1) + "\n")
 
@@ -90,10 +93,12 @@ def out_of_memory(error: BaseException, config: Config, ranks: Ranks) -> UserErr
     if ranks.device.type == "cuda":
         peak, where = torch.cuda.max_memory_allocated(ranks.device) / 2**30, torch.cuda.get_device_name(ranks.device)
     first = " ".join(str(error).split())[:200]
+    batch, halve = (
+        config.data.batch_size,
+        "halve data.batch_size and double trainer.accumulate, which keeps the global batch; or ",
+    )
     return UserError(
-        f"out of memory on rank {ranks.rank} ({where}, peak {peak:.1f} GiB) with "
-        f"data.batch_size={config.data.batch_size} at {height}x{width} (eval.batch_size={config.eval.batch_size}): "
-        "halve data.batch_size and double "
-        "trainer.accumulate, which keeps the global batch; or lower data.image_size, eval.batch_size or "
-        f"speed.memory_budget; `--dry-run` shows the peak. torch says: {first}"
+        f"out of memory on rank {ranks.rank} ({where}, peak {peak:.1f} GiB) with data.batch_size={batch} at "
+        f"{height}x{width} (eval.batch_size={config.eval.batch_size}): {halve}lower "
+        f"data.image_size, eval.batch_size or speed.memory_budget; `--dry-run` shows the peak. torch says: {first}"
     )

@@ -44,7 +44,7 @@ def load_state(path: Path, position: type | None = None) -> dict:
 
     Args:
         path: the checkpoint.
-        position: dataclass of numbers whose fields the state holds (`engine.train.Position`), given for a resume, which
+        position: dataclass of numbers whose fields the state holds (`engine.resume.Position`), for a resume, which
             needs `global_batch` and `stream` too.
 
     Raises:

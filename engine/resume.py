@@ -27,12 +27,13 @@ class Position:
     lr_scale: float = 1.0  # below 1 after trainer.on_nonfinite=rollback
 
 
-def find_resume(config: Config, ranks: Ranks, folder: Path) -> Path | None:
+def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False) -> Path | None:
     """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one.
 
-    Workers that torchrun starts again go on as with `resume=auto`, whatever was asked for.
+    Workers that torchrun starts again, and a run that goes back to its last checkpoint (`again`), go on as with
+    `resume=auto`, whatever was asked for.
     """
-    again = config.resume == "auto" or distributed.from_main(ranks, lambda: runlog.same_job(folder))
+    again = again or config.resume == "auto" or distributed.from_main(ranks, lambda: runlog.same_job(folder))
     newest = distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints")) if again else None
     if newest or config.resume in ("none", "auto"):
         return newest

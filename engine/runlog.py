@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ DALI_PREFIX = "nvidia-dali-cuda"  # the package's name ends in the CUDA version
 ENVIRONMENT = re.compile(r"^(CUDA|NCCL|OMP|MKL|TORCH|PYTORCH|TRITON|DALI|CUBLAS|SLURM_JOB|WORLD_SIZE|LOCAL_WORLD)")
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|COOKIE", re.IGNORECASE)
 GIT_TIMEOUT_S = 5.0
+RECENT_S = 900.0  # between two records of a run that lives, and for torchrun to start its ranks again
 BACKLOG_BYTES = 2**24  # of records that wait for the disk: 40,000 or so
 
 
@@ -84,15 +86,22 @@ def refuse_taken(folder: Path, config: Config) -> None:
 def same_job(folder: Path) -> bool:
     """Whether a folder holds the unfinished run of this very torchrun job, whose workers are started again.
 
-    It does if its last session had our torchrun id and our arguments: an agent that starts or joins late counts no
-    restarts, so TORCHELASTIC_RESTART_COUNT decides only where the id is "none" (the static rendezvous).
+    It does if its last session had our torchrun id and our arguments, and either this is a restart or the run was alive
+    within RECENT_S: an agent that joins late counts no restarts, but some start every job with the same id. The id
+    "none" (the static rendezvous) says nothing.
     """
     job, restarts = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    sessions = _sessions(folder / "run.json")
-    if not job or not sessions or (folder / "summary.json").exists() or (job == "none" and restarts == "0"):
+    if not job or (folder / "summary.json").exists():
         return False
-    known = sessions[-1]
-    return known["environment"].get("TORCHELASTIC_RUN_ID") == job and known["command"][2:] == sys.argv[1:]
+    signs = [p.stat().st_mtime for p in (folder / "run.json", folder / "metrics.jsonl") if p.exists()]
+    if not signs or (restarts == "0" and (job == "none" or time.time() - max(signs) > RECENT_S)):
+        return False
+    known = _sessions(folder / "run.json")[-1:]
+    if not known or not isinstance(known[0], dict):
+        return False
+    environment, command = known[0].get("environment"), known[0].get("command")
+    recorded = environment.get("TORCHELASTIC_RUN_ID") if isinstance(environment, dict) else None
+    return recorded == job and isinstance(command, list) and command[2:] == sys.argv[1:]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,7 +142,8 @@ class MetricsLog:
         self.path, self.lost = path, 0
         self._beside, self._backlog, self._problem = beside or {}, b"", ""
         if path.exists():
-            kept = [record for record in read_metrics(path) if record.get("step", 0) <= resumed_step]
+            read = read_metrics(path)  # what went wrong did, also in steps that are done again
+            kept = [r for r in read if r.get("step", 0) <= resumed_step or r.get("kind") == "incident"]
             write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -323,7 +333,7 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
     """Makes the run's folder and opens its log.
 
     Args:
-        folder: as `run_folder` gave it.
+        folder: as `engine.lock.claim` gave it.
         config: the resolved settings.
         ranks: who we are; ranks above 0 get a silent log and write nothing.
         step: step the run goes on from; later records of an earlier session are cut off, in one move.

@@ -14,6 +14,7 @@ opening data, a slow disk) only a frozen rank counts; what else waits there has 
 import contextlib
 import datetime
 import faulthandler
+import json
 import os
 import secrets
 import select
@@ -32,6 +33,7 @@ EXIT_HANG = 71  # EX_OSERR
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 REPEAT_S = 2.0  # torchrun and Slurm may both pass one on: the same within this is no second request
 BEAT_S = 1.0
+ASLEEP_S = 5.0  # between two beats: a busy machine takes 2 or 3 s
 STORE_TIMEOUT = datetime.timedelta(seconds=5)
 
 
@@ -45,12 +47,13 @@ class Sentinel:
 
     def __init__(self, ranks: Ranks, limit_s: float) -> None:
         self.asked = ""  # name of the signal that asks this run to stop, of any rank
+        self.written = False  # the last checkpoint is: a second signal has nothing to cut off
         self.ranks, self.limit_s = ranks, limit_s
         self._defer = False  # a request waits for the end of the step; else it ends the process
         self._asked_at, self._own = 0.0, ""
         self._ticks, self._paused, self._ticked = 0, True, time.monotonic()
         self._seen: dict[int, tuple[int, float]] = {}  # rank -> its last beat and when that came
-        self._beat = 0
+        self._beat, self._main = 0, threading.get_ident()  # made in the thread that trains
         self._store = self._open_store() if ranks.world_size > 1 else None
         self._parent = os.getppid()
         self._done = threading.Event()
@@ -104,22 +107,30 @@ class Sentinel:
         elif not yes and signal.SIGINT in self._before and not self.asked:
             signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
 
-    def tick(self) -> None:
-        """The loop has got on: the watch runs until the next tick or `pause`."""
-        self._ticks, self._ticked, self._paused = self._ticks + 1, time.monotonic(), False
+    def tick(self, step: bool = True) -> None:
+        """The loop has got on: the watch runs until the next tick or `pause`.
+
+        Args:
+            step: an optimizer step, which all ranks do as many of, and not a page of an evaluation.
+        """
+        self._ticks, self._ticked, self._paused = self._ticks + step, time.monotonic(), False
 
     def pause(self) -> None:
         """Something that may take long comes next: compilation, opening data, a slow disk."""
         self._ticked, self._paused = time.monotonic(), True
 
     def _watch(self) -> None:
-        warned = False
+        warned, awake = False, time.monotonic()
         while not self._done.is_set():
             if select.select([self._pipe[0]], [], [], BEAT_S)[0]:
                 for number in os.read(self._pipe[0], 64):
                     if number in SIGNALS:
                         self._take(signal.Signals(number))
             self._orphaned()
+            slept, awake = time.monotonic() - awake, time.monotonic()
+            if slept > ASLEEP_S:  # Ctrl-Z, Slurm's suspend: time in which nothing here ran is nobody's delay
+                self._ticked += slept
+                self._seen.clear()
             try:
                 self._publish()
                 self._look()
@@ -142,15 +153,17 @@ class Sentinel:
             os._exit(EXIT_ASKED)
         now = time.monotonic()
         if self._own and now - self._asked_at > REPEAT_S:
+            if self.written:
+                os._exit(EXIT_ASKED)
             say(f"rank {self.ranks.rank}: {number.name} again: stopped at once, without a checkpoint")
             os._exit(128 + number)
         if not self._own:
-            self._own, self._asked_at = number.name, now
-            if not self.asked:
+            self._own, self._asked_at, before = number.name, now, self.asked
+            self.asked = before or number.name
+            if not before:
                 say(
                     f"rank {self.ranks.rank}: {number.name}: stopping after this step with a checkpoint; again: at once"
                 )
-            self.asked = self.asked or number.name
 
     def _orphaned(self) -> None:
         """torchrun was killed: nobody would end or restart this rank, so it ends itself, with a checkpoint."""
@@ -162,11 +175,12 @@ class Sentinel:
             say(f"rank {self.ranks.rank}: torchrun has gone: stopping after this step, with a checkpoint")
 
     def _publish(self) -> None:
-        """Once a second: our beat and ticks, and a request to stop, for the others to see."""
+        """Once a second: our beat, ticks and place, and a request to stop, for the others to see."""
         self._beat += 1
         if self._store is None:
             return
-        self._store.set(f"rank{self.ranks.rank}", f"{self._beat} {self._ticks}")
+        state = [self._beat, self._ticks, self._paused, _place(self._main)]
+        self._store.set(f"rank{self.ranks.rank}", json.dumps(state))
         if self.asked:
             self._store.set("stop", self.asked)
         elif self._store.check(["stop"]):
@@ -178,39 +192,53 @@ class Sentinel:
         if not self.limit_s or not self._ticks or late < self.limit_s / 2:  # the watch starts with the first step
             self._seen.clear()
             return
-        others = self._others()
-        now = time.monotonic()
-        frozen = [rank for rank, (_, since) in self._seen.items() if now - since >= self.limit_s / 2]
+        states, now = self._others(), time.monotonic()
+        still = max(self.limit_s / 2, 10 * BEAT_S)
+        frozen = [rank for rank, (_, since) in self._seen.items() if now - since >= still]
         if late >= self.limit_s and frozen:
             self._end(f"{_ranks(frozen)} shows no sign of life: stopped, or its machine is gone")
-        if late >= self.limit_s and not self._paused:
-            ticks = {**others, self.ranks.rank: self._ticks}
-            behind = sorted(rank for rank, count in ticks.items() if count == min(ticks.values()))
-            alike = len(behind) == len(ticks) > 1
-            self._end("all ranks wait at the same place" if alike else f"{_ranks(behind)} does not get on")
+        if late < self.limit_s or self._paused:
+            return
+        states[self.ranks.rank] = (self._ticks, False, _place(self._main))
+        fewest = min(ticks for ticks, _, _ in states.values())
+        behind = sorted(rank for rank, (ticks, _, _) in states.items() if ticks == fewest)
+        # Also of as many steps as the others: a slow disk holds rank 0 after its last collective.
+        if any(paused for _, paused, _ in states.values()):
+            return
+        if len(behind) == len(states) > 1:  # each waits in the same step: the odd place is the one to look at
+            places = ", ".join(f"rank {rank} in {place}" for rank, (_, _, place) in sorted(states.items()))
+            self._end(f"no rank gets on: {places}")
+        self._end(f"{_ranks(behind)} does not get on")
 
-    def _others(self) -> dict[int, int]:
-        """Ticks of the other ranks; notes whose beat has changed since the last look."""
-        ticks, now = {}, time.monotonic()
-        for rank in range(self.ranks.world_size):
-            if rank == self.ranks.rank or self._store is None:
-                continue
-            beat, count = (int(word) for word in self._store.get(f"rank{rank}").split())
-            ticks[rank] = count
+    def _others(self) -> dict[int, tuple[int, bool, str]]:
+        """Ticks, whether paused, and place of the other ranks; notes whose beat has changed since the last look."""
+        ranks = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank and self._store is not None]
+        states, now = {}, time.monotonic()
+        values = self._store.multi_get([f"rank{rank}" for rank in ranks]) if ranks else []
+        for rank, value in zip(ranks, values, strict=True):
+            beat, *state = json.loads(value)
+            states[rank] = tuple(state)
             if self._seen.get(rank, (-1, 0.0))[0] != beat:
                 self._seen[rank] = (beat, now)
-        return ticks
+        return states
 
     def _end(self, reason: str) -> None:
-        waited = f"has waited {self._late():.0f} s (trainer.hang_timeout_s={self.limit_s:g})"
+        waited = f"has waited {self._late():.0f} s (trainer.hang_timeout_s={self.limit_s:g}, 0 = off)"
         say(f"error: rank {self.ranks.rank} {waited}: {reason}. Stacks of rank {self.ranks.rank}:")
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         os._exit(EXIT_HANG)
 
 
 def say(text: str) -> None:
-    """One line on stderr, written whole and at once."""
-    os.write(2, f"{text}\n".encode())
+    """One line on stderr, whole and at once; a log that cannot be written must not keep a signal from its work."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
+def _place(thread: int) -> str:
+    """Where a thread is: file and line of its innermost Python frame."""
+    frame = sys._current_frames().get(thread)
+    return "/".join(frame.f_code.co_filename.split("/")[-2:]) + f":{frame.f_lineno}" if frame else "no frame"
 
 
 def _ranks(numbers: list[int]) -> str:

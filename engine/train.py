@@ -110,12 +110,13 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
         Diverged: too many skipped in a row.
     """
     limits, row = run.config.trainer, 0
-    for place, row, here in run.trainee.guard.found(wait):
-        incidents.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, row, here)
+    for place, in_a_row, here in run.trainee.guard.found(wait):
+        row = max(row, in_a_row)
+        incidents.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, in_a_row, here)
     asked, row = run.agreement.maxima(bool(run.sentinel.asked), row)
     if row >= limits.nonfinite_limit:
         words = f"{row} steps in a row were skipped, loss or gradient is not finite"
-        raise incidents.Diverged(words, position.step, position.lr_scale, run.folder)
+        raise incidents.Diverged(words, position.step, position.lr_scale, run.folder, limits.on_nonfinite == "rollback")
     return bool(asked)
 
 
@@ -179,7 +180,8 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
         lost = f"{len(names)} weights are not finite (e.g. {names[0]}) and are not saved" if names else ""
     lost = distributed.broadcast_object(lost)
     if lost:
-        raise incidents.Diverged(lost, position.step, position.lr_scale, run.folder)
+        rolls_back = run.config.trainer.on_nonfinite == "rollback"
+        raise incidents.Diverged(lost, position.step, position.lr_scale, run.folder, rolls_back)
     if run.writer is None:
         return
     position.minutes = minutes(run)
@@ -207,7 +209,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
-    source = find_resume(config, ranks, folder)
+    source = find_resume(config, ranks, folder, again=lr_scale < 1)
     asked, config = config, keep_global_batch(config, ranks, source) if source else config
     trainee = build(config, ranks, resumed=source is not None)
     position = restore(trainee, source, config, ranks, data) if source else Position()
@@ -225,6 +227,8 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         agreement = Agreement()
         run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, agreement)
         announce(run, source, loader.steps_per_epoch, position)
+        if lr_scale < 1:
+            log.incident(position.step, f"rolled back to here; learning rate times {position.lr_scale:g}")
         if config.trainer.accumulate != asked.trainer.accumulate:
             change = f"trainer.accumulate={config.trainer.accumulate} instead of {asked.trainer.accumulate}"
             log.say(f"{change}, so that an update on {ranks.world_size} ranks sees as many pages as before")
@@ -233,18 +237,21 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         try:
             stopped = train_epochs(run, loader, position)
         finally:
+            sentinel.pause()
             if writer is not None:  # asked to stop: one more try of a disk that fails, torchrun kills after 30 s
                 writer.wait(0 if sentinel.asked else PATIENCE_S)
         # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
         distributed.from_main(ranks, lambda: writer.refuse(1))
+        sentinel.written = True
+        stopped = bool(agreement.maxima(stopped or bool(sentinel.asked))[0])  # a stop may have come since
         if stopped:
             why = next(filter(None, distributed.gather_objects(sentinel.asked)))
             log.say(f"stopped ({why}) at step {position.step}; the same command with resume=auto goes on")
         else:
             sentinel.defer(False)
             finish.finish(config, ranks, folder, data, log, pool)
-    if stopped:  # the first rank to leave with 75 has torchrun end the others: not before rank 0 is done
-        distributed.from_main(ranks, lambda: None)
+    # The first rank to leave with 75 has torchrun end the others, and a rank that has left shows no sign of life.
+    distributed.from_main(ranks, lambda: None)
     return stopped
 
 
@@ -262,6 +269,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
                 stopped = train_epoch(run, loader, position)
                 due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
                 position.unjudged = due or over(run, position)
+            run.sentinel.defer(True)
             scores = validate(run, position) if position.unjudged and not stopped else None
             stopped = stopped or (position.unjudged and scores is None)
             position.unjudged = position.unjudged and scores is None
@@ -290,6 +298,8 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
             say(line)
     if source is not None:
         say(f"resumed from {source}: epoch {position.epoch}, step {position.step}, best {position.best:.4f}")
+    if position.lr_scale != 1:
+        say(f"learning rate times {position.lr_scale:g} since a rollback; init_from={run.folder} starts without it")
 
 
 def main(argv: list[str]) -> int:

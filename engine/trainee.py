@@ -68,5 +68,5 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
     if ema is not None and config.eval.ema:
         evaluated = speed.compiled(ema.model, config)
     optimizer = build_optimizer(parameter_groups(model, config), config.models.optimizer)
-    guard = Guard(model, ranks.device)
+    guard = Guard(model, ranks)
     return Trainee(model, speed.distributed(forward, config, ranks), evaluated, optimizer, ema, guard)

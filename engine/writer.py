@@ -60,7 +60,7 @@ class Writer:
         """Hands over one checkpoint; `best` also moves the `best` link."""
         self._raise()
         with self._changed:
-            self._changed.wait_for(lambda: self._next is None)
+            self._changed.wait_for(lambda: self._next is None or self._bug is not None)
             self._next = Job(parts, state, config_yaml, best)
             self._changed.notify_all()
 
@@ -72,7 +72,7 @@ class Writer:
         with self._changed:
             self._give_up = time.monotonic() + patience
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._next is None and self._current is None)
+            self._changed.wait_for(lambda: (self._next is None and self._current is None) or self._bug is not None)
             self._give_up = None
         self._raise()
 
@@ -103,13 +103,19 @@ class Writer:
                 self._changed.wait_for(lambda: self._next is not None)
                 self._current, self._next = self._next, None
                 self._changed.notify_all()
+            ended = False
             try:
                 self._finish(self._current)
+                ended = True
             except BUGS as error:
                 self._bug = error
-            with self._changed:
-                self._current = None
-                self._changed.notify_all()
+                ended = True
+            finally:
+                if not ended:  # this thread dies of something nobody thought of: nobody may wait for it
+                    self._bug = RuntimeError("its thread has ended")
+                with self._changed:
+                    self._current = None
+                    self._changed.notify_all()
 
     def _finish(self, job: Job) -> None:
         """Writes a checkpoint, at once or later; returns without when it is given up for a newer one."""

@@ -54,9 +54,8 @@ def skip_scenario(folder: Path, kind: str) -> Outcome:
 def test_a_bad_step_changes_nothing_on_any_rank_and_its_inputs_are_kept(tmp_path, kind):
     assert skip_scenario(tmp_path, kind).survived == 3
     dumps = sorted(p.name for p in (tmp_path / kind / "nonfinite").iterdir())
-    own = ["step_00000003_rank1", "step_00000007_rank1", "step_00000008_rank1"]
-    # no rank's own loss is to blame for a bad gradient, so all write theirs, three in all
-    assert dumps[:2] == ["step_00000003_rank0", "step_00000003_rank1"] if kind == "gradient" else dumps == own
+    rank = 0 if kind == "gradient" else 1  # nobody's own loss is to blame for a bad gradient
+    assert dumps == [f"step_{step:08d}_rank{rank}" for step in (3, 7, 8)]
     target = tmp_path / kind / "nonfinite" / dumps[0]
     info = json.loads((target / "info.json").read_text())
     assert info["step"] == 3 and len(info["pages"]) == 2  # one a forward pass
@@ -83,6 +82,13 @@ def test_rollback_goes_on_from_the_last_checkpoint_with_a_lower_rate(tmp_path):
     code, said, folder = run(tmp_path, "back", fault, *settings, *constant)
     assert code == 0, said
     assert "rollback 1, learning rate times 0.5" in said and "resumed from" in said
+    told = [(r["step"], r["text"].split(":")[0]) for r in harness.metrics(folder, "incident")]
+    assert told == [
+        (8, "skipped"),
+        (9, "skipped"),
+        (10, "skipped"),
+        (8, "rolled back to here; learning rate times 0.5"),
+    ]
     records = harness.metrics(folder)
     assert [r["step"] for r in records] == list(range(1, 25))
     assert {r["lr"] for r in records[:8]} == {0.001} and {r["lr"] for r in records[8:]} == {0.0005}
@@ -113,3 +119,13 @@ def test_no_memory_left_is_one_line_with_batch_size_and_what_to_change(tmp_path,
         "Tried to allocate 20.00 GiB",
     )
     assert all(word in lines[0] for word in words)
+
+
+@pytest.mark.slow
+def test_a_rollback_before_the_first_checkpoint_starts_from_the_given_one(tmp_path):
+    code, said, first = run(tmp_path, "first", {}, "trainer.max_epochs=1", ranks=0)
+    assert code == 0, said
+    settings = ("trainer.on_nonfinite=rollback", "trainer.nonfinite_limit=2", f"resume={first}")
+    code, said, _ = run(tmp_path, "second", {"kind": "nan", "rank": 0, "steps": [2, 3]}, *settings, ranks=0)
+    assert code == 0, said
+    assert said.count("resumed from") == 2 and "learning rate times 0.5 since a rollback" in said

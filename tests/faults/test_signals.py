@@ -167,6 +167,16 @@ def test_a_signal_to_every_process_of_a_job_leaves_the_workers_at_work(tmp_path,
 
 
 @pytest.mark.slow
+def test_a_log_that_cannot_be_written_keeps_no_signal_from_its_work(tmp_path):
+    words = [*harness.launcher(), "engine.train", *command(tmp_path, "full", "trainer.max_epochs=1000")]
+    job = harness.start_command(["sh", "-c", 'exec "$@" 2> /dev/full', "sh", *words], tmp_path)
+    harness.wait_until_step(job, tmp_path / "full", 4)
+    job.process.send_signal(signal.SIGTERM)
+    assert harness.finish(job, 30) == 75
+    assert harness.saved_step(tmp_path / "full") == harness.last_step(tmp_path / "full") >= 4
+
+
+@pytest.mark.slow
 def test_ranks_whose_torchrun_was_killed_end_with_a_checkpoint(tmp_path):
     job = harness.start(command(tmp_path, "orphans", "trainer.max_epochs=1000"), tmp_path, ranks=2)
     harness.wait_until_step(job, tmp_path / "orphans", 4)
