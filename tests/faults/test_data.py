@@ -92,10 +92,12 @@ def test_files_that_go_bad_under_a_run_do_not_end_it(tmp_path, data, workers):
     with log.open("w") as file:
         process = start(*SETTINGS, *settings, "name=run", f"data.workers={workers}", log=file)
         wait_for_step(process, run, 6)
+        process.send_signal(signal.SIGSTOP)  # all at the same step, however busy the machine
         for path, how in zip(images[::4], HOWS):
             damage(path, how)
         vanished = tmp_path / "val" / "images" / sorted(p.name for p in (tmp_path / "val" / "images").iterdir())[2]
         vanished.unlink()
+        process.send_signal(signal.SIGCONT)
         assert process.wait(600) == 0, log.read_text()[-3000:]
     said = log.read_text()
     print(said[-3000:])

@@ -121,7 +121,7 @@ def test_nothing_in_the_engine_opens_pickles_archives_or_shells():
             shell = [k for k in node.keywords if k.arg == "shell"]
             assert not shell, f"{path}: {called} with a shell"
     assert found == [("engine/export.py", "torch.load", ["map_location", "weights_only"])]
-    # pickle for the name of its error, zipfile for a look at an archive's table; a Slurm job's function goes out pickled
+    # pickle for its error's name, zipfile for a look at an archive's table; a Slurm job's function goes out pickled
     known = [("engine/export.py", "pickle"), ("engine/export.py", "zipfile")]
     assert sorted(imported) == [*known, ("engine/search/executors/slurm.py", "cloudpickle")]
 
