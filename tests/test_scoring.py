@@ -143,6 +143,7 @@ def test_an_evaluation_with_workers_is_the_one_without(tmp_path, protocol):
     assert len(kept[0].worst) == 3
 
 
+@pytest.mark.slow
 def test_two_ranks_with_workers_score_as_one_process_without(trained, tmp_path):
     """Under torchrun each rank has workers of its own."""
     source = next((trained.parent / ".synthetic").rglob("*.json"))

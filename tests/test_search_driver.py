@@ -471,7 +471,8 @@ def check_complete(found: Study, events: list[dict]) -> None:
     assert sorted(closed) == sorted(starts)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 20])
 def test_killed_at_random_moments_no_trial_is_lost_or_repeated(place, kills):
     budget = 3 if kills == 3 else 20
     (place / "calm").mkdir()

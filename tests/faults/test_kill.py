@@ -111,6 +111,7 @@ def kills(folder: Path, count: int, seed: int, epochs: int = 40, a_run: int = 12
     return Outcome(FAULT, tried, tried, lost, seconds, note=f"checkpoint every {EVERY} steps; {ends}")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_of_two_and_one_rank_that_goes_on(tmp_path):
     """One kill, then the same command without torchrun: one rank takes over with accumulate=4."""
     epochs, seed = 6, time.time_ns()  # 36 steps: two seconds to strike in

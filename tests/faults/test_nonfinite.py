@@ -104,7 +104,8 @@ def test_a_rollback_that_does_not_help_ends_after_the_allowed_number(tmp_path):
     assert said.count("rollback ") == 2 and "learning rate times 0.25" in said and "error: diverged" in said
 
 
-@pytest.mark.parametrize("ranks", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
 def test_no_memory_left_is_one_line_with_batch_size_and_what_to_change(tmp_path, ranks):
     rank = max(0, ranks - 1)
     code, said, _ = run(tmp_path, "memory", {"kind": "memory", "rank": rank, "steps": [2]}, ranks=ranks)
