@@ -4,7 +4,7 @@
     weights, optimizer state:  untouched where bad (`found_inf` of torch's fused optimizers, what GradScaler uses)
     BatchNorm statistics:      buffer <- bad x saved + (1 - bad) x buffer, on their bits as integers: 0 x NaN is NaN
 
-Bytes a step: the buffers (HRNet-W44: 975, 0.4 MB) 9 times, in 4 multi-tensor operators a dtype; 2 numbers over the ranks.
+Bytes a step: the buffers (HRNet-W44: 975, 0.4 MB) 9 times, in 4 multi-tensor operators; 2 numbers over the ranks.
 The average (`engine.ema`) goes on toward weights that have not changed.
 """
 
