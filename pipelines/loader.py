@@ -1,5 +1,6 @@
 """Loaders: `Batch`es for training, evaluation and prediction, out of the DALI graph."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
 from pipelines.quarantine import Ledger
 from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_sizes
+
+logger = logging.getLogger(__name__)
 
 # The hardware decoder's memory is taken for a batch of pages of the hinted size: 16 pages of 16 Mpx are 0.8 GB. For a
 # larger one it grows when that page comes.
@@ -37,6 +40,7 @@ class _Stream:
         self.source, self.augment, self.prefetch, self.ledger = source, augment, prefetch, ledger
         self.device_id: int | None = options["device_id"]
         self.iteration = 0
+        self._unexplained = -1  # batch number of a failure that no file explained
         self.wait_seconds = 0.0
         maker = source.maker
         if self.device_id is not None:
@@ -82,14 +86,23 @@ class _Stream:
         stream = None if self.device_id is None else torch.cuda.current_stream(self.device_id)
         try:
             outputs = graph.Outputs(*self._pipeline.run(stream))
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._find_undecodable():
-                raise
+                self._excuse_once(error)
             return None
         rows = np.array(outputs.index.as_tensor())
         for row in self.source.passed_over(self.iteration, rows):
             self._add(row)
         return None if self._find_wrong_size(rows, np.array(outputs.shape.as_tensor())) else outputs
+
+    def _excuse_once(self, error: RuntimeError) -> None:
+        """A file may have been bad only when it was read: one more try of the batch, then `error` is raised."""
+        if self._unexplained == self.iteration:
+            raise error
+        self._unexplained = self.iteration
+        logger.warning(
+            "rank %d: a batch failed, though its files can be decoded now: it is made again", self.ledger.rank
+        )
 
     def _batch(self, outputs: graph.Outputs) -> Batch:
         # No copy: DALI's dynamic executor gives every iteration a buffer of its own, alive as long as the torch tensor.

@@ -312,6 +312,30 @@ def test_a_fault_that_no_file_explains_is_raised(index, monkeypatch):
         take(made, 9)
 
 
+def test_a_file_that_was_bad_for_a_moment_only_costs_a_new_pipeline(index, monkeypatch, caplog):
+    """Garbage when the batch was made, whole when it is looked at again: no file is at fault, the batch is the same."""
+    whole = pages_of(take(make(index), 9))
+    made, read, reads = make(index), SampleMaker.read, []
+
+    def garbled(maker, row):
+        reads.append(row)
+        encoded = read(maker, row)
+        return np.zeros_like(encoded) if len(reads) == 5 else encoded
+
+    monkeypatch.setattr(SampleMaker, "read", garbled)
+    assert pages_of(take(made, 9)) == whole and not made.quarantined and len(reads) > 18
+    assert caplog.text.count("is made again") == 1
+
+
+def test_a_batch_that_fails_twice_without_a_file_at_fault_ends_the_run(index, monkeypatch):
+    made = make(index)
+    next(made)
+    monkeypatch.setattr(SampleMaker, "read", lambda *_: np.zeros(50, np.uint8))
+    monkeypatch.setattr("pipelines.quarantine.undecodable", lambda *_: [])
+    with pytest.raises(RuntimeError):
+        take(made, 9)
+
+
 @pytest.mark.parametrize("how", REASONS)
 def test_evaluation_of_a_bad_page(tmp_path, how, caplog):
     index = write_pages(tmp_path / "pages", 5)
