@@ -172,6 +172,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
             the last loss was a number.
     """
     distributed.from_main(run.ranks, lambda: run.writer.refuse())
+    bad = bad_pages.gathered(run.data.train, epoch_over=position.samples_in_epoch == 0)
     parts, lost = {}, ""
     if run.writer is not None:
         parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
@@ -187,6 +188,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
         **dataclasses.asdict(position),
         "global_batch": global_batch_size(run.config, run.ranks),
         "stream": stream(run.config, run.data),
+        "bad_pages": bad,
         "score": scores["score"] if scores else None,
         "scores": scores,
     }
@@ -266,6 +268,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
             position.unjudged = position.unjudged and scores is None
             save(run, position, scores)
             bad_pages.settle(run.folder, run.data.train, config, run.ranks)
+            loader.pass_over(run.data.train.unread)
         if config.trainer.precise_bn and position.precise_step != position.step and not stopped:
             run.log.say(precise_bn.renew(run.trainee, run.data.train, config, run.ranks, position.epoch))
             position.precise_step = position.step
