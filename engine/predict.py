@@ -105,7 +105,7 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     model = load_detector(path, config, ranks)
     results = []
-    for row, found in detect_pages(model, pages, config, ranks, fate="left out"):
+    for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
         if row in pages.bad:
             continue
         file, name = images[row]

@@ -320,7 +320,7 @@ def train_loader(
     source.maker.bad = set(bad if unread is None else unread)
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
     options = {"device_id": device_id, "threads": threads, "workers": workers, "hw_decoder_load": hw_decoder_load}
-    ledger = Ledger(index, bad, max_bad_share, "another page takes its place", rank)
+    ledger = Ledger(index, bad, max_bad_share, "another page takes its place", rank, {})
     stream = _Stream(source, augment, prefetch, ledger, batch_size=batch_size, **options)
     return TrainLoader(stream, source)
 
@@ -337,11 +337,13 @@ def eval_loader(
     prefetch: int = 2,
     hw_decoder_load: float = 0.9,
     bad: dict[int, str] | None = None,
+    named: dict[int, str] | None = None,
     fate: str = "",
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
     Args: as `train_loader`, and
+        named: rows that an earlier loader warned of, and why; the same is not said again.
         fate: what becomes of a bad page, which comes as a black one, for the warning; "" = it is refused.
 
     Raises:
@@ -354,7 +356,7 @@ def eval_loader(
     options = {"device_id": device_id, "threads": threads, "workers": 0, "hw_decoder_load": hw_decoder_load}
     bad = {} if bad is None else bad
     source.maker.bad = set(bad)
-    ledger = Ledger(index, bad, 1.0 if fate else 0.0, fate, rank)
+    ledger = Ledger(index, bad, 1.0 if fate else 0.0, fate, rank, {} if named is None else named)
     stream = _Stream(source, NOT_AUGMENTED, prefetch, ledger, batch_size=batch_size, **options)
     return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
 

@@ -18,7 +18,10 @@ import torch
 from conftest import ROOT, TINY, run_module
 from PIL import Image
 
-from engine import bad_pages
+from engine import bad_pages, checkpoint, distributed
+from engine.config import load_config
+from engine.data import open_pages
+from engine.evaluate import evaluate, load_detector
 from engine.runlog import read_metrics
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex, build
@@ -110,7 +113,50 @@ def test_files_that_go_bad_under_a_run_do_not_end_it(tmp_path, data, workers):
     records = read_metrics(run / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 49))
     assert [r["bad_images"] for r in records if r["kind"] == "validation"] == [1.0, 1.0]
-    assert json.loads((run / "checkpoints" / "last" / "state.json").read_text())["step"] == 48
+    assert said.count("1 validation page cannot be read: this evaluation counts neither") == 2
+    state = json.loads((run / "checkpoints" / "last" / "state.json").read_text())
+    assert state["step"] == 48 and state["best"] == -1 and state["stale"] == 0 and state["score"] is None
+    assert state["scores"]["bad_images"] == 1 and not (run / "checkpoints" / "best").exists()
+
+
+def test_a_page_that_cannot_be_read_for_a_moment_costs_one_evaluation(trained, tmp_path, data, caplog):
+    settings, _ = data
+    path = checkpoint.locate(trained)
+    config = load_config(
+        [settings[1], "post.bin_thresh=0.05", "post.box_thresh=0"], base=checkpoint.load_settings(path)
+    )[0]
+    alone = distributed.Ranks(0, 0, 1, torch.device("cpu"))
+    pages, model = open_pages(config, config.data.val, alone), load_detector(path, config, alone)
+    image = pages.path(2)
+
+    def scores():
+        found = evaluate(model, pages, config, alone).scores
+        return {name: found[name] for name in ("hmean", "recall", "score", "bad_images")}
+
+    whole = scores()
+    assert whole["bad_images"] == 0 and whole["recall"] > 0
+    for _ in range(2):
+        image.rename(image.with_suffix(".hidden"))
+        assert scores()["bad_images"] == 1
+        image.with_suffix(".hidden").rename(image)
+        assert scores() == whole
+    assert caplog.text.count("judged as a page without detections") == 1  # the same fault is named once
+
+
+@pytest.mark.slow
+def test_an_evaluation_with_a_bad_page_is_no_best(tmp_path, data):
+    settings, _ = data
+    run, log = tmp_path / "runs" / "run", tmp_path / "log"
+    with log.open("w") as file:
+        process = start(*SETTINGS, *settings, "name=run", "models.optimizer.lr=0.003", log=file)
+        wait_for_step(process, run, 26)  # evaluated at 24
+        next((tmp_path / "val" / "images").iterdir()).unlink()
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+    first, second = (r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "validation")
+    assert (first["bad_images"], second["bad_images"]) == (0, 1) and second["best"] == first["score"]
+    state = json.loads((run / "checkpoints" / "last" / "state.json").read_text())
+    assert (state["step"], state["best_epoch"], state["stale"], state["score"]) == (48, 2, 0, None)
+    assert (run / "checkpoints" / "best").resolve().name == "step_00000024"
 
 
 @pytest.mark.slow
