@@ -69,13 +69,17 @@ def paths_of(index: Any, reasons: dict[int, str]) -> dict[str, str]:
     return {str(index.path(row)): reason for row, reason in reasons.items()}
 
 
-def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
+MEND = "mend the files, or take them out of the data and build the index again"
+
+
+def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND) -> None:
     """Stops when too many of a data set's pages are bad.
 
     Args:
         share: allowed share of the pages, rounded up.
         pages: number of pages.
         bad: path -> what is wrong with it.
+        mend: what to do about it, for the message.
 
     Raises:
         UserError: listing the first NAMED of them.
@@ -85,10 +89,7 @@ def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
     listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     limit = f", above data.max_bad_share={share:g}" if share else ""
-    raise UserError(
-        f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; mend the files, or take them out of the "
-        "data and build the index again"
-    )
+    raise UserError(f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; {mend}")
 
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
