@@ -172,5 +172,6 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
         prefetch=data.prefetch,
         hw_decoder_load=data.hw_decoder_load,
         bad=pages.bad,
+        unread=pages.unread,
         max_bad_share=data.max_bad_share,
     )

@@ -61,7 +61,12 @@ def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.T
 
 
 def detect_pages(
-    forward: Callable, pages: ConcatIndex | BareIndex, config: Config, ranks: Ranks, fate: str = ""
+    forward: Callable,
+    pages: ConcatIndex | BareIndex,
+    config: Config,
+    ranks: Ranks,
+    fate: str = "",
+    bad: dict[int, str] | None = None,
 ) -> Iterator[tuple[int, Detections]]:
     """Yields (row, detections in source pixels) of this rank's pages, in order.
 
@@ -73,8 +78,9 @@ def detect_pages(
         pages: annotated pages or bare images.
         config: eval, data and post settings.
         ranks: rank r takes rows r, r + world_size, ...
-        fate: what becomes of a page that cannot be read, for a warning; it is detected on as a black page, and its row
-            is in `pages.bad` when it is yielded. "" = it is refused.
+        fate: what becomes of a page that cannot be read, for a warning, given once for `pages`; "" = it is refused.
+        bad: rows known to be bad and why. A row found now is in it when it is yielded, and was detected on as a black
+            page.
 
     Raises:
         UserError: a page cannot be read and is refused.
@@ -89,7 +95,8 @@ def detect_pages(
         threads=config.data.threads,
         prefetch=config.data.prefetch,
         hw_decoder_load=config.data.hw_decoder_load,
-        bad=pages.bad,
+        bad=bad,
+        named=pages.bad,
         fate=fate,
     )
     waiting = None
@@ -162,15 +169,16 @@ def evaluate(
     protocol = config.eval.protocol
     metric = CLEval(protocol=protocol)
     kept: list[Page] = []
+    bad: dict[int, str] = {}  # empty every time: a disk that was away for a moment must not lower all later scores
     fate = "" if refuse_bad else "judged as a page without detections"
     found_pages = (
-        (row, NOTHING_FOUND if row in pages.bad else found)
-        for row, found in detect_pages(forward, pages, config, ranks, fate)
+        (row, NOTHING_FOUND if row in bad else found)
+        for row, found in detect_pages(forward, pages, config, ranks, fate, bad)
     )
     jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
     for (row, found), result in score_in_order(pool, jobs):
         metric.add(result)
-        if row not in pages.bad:  # there is no picture of it
+        if row not in bad:  # there is no picture of it
             kept = sorted([*kept, Page(row, found, result)], key=lambda page: page.result.hmean)[:worst]
         if sentinel is not None:
             sentinel.tick(step=False)
@@ -179,8 +187,7 @@ def evaluate(
     if sentinel is not None:
         sentinel.pause()
     cut = sentinel is not None and bool(sentinel.asked)
-    bad = sum(row % ranks.world_size == ranks.rank for row in pages.bad)
-    total = distributed.sum_over_ranks(np.concatenate([metric.state(), [bad, cut]]), ranks.device)
+    total = distributed.sum_over_ranks(np.concatenate([metric.state(), [len(bad), cut]]), ranks.device)
     if total[-1]:
         return None
     scores = CLEval.from_state(protocol, total[:-2]).compute()

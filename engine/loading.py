@@ -11,6 +11,7 @@ from engine import reading
 from pipelines.errors import UserError
 
 PARTS = ("model", "ema", "optimizer")
+STATE_BYTES = 1 << 24  # a bad page takes 100 bytes in it, 600 with the longest name: 28,000 of those
 # What each kind of optimizer keeps of a parameter; a step counter is a scalar, the others have the parameter's shape.
 MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
@@ -51,10 +52,10 @@ def load_state(path: Path, position: type | None = None) -> dict:
         UserError: unreadable, a value of the wrong type, negative or not finite, or one missing.
     """
     try:
-        state = reading.json_object(path / "state.json")
+        state = reading.json_object(path / "state.json", STATE_BYTES)
         kinds = {"step": int, "global_batch": int, "score": float}
         if position is not None:
-            kinds |= {field.name: field.type for field in dataclasses.fields(position)}
+            kinds |= {"bad_pages": list} | {field.name: field.type for field in dataclasses.fields(position)}
             for name in ("step", "samples_in_epoch", "global_batch", "stream"):
                 if name not in state:
                     raise UserError(f"state.json has no {name}")

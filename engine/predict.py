@@ -9,6 +9,7 @@ cannot be read are left out and named; the exit code is then 2.
 
 import argparse
 import csv
+import errno
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from pipelines.quarantine import paths_of, refuse_above
 logger = logging.getLogger(__name__)
 
 MAX_CSV_REGIONS = 500  # the contest's limit
+MEND = "mend them and predict those again: the results of all others are written"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
 
 
@@ -105,17 +107,28 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     model = load_detector(path, config, ranks)
     results = []
-    for row, found in detect_pages(model, pages, config, ranks, fate="left out"):
+    for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
         if row in pages.bad:
             continue
         file, name = images[row]
-        target = out / name.with_name(name.name + ".json")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(as_json(name, pages.size_wh[row], found)) + "\n")
+        try:
+            _write(out, name, as_json(name, pages.size_wh[row], found))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # a full disk ends it all
+                raise
+            pages.bad[row] = "its name is too long for a result's: shorten it"
+            logger.warning("%s: %s; left out", file, pages.bad[row])
+            continue
         if picture:
             _draw(file, name, found, out, config)
         results.append((name, found))
     return results, paths_of(pages, pages.bad)
+
+
+def _write(out: Path, name: Path, result: dict) -> None:
+    target = out / name.with_name(name.name + ".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result) + "\n")
 
 
 def _draw(file: Path, name: Path, found: Detections, out: Path, config: Config) -> None:
@@ -125,8 +138,11 @@ def _draw(file: Path, name: Path, found: Detections, out: Path, config: Config) 
     except UserError as error:  # read a second time, and by another decoder, which takes less damage
         logger.warning("no picture: %s", error)
         return
-    drawn = draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name.name)
-    draw.save_image(out / name.with_name(name.name + ".overlay.jpg"), drawn)
+    target = out / name.with_name(name.name + ".overlay.jpg")
+    if len(os.fsencode(target.name)) > os.pathconf(out, "PC_NAME_MAX"):
+        logger.warning("no picture: %s: its name is too long for a picture's: shorten it", file)
+        return
+    draw.save_image(target, draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name.name))
 
 
 def main(argv: list[str]) -> int:
@@ -158,7 +174,7 @@ def main(argv: list[str]) -> int:
     regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
     print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {printable(args.out)}", file=sys.stderr)
     if bad:
-        refuse_above(0.0, len(images), bad)
+        refuse_above(0.0, len(images), bad, MEND)
     return 0
 
 

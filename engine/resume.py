@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from engine import checkpoint, distributed, runlog
+from engine import bad_pages, checkpoint, distributed, runlog
 from engine.config import Config
 from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
@@ -64,7 +64,7 @@ def stream(config: Config, data: Data) -> dict:
 
 
 def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
-    """Loads weights, average, optimizer and position.
+    """Loads weights, average, optimizer, position and the pages known to be bad.
 
     Raises:
         UserError: another model, another global batch, or another training stream in the middle of an epoch.
@@ -84,6 +84,7 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
             f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
             f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
         )
+    bad_pages.restore(data.train, state.get("bad_pages", []), source)  # none in checkpoints of before
     checkpoint.load_model(trainee.model, checkpoint.load_part(source, "model"), source)
     checkpoint.load_optimizer(trainee.optimizer, checkpoint.load_part(source, "optimizer"), source)
     if trainee.ema is not None:

@@ -146,7 +146,10 @@ def minutes(run: Run) -> float:
 
 
 def validate(run: Run, position: Position) -> dict[str, float] | None:
-    """Evaluates, updates the best, logs, and draws the worst pages of a new best; None when a stop cut it off."""
+    """Evaluates, updates the best, logs, and draws the worst pages of a new best; None when a stop cut it off.
+
+    With pages that cannot be read the score is another one than before: it is logged, and compared with nothing.
+    """
     for model in (run.trainee.model, run.trainee.averaged):
         if model is not None:
             distributed.broadcast_buffers(model)
@@ -155,9 +158,12 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
     result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, run.sentinel)
     if result is None:
         return None
-    score = result.scores["score"]
-    position.stale += 1
-    if score > position.best:
+    score, bad = result.scores["score"], round(result.scores["bad_images"])
+    position.stale += not bad
+    if bad:
+        words = f"{bad} validation page{'s' if bad > 1 else ''} cannot be read: this evaluation counts neither"
+        run.log.say(f"{words} for the best nor for trainer.patience; mend the files, or take them out of data.val")
+    elif score > position.best:
         position.best, position.best_epoch, position.stale = score, position.epoch, 0
         finish.draw_worst(run.folder, run.data.val, result.worst, run.config, run.ranks)
     run.log.validation({"step": position.step, "epoch": position.epoch, **result.scores, "best": position.best})
@@ -173,6 +179,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
             the last loss was a number.
     """
     distributed.from_main(run.ranks, lambda: run.writer.refuse())
+    bad = bad_pages.gathered(run.data.train, epoch_over=position.samples_in_epoch == 0)
     parts, lost = {}, ""
     if run.writer is not None:
         parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
@@ -185,14 +192,16 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     if run.writer is None:
         return
     position.minutes = minutes(run)
+    score = scores["score"] if scores and not scores["bad_images"] else None
     state = {
         **dataclasses.asdict(position),
         "global_batch": global_batch_size(run.config, run.ranks),
         "stream": stream(run.config, run.data),
-        "score": scores["score"] if scores else None,
+        "bad_pages": bad,
+        "score": score,
         "scores": scores,
     }
-    run.writer.save(parts, state, to_yaml(run.config), best=scores is not None and position.stale == 0)
+    run.writer.save(parts, state, to_yaml(run.config), best=score is not None and position.stale == 0)
 
 
 def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_scale: float = 1.0) -> bool:
@@ -275,6 +284,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
             position.unjudged = position.unjudged and scores is None
             save(run, position, scores)
             bad_pages.settle(run.folder, run.data.train, config, run.ranks)
+            loader.pass_over(run.data.train.unread)
         if config.trainer.precise_bn and position.precise_step != position.step and not stopped:
             run.log.say(precise_bn.renew(run.trainee, run.data.train, config, run.ranks, position.epoch))
             position.precise_step = position.step

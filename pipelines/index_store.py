@@ -120,11 +120,13 @@ class Index:
 class ConcatIndex:
     """Several indexes end to end, with the interface of one. `dataset_of` (N,) int64 tells which a page is from.
 
-    `bad` holds what this process has found out: rows that cannot be read, and why.
+    `bad` holds what a run has found out: rows that cannot be read, and why; `unread` those of them that are not even
+    tried, because they were known when the epoch began.
     """
 
     parts: list[Index]
     bad: dict[int, str] = field(init=False, repr=False, default_factory=dict)
+    unread: set[int] = field(init=False, repr=False, default_factory=set)
     lengths: list[int] = field(init=False)
     dataset_of: np.ndarray = field(init=False, repr=False)
     size_wh: np.ndarray = field(init=False, repr=False)

@@ -1,8 +1,9 @@
 """Loaders: `Batch`es for training, evaluation and prediction, out of the DALI graph."""
 
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
 from pipelines.quarantine import Ledger
 from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_sizes
+
+logger = logging.getLogger(__name__)
 
 # The hardware decoder's memory is taken for a batch of pages of the hinted size: 16 pages of 16 Mpx are 0.8 GB. For a
 # larger one it grows when that page comes.
@@ -37,6 +40,8 @@ class _Stream:
         self.source, self.augment, self.prefetch, self.ledger = source, augment, prefetch, ledger
         self.device_id: int | None = options["device_id"]
         self.iteration = 0
+        self._stale = False  # rows were passed over since the pipeline was built
+        self._unexplained = -1  # batch number of a failure that no file explained
         self.wait_seconds = 0.0
         maker = source.maker
         if self.device_id is not None:
@@ -47,10 +52,9 @@ class _Stream:
 
     def _start(self) -> None:
         """Builds the pipeline that begins at the present batch; 0.1 s, and 2 s more with workers."""
-        self._pipeline = None  # first of all the old one's workers and memory are freed
+        self._pipeline, self._stale = None, False  # first of all the old one's workers and memory are freed
         source = self.source
         source.first = self.iteration
-        source.maker.bad |= self.ledger.reasons.keys()
         canvas = source.maker.canvas_hw
         self._pipeline = graph.define(source, canvas, self.augment, prefetch=self.prefetch, **self._options)
         self._pipeline.build()
@@ -62,6 +66,8 @@ class _Stream:
             UserError: more bad pages than the ledger allows.
         """
         start = time.perf_counter()
+        if self._stale and self._pipeline is not None:
+            self._start()
         outputs = self._run()
         while outputs is None:
             self._start()
@@ -70,6 +76,11 @@ class _Stream:
         self.iteration += 1
         self.wait_seconds += time.perf_counter() - start
         return batch
+
+    def pass_over(self, rows: set[int]) -> None:
+        """See `TrainLoader.pass_over`."""
+        self._stale = self._stale or not rows <= self.source.maker.bad
+        self.source.maker.bad |= rows
 
     def close(self) -> None:
         """Frees the pipeline, its workers and its memory; batches already handed out stay valid."""
@@ -82,14 +93,23 @@ class _Stream:
         stream = None if self.device_id is None else torch.cuda.current_stream(self.device_id)
         try:
             outputs = graph.Outputs(*self._pipeline.run(stream))
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._find_undecodable():
-                raise
+                self._excuse_once(error)
             return None
         rows = np.array(outputs.index.as_tensor())
         for row in self.source.passed_over(self.iteration, rows):
             self._add(row)
         return None if self._find_wrong_size(rows, np.array(outputs.shape.as_tensor())) else outputs
+
+    def _excuse_once(self, error: RuntimeError) -> None:
+        """A file may have been bad only when it was read: one more try of the batch, then `error` is raised."""
+        if self._unexplained == self.iteration:
+            raise error
+        self._unexplained = self.iteration
+        logger.warning(
+            "rank %d: a batch failed, though its files can be decoded now: it is made again", self.ledger.rank
+        )
 
     def _batch(self, outputs: graph.Outputs) -> Batch:
         # No copy: DALI's dynamic executor gives every iteration a buffer of its own, alive as long as the torch tensor.
@@ -111,6 +131,7 @@ class _Stream:
             expected = self.source.size_of(row)
             if (width, height) != expected:
                 wrong = True
+                self.source.maker.bad.add(row)
                 self._add(row, f"decoded as {width}x{height} px but indexed as {expected[0]}x{expected[1]}")
         return wrong
 
@@ -125,8 +146,7 @@ class _Stream:
         bad = quarantine.undecodable([page for page in pages if len(page[1])], None)
         if not bad and self.device_id is not None:
             bad = quarantine.undecodable([page for page in pages if len(page[1])], self.device_id)
-        for row in sorted(self.source.maker.bad):
-            self._add(row)
+        self.source.maker.bad |= set(bad)
         for row in bad:
             self._add(row, quarantine.UNDECODABLE)
         hopeless = [row for row, encoded in pages if not len(encoded)]
@@ -189,6 +209,10 @@ class TrainLoader:
     def position(self) -> tuple[int, int, int]:
         """(epoch, step, micro) of the next batch."""
         return self._source.position(self._stream.iteration)
+
+    def pass_over(self, rows: Iterable[int]) -> None:
+        """From the next batch on these rows are not even read; if any is new, a new pipeline begins there."""
+        self._stream.pass_over(set(rows))
 
     @property
     def quarantined(self) -> dict[str, str]:
@@ -257,6 +281,7 @@ def train_loader(
     prefetch: int = 2,
     hw_decoder_load: float = 0.9,
     bad: dict[int, str] | None = None,
+    unread: Collection[int] | None = None,
     max_bad_share: float = 0.05,
 ) -> TrainLoader:
     """Augmented batches without end, from (start_epoch, start_step) on.
@@ -274,7 +299,9 @@ def train_loader(
         device_id: GPU to decode and warp on, None = CPU.
         threads, workers, prefetch: DALI threads, source processes (0 = none), batches ahead.
         hw_decoder_load: as `graph.define`; no effect on the CPU.
-        bad: rows known to be bad and why; those found are added to it, in place.
+        bad: rows found to be bad and why; those found now are added to it, in place.
+        unread: those of them that are not read again; None = all. A row found now is read again where it comes again,
+            unless it is the decoder that refuses it, until `TrainLoader.pass_over`.
         max_bad_share: share of the pages, rounded up, that may be bad; pages of the same data set take their places.
 
     Raises:
@@ -289,9 +316,11 @@ def train_loader(
             f"{source.num_samples} training pages are fewer than one global batch of {needed} (data.batch_size x ranks "
             "x trainer.accumulate); lower data.batch_size or add pages"
         )
+    bad = {} if bad is None else bad
+    source.maker.bad = set(bad if unread is None else unread)
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
     options = {"device_id": device_id, "threads": threads, "workers": workers, "hw_decoder_load": hw_decoder_load}
-    ledger = Ledger(index, {} if bad is None else bad, max_bad_share, "another page takes its place", rank)
+    ledger = Ledger(index, bad, max_bad_share, "another page takes its place", rank, {})
     stream = _Stream(source, augment, prefetch, ledger, batch_size=batch_size, **options)
     return TrainLoader(stream, source)
 
@@ -308,11 +337,13 @@ def eval_loader(
     prefetch: int = 2,
     hw_decoder_load: float = 0.9,
     bad: dict[int, str] | None = None,
+    named: dict[int, str] | None = None,
     fate: str = "",
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
     Args: as `train_loader`, and
+        named: rows that an earlier loader warned of, and why; the same is not said again.
         fate: what becomes of a bad page, which comes as a black one, for the warning; "" = it is refused.
 
     Raises:
@@ -323,7 +354,9 @@ def eval_loader(
         return EvalLoader(None, 0, rows)
     source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)
     options = {"device_id": device_id, "threads": threads, "workers": 0, "hw_decoder_load": hw_decoder_load}
-    ledger = Ledger(index, {} if bad is None else bad, 1.0 if fate else 0.0, fate, rank)
+    bad = {} if bad is None else bad
+    source.maker.bad = set(bad)
+    ledger = Ledger(index, bad, 1.0 if fate else 0.0, fate, rank, {} if named is None else named)
     stream = _Stream(source, NOT_AUGMENTED, prefetch, ledger, batch_size=batch_size, **options)
     return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
 

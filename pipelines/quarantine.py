@@ -33,7 +33,7 @@ def problem(index: Any, row: int) -> str:
 
 
 class Ledger:
-    """The bad rows of an index, each named once in a warning.
+    """The bad rows of an index, each named in a warning, the same fault only once.
 
     Args:
         index: an index (`pipelines.index`).
@@ -41,10 +41,14 @@ class Ledger:
         share: of the pages, rounded up, that may be bad; 0 refuses the first.
         fate: what becomes of a bad page, for the warning.
         rank: for the warning.
+        named: row -> what was wrong when a warning has named it before; added to in place.
     """
 
-    def __init__(self, index: Any, reasons: dict[int, str], share: float, fate: str, rank: int) -> None:
+    def __init__(
+        self, index: Any, reasons: dict[int, str], share: float, fate: str, rank: int, named: dict[int, str]
+    ) -> None:
         self.index, self.reasons, self.share, self.fate, self.rank = index, reasons, share, fate, rank
+        self.named = named
 
     def add(self, row: int, reason: str) -> None:
         """Names a row that is not known yet.
@@ -54,8 +58,8 @@ class Ledger:
         """
         if row in self.reasons:
             return
-        self.reasons[row] = reason
-        if self.share:
+        known, self.reasons[row], self.named[row] = self.named.get(row) == reason, reason, reason
+        if self.share and not known:
             logger.warning("rank %d: %s: %s; %s", self.rank, self.index.path(row), reason, self.fate)
         refuse_above(self.share, len(self.index), paths_of(self.index, self.reasons))
 
@@ -65,13 +69,17 @@ def paths_of(index: Any, reasons: dict[int, str]) -> dict[str, str]:
     return {str(index.path(row)): reason for row, reason in reasons.items()}
 
 
-def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
+MEND = "mend the files, or take them out of the data and build the index again"
+
+
+def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND) -> None:
     """Stops when too many of a data set's pages are bad.
 
     Args:
         share: allowed share of the pages, rounded up.
         pages: number of pages.
         bad: path -> what is wrong with it.
+        mend: what to do about it, for the message.
 
     Raises:
         UserError: listing the first NAMED of them.
@@ -81,10 +89,7 @@ def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
     listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     limit = f", above data.max_bad_share={share:g}" if share else ""
-    raise UserError(
-        f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; mend the files, or take them out of the "
-        "data and build the index again"
-    )
+    raise UserError(f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; {mend}")
 
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)

@@ -85,7 +85,7 @@ class SampleMaker:
         canvas_hw: canvas height and width.
 
     Attributes:
-        bad: rows that are not tried again.
+        bad: rows that are not read.
     """
 
     def __init__(self, index: Any, canvas_hw: tuple[int, int]) -> None:
@@ -95,13 +95,12 @@ class SampleMaker:
         self._tile: np.ndarray | None = None  # made on first use, in the process that uses it
 
     def read(self, row: int) -> np.ndarray:
-        """`read_page`, but a row that was bad once stays so in this process: a file may come and go."""
-        if row in self.bad:
-            return NOTHING
-        encoded = read_page(self.index, row)
-        if not len(encoded):
-            self.bad.add(row)
-        return encoded
+        """`read_page`, without looking at a row that is known to be bad.
+
+        What cannot be read does not join them here: a training's rows do so at the end of an epoch, for all ranks and
+        workers, so that what a batch holds does not depend on which process has read what before.
+        """
+        return NOTHING if row in self.bad else read_page(self.index, row)
 
     def __call__(self, row: int, drawn: Draw, encoded: np.ndarray | None = None) -> Sample:
         """The sample; `encoded` is the row's `read`, where the caller has it."""
@@ -340,6 +339,7 @@ class EvalSource:
     def encoded(self, iteration: int) -> list[tuple[int, np.ndarray]]:
         """Row and encoded bytes of every page of a batch number."""
         pages = [(row, self.maker.read(row)) for row in self.rows(iteration).tolist()]
+        self.maker.bad |= {row for row, data in pages if not len(data)}
         return [(row, data if len(data) else BLANK) for row, data in pages]
 
     def size_of(self, row: int) -> tuple[int, int]:

@@ -273,6 +273,50 @@ def test_a_page_that_goes_bad_on_the_way_changes_nothing_before(tmp_path):
     assert made.position == (2, 0, 0) and 5 not in np.concatenate([batch.index for batch in batches[9:]])
 
 
+def hidden(path):
+    """Where a page's file is meanwhile."""
+    return path.with_suffix(".hidden")
+
+
+def test_what_an_epoch_has_found_counts_from_the_next_one_on(tmp_path):
+    """Gone in the first epoch, back in the second: passed over as by a run that starts there and knows of it."""
+    index = write_pages(tmp_path / "pages", PAGES)
+    good = pages_of(take(make(index, start_epoch=1), 7))
+    known = pages_of(take(make(index, bad={5: ""}, start_epoch=1), 7))
+    assert pages_of(take(make(index, bad={5: ""}, unread=(), start_epoch=1), 7)) == good != known
+    index.path(5).rename(hidden(index.path(5)))
+    made = make(index)
+    first = [next(made) for _ in range(7)]
+    hidden(index.path(5)).rename(index.path(5))
+    assert made.quarantined.keys() == {str(index.path(5))} and 5 not in np.concatenate([b.index for b in first])
+    made.pass_over([5])
+    assert pages_of(take(made, 7)) == known
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_within_an_epoch_a_new_pipeline_changes_nothing(tmp_path, workers):
+    """A page that comes twice in an epoch and cannot be read the first time: it is read the second time."""
+    index = write_pages(tmp_path / "pages", PAGES)
+    places = [batch.index.tolist() for batch in take(make(index, weights=[2.0]), 14)]
+    twice = {row: [i for i, place in enumerate(places) if row in place] for row in range(PAGES)}
+    row, (first, second) = max(
+        ((row, at) for row, at in twice.items() if len(at) == 2), key=lambda p: p[1][1] - p[1][0]
+    )
+    assert second - first > 5  # not made ahead when the file is back
+    results = []
+    for rebuilt in (False, True):
+        index.path(row).rename(hidden(index.path(row)))
+        made = make(index, weights=[2.0], workers=workers)
+        batches = [next(made) for _ in range(first + 1)]
+        hidden(index.path(row)).rename(index.path(row))
+        if rebuilt:
+            made._stream._start()
+        batches += take(made, 13 - first)
+        assert row not in batches[first].index and row in batches[second].index
+        results.append(pages_of(batches))
+    assert results[0] == results[1]
+
+
 def test_a_substitute_is_of_the_same_data_set_and_augmented_in_its_own_way(tmp_path):
     both = ConcatIndex([write_pages(tmp_path / "a", 4), write_pages(tmp_path / "b", 2)])
     damage(both.path(5), "missing")
@@ -309,6 +353,30 @@ def test_a_fault_that_no_file_explains_is_raised(index, monkeypatch):
     next(made)
     monkeypatch.setattr(SampleMaker, "__call__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
+        take(made, 9)
+
+
+def test_a_file_that_was_bad_for_a_moment_only_costs_a_new_pipeline(index, monkeypatch, caplog):
+    """Garbage when the batch was made, whole when it is looked at again: no file is at fault, the batch is the same."""
+    whole = pages_of(take(make(index), 9))
+    made, read, reads = make(index), SampleMaker.read, []
+
+    def garbled(maker, row):
+        reads.append(row)
+        encoded = read(maker, row)
+        return np.zeros_like(encoded) if len(reads) == 5 else encoded
+
+    monkeypatch.setattr(SampleMaker, "read", garbled)
+    assert pages_of(take(made, 9)) == whole and not made.quarantined and len(reads) > 18
+    assert caplog.text.count("is made again") == 1
+
+
+def test_a_batch_that_fails_twice_without_a_file_at_fault_ends_the_run(index, monkeypatch):
+    made = make(index)
+    next(made)
+    monkeypatch.setattr(SampleMaker, "read", lambda *_: np.zeros(50, np.uint8))
+    monkeypatch.setattr("pipelines.quarantine.undecodable", lambda *_: [])
+    with pytest.raises(RuntimeError):
         take(made, 9)
 
 

@@ -68,5 +68,21 @@ def test_bad_images_are_left_out_and_end_with_code_2(trained, tmp_path):
     for path, reason in ((empty, "empty file"), (garbage, "cannot be"), (bomb, "600x500 is more than the 0.2 mega")):
         assert f"{path} (" in str(caught.value) and reason in str(caught.value)
     good = sorted(images.rglob("*.jpg"))[3:]
+    assert "build the index" not in str(caught.value)
     assert good and len(list(out.rglob("*.overlay.jpg"))) == len(good)
     assert [p.name for p in sorted(out.rglob("*.json"))] == [f"{p.name}.json" for p in good]
+
+
+def test_a_name_too_long_for_a_result_costs_that_image_only(trained, tmp_path, caplog):
+    """255 bytes are what a file's name may have; 250 leave room for .json, not for .overlay.jpg."""
+    images = tmp_path / "images"
+    images.mkdir()
+    first, *others = sorted(p for p in (trained.parent / ".synthetic").rglob("*.jpg"))[:3]
+    longest, long = (images / f"{'n' * (size - 4)}.jpg" for size in (255, 250))
+    for source, target in ((first, images / "z.jpg"), (others[0], longest), (others[1], long)):
+        shutil.copy(source, target)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"1 of 3 pages .*n\.jpg \(.*shorten it"):
+        predict.main([str(images), "--checkpoint", str(trained), "--out", str(out), "--draw"])
+    assert sorted(p.name for p in out.iterdir()) == [f"{long.name}.json", "z.jpg.json", "z.jpg.overlay.jpg"]
+    assert "no picture: " in caplog.text and "left out" in caplog.text

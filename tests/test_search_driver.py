@@ -255,6 +255,13 @@ def test_what_an_end_means(place, monkeypatch):
     assert study.trials[2].curve == [(1, 0.8), (2, 0.9)] and study.trials[0].scores == {"hmean": 0.9, "recall": 0.7}
 
 
+def test_an_evaluation_with_pages_that_could_not_be_read_is_left_out(place, monkeypatch, capsys):
+    curve = [(1, {"hmean": 0.8, "bad_images": 0.0}), (2, {"hmean": 0.95, "bad_images": 1.0}), (3, {"hmean": 0.85})]
+    study = scripted(place, monkeypatch, [[(curve, Exit(0, "", False))], [(curve[1:2], Exit(0, "", False))]])
+    assert study.trials[0].curve == [(1, 0.8), (3, 0.85)] and study.trials[0].value == 0.85
+    assert study.trials[1].state == "infeasible" and "without an evaluation" in study.trials[1].reason
+
+
 def test_a_resumed_attempt_repeats_no_epoch_and_a_new_measurement_wins(place, monkeypatch):
     first = [(1, {"hmean": 0.8}), (2, {"hmean": 0.9})]
     again = [(1, {"hmean": 0.8}), (2, {"hmean": 0.85}), (3, {"hmean": 0.86})]

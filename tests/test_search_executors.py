@@ -111,6 +111,21 @@ def test_slurm_forgets_a_trial_by_cancelling_the_job_that_an_earlier_driver_left
     assert not note.exists() and (tmp_path / "scancel.log").read_text() == "4711\n"
 
 
+def test_a_slurm_job_says_in_its_log_why_it_could_not_start_and_no_other_line_counts(tmp_path, capsys):
+    from engine.search.executors import slurm
+
+    attempt, log = attempt_at(tmp_path), tmp_path / "job.out"
+    mark = slurm.fault_mark(attempt)
+    log.write_text("fault: a line of the trial's own\n")
+    assert slurm._fault(log, mark) == "" == slurm._fault(tmp_path / "none", mark)
+    order = {**remote.prepare(attempt), "cwd": str(tmp_path / "elsewhere")}
+    slurm.Job(order, mark)()
+    log.write_text(log.read_text() + capsys.readouterr().out + "fault: another\nattempt 0 could not start: x\n")
+    assert slurm._fault(log, mark).endswith(
+        f"cannot see {tmp_path}/elsewhere: the study and the code must be on a folder that all nodes share"
+    )
+
+
 def test_close_leaves_nothing(tmp_path):
     executor = LocalExecutor(2)
     attempts = [

@@ -228,6 +228,10 @@ def _count(driver: Driver, run: Running) -> None:
 def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
     """One validation record -> an epoch event, unless it is known, and the decision whether the trial goes on."""
     study, trial = driver.book.study, run.trial
+    if record.get("bad_images"):
+        run.moved = time.monotonic()
+        driver.show.event(f"trial {trial.number} epoch {record['epoch']} left out: pages could not be read")
+        return
     key = field_of(study.metric)
     epoch, value = record["epoch"], record.get(key)
     if not isinstance(value, (int, float)) or not math.isfinite(value):

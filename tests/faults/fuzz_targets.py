@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import checkpoint, export, runlog
+from engine import bad_pages, checkpoint, export, runlog
 from engine.config import from_dict, keys, load_config
 from engine.resume import Position
 from engine.search import fence, ledger, sweep, table
@@ -400,7 +400,16 @@ STATE = {
     "score": 0.5,
     "scores": {"hmean": 0.5},
     "stream": {"seed": 0, "pages": [8], "weights": []},
+    "bad_pages": [[3, "3.jpg", "empty file", True]],
 }
+
+
+class _Pages(list):
+    """File names of eight training pages, as much of an index as a checkpoint's bad pages are taken into."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{row}.jpg" for row in range(8))
+        self.name, self.bad, self.unread = self.__getitem__, {}, set()
 
 
 def _checkpoint_seeds() -> dict[str, bytes]:
@@ -425,6 +434,7 @@ def _load_unchecked(path: Path) -> None:
     model, optimizer = _trained()
     state = checkpoint.load_state(path, Position)
     Position(**{f.name: state[f.name] for f in dataclasses.fields(Position) if f.name in state})
+    bad_pages.restore(_Pages(), state.get("bad_pages", []), path)
     from_dict(checkpoint.load_settings(path))
     checkpoint.load_model(model, checkpoint.load_part(path, "model"), path)
     checkpoint.load_part(path, "ema")

@@ -18,7 +18,13 @@ import torch
 from conftest import ROOT, TINY, run_module
 from PIL import Image
 
+from engine import bad_pages, checkpoint, distributed
+from engine.config import load_config
+from engine.data import open_pages
+from engine.evaluate import evaluate, load_detector
 from engine.runlog import read_metrics
+from pipelines.errors import UserError
+from pipelines.index import ConcatIndex, build
 from pipelines.synthetic import write_dataset
 
 PAGES = 24
@@ -109,7 +115,50 @@ def test_files_that_go_bad_under_a_run_do_not_end_it(tmp_path, data, workers):
     records = read_metrics(run / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 49))
     assert [r["bad_images"] for r in records if r["kind"] == "validation"] == [1.0, 1.0]
-    assert json.loads((run / "checkpoints" / "last" / "state.json").read_text())["step"] == 48
+    assert said.count("1 validation page cannot be read: this evaluation counts neither") == 2
+    state = json.loads((run / "checkpoints" / "last" / "state.json").read_text())
+    assert state["step"] == 48 and state["best"] == -1 and state["stale"] == 0 and state["score"] is None
+    assert state["scores"]["bad_images"] == 1 and not (run / "checkpoints" / "best").exists()
+
+
+def test_a_page_that_cannot_be_read_for_a_moment_costs_one_evaluation(trained, tmp_path, data, caplog):
+    settings, _ = data
+    path = checkpoint.locate(trained)
+    config = load_config(
+        [settings[1], "post.bin_thresh=0.05", "post.box_thresh=0"], base=checkpoint.load_settings(path)
+    )[0]
+    alone = distributed.Ranks(0, 0, 1, torch.device("cpu"))
+    pages, model = open_pages(config, config.data.val, alone), load_detector(path, config, alone)
+    image = pages.path(2)
+
+    def scores():
+        found = evaluate(model, pages, config, alone).scores
+        return {name: found[name] for name in ("hmean", "recall", "score", "bad_images")}
+
+    whole = scores()
+    assert whole["bad_images"] == 0 and whole["recall"] > 0
+    for _ in range(2):
+        image.rename(image.with_suffix(".hidden"))
+        assert scores()["bad_images"] == 1
+        image.with_suffix(".hidden").rename(image)
+        assert scores() == whole
+    assert caplog.text.count("judged as a page without detections") == 1  # the same fault is named once
+
+
+@pytest.mark.slow
+def test_an_evaluation_with_a_bad_page_is_no_best(tmp_path, data):
+    settings, _ = data
+    run, log = tmp_path / "runs" / "run", tmp_path / "log"
+    with log.open("w") as file:
+        process = start(*SETTINGS, *settings, "name=run", "models.optimizer.lr=0.003", log=file)
+        wait_for_step(process, run, 26)  # evaluated at 24
+        next((tmp_path / "val" / "images").iterdir()).unlink()
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+    first, second = (r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "validation")
+    assert (first["bad_images"], second["bad_images"]) == (0, 1) and second["best"] == first["score"]
+    state = json.loads((run / "checkpoints" / "last" / "state.json").read_text())
+    assert (state["step"], state["best_epoch"], state["stale"], state["score"]) == (48, 2, 0, None)
+    assert (run / "checkpoints" / "best").resolve().name == "step_00000024"
 
 
 @pytest.mark.slow
@@ -147,6 +196,64 @@ def test_a_resume_with_bad_files_ends_with_the_same_weights(tmp_path, data, work
     done = run_module("engine.train", *one, "name=killed", cwd=tmp_path, timeout=600, check=True)
     assert "resumed from" in done.stdout + done.stderr
     assert same(weights(run), weights(tmp_path / "runs" / "whole"))
+
+
+def test_what_a_checkpoint_knows_of_bad_pages_is_taken_over(tmp_path, data):
+    """Rows of the epoch that is under way are listed, but read again; between two epochs all are put out of use."""
+    index = build(tmp_path / "train", tmp_path / "index")
+    pages = ConcatIndex([index])
+    pages.bad.update({7: "empty file", 2: "cannot be decoded"})
+    for over in (False, True):
+        saved = json.loads(json.dumps(bad_pages.gathered(pages, epoch_over=over)))
+        assert saved == [[2, index.name(2), "cannot be decoded", over], [7, index.name(7), "empty file", over]]
+        resumed = ConcatIndex([index])
+        bad_pages.restore(resumed, saved, tmp_path)
+        assert resumed.bad == pages.bad and resumed.unread == pages.unread == ({2, 7} if over else set())
+    others = ConcatIndex([build(tmp_path / "val", tmp_path / "other")])
+    bad_pages.restore(
+        others, [[2, "another.jpg", "", True], [999, index.name(2), "", True], [-1, "", "", True]], tmp_path
+    )
+    assert not others.bad and not others.unread
+    for wrong in (3, [1, "a.jpg", "", 1], ["1", "a.jpg", "", True], [1, "a.jpg", ""], None):
+        with pytest.raises(UserError, match=r"damaged .*bad_pages has"):
+            bad_pages.restore(pages, [wrong], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_bad_for_one_epoch_stay_out_in_a_run_and_after_a_resume(tmp_path, data, workers):
+    """They are whole again in the second epoch, where one run is under way and the other starts again."""
+    settings, images = data
+    one = [*SETTINGS, *settings, f"data.workers={workers}", "data.max_bad_share=0.08", "resume=auto"]
+    for name in ("whole", "again"):
+        run_module("engine.train", *one, f"name={name}", "trainer.max_steps=1", cwd=tmp_path, timeout=600, check=True)
+    before = {path: path.read_bytes() for path in (images[3], images[11])}
+    times = {path: path.stat() for path in before}
+
+    def mend():
+        for path, content in before.items():
+            path.with_suffix(".new").write_bytes(content)
+            path.with_suffix(".new").replace(path)
+            os.utime(path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
+
+    damage(images[3], "corrupt")
+    damage(images[11], "vanished")
+    with (tmp_path / "log").open("w") as file:
+        process = start(*one, "name=whole", log=file)
+        wait_for_step(process, tmp_path / "runs" / "whole", 14)
+        mend()
+        assert process.wait(600) == 0, (tmp_path / "log").read_text()[-3000:]
+    damage(images[3], "corrupt")
+    damage(images[11], "vanished")
+    first = [*one, "name=again", "trainer.max_steps=12"]
+    done = run_module("engine.train", *first, cwd=tmp_path, timeout=600, check=True)
+    assert f"{images[11]}: No such file" in done.stderr and f"{images[3]}: cannot be decoded" in done.stderr
+    listed = (tmp_path / "runs" / "again" / "bad_pages.json").read_text()
+    mend()
+    done = run_module("engine.train", *one, "name=again", cwd=tmp_path, timeout=600, check=True)
+    assert "resumed from" in done.stdout + done.stderr and str(images[3]) not in done.stderr
+    assert listed == (tmp_path / "runs" / "again" / "bad_pages.json").read_text()
+    assert same(weights(tmp_path / "runs" / "again"), weights(tmp_path / "runs" / "whole"))
 
 
 @pytest.mark.slow

@@ -370,6 +370,7 @@ STATES = {
     "minutes": [float("inf"), {}],
     "global_batch": ["4", 4.0, False],
     "score": ["x", float("nan")],
+    "bad_pages": [None, "x", {}],
 }
 
 
@@ -388,7 +389,7 @@ def test_a_state_of_wrong_types_is_one_line(saved):
         (path / "state.json").write_text(json.dumps({k: v for k, v in STATE.items() if k != name}))
         with pytest.raises(UserError, match=f"has no {name}"):
             checkpoint.load_state(path, Position)
-    for text in ("", "[1]", "{" * 5000, "9" * 5000, '{"step": 1}' + " " * (1 << 21), "\x00"):
+    for text in ("", "[1]", "{" * 5000, "9" * 5000, '{"step": 1}' + " " * (1 << 25), "\x00"):
         (path / "state.json").write_text(text)
         with pytest.raises(UserError, match="damaged"):
             checkpoint.load_state(path)

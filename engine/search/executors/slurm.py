@@ -43,20 +43,20 @@ OVER = {
     "TIMEOUT",
     "",
 }
-FAULT = "fault: "  # how a job says in its log that it could not start; submitit's own result is a pickle, never read
 AT_WORK = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT"}
 
 
 class Job:
     """What submitit ships (by value) and calls on the node; `checkpoint` makes it requeue a job whose time is over."""
 
-    def __init__(self, order: dict[str, Any]) -> None:
-        self.order, self.run = order, remote.run  # functions travel by value, the modules they are in do not
+    def __init__(self, order: dict[str, Any], mark: str) -> None:
+        self.order, self.mark = order, mark
+        self.run = remote.run  # functions travel by value, the modules they are in do not
 
     def __call__(self) -> dict[str, Any]:
         result = self.run(self.order, forward=True)
         if result["fault"]:
-            print(f"{FAULT}{result['fault']}", flush=True)
+            print(f"{self.mark}{result['fault']}", flush=True)
         return result
 
     def checkpoint(self):
@@ -115,7 +115,7 @@ class SlurmExecutor:
         executor = self._submitit.AutoExecutor(attempt.folder.parent.parent / "slurm", cluster="slurm")
         executor.update_parameters(name=f"trial-{attempt.trial}.{attempt.attempt}", **self._settings)
         try:
-            job = executor.submit(Job(order))
+            job = executor.submit(Job(order, fault_mark(attempt)))
         except (FailedJobError, FailedSubmissionError) as error:
             line = str(error).strip().splitlines()[-1].removeprefix("sbatch: error: ")
             raise UserError(f"--executor slurm: {line}") from None
@@ -167,7 +167,7 @@ class SlurmExecutor:
             return Exit(137, "stopped", False)
         if time.monotonic() < handle.over_since + LOST_AFTER_S:
             return None
-        fault = _fault(handle.job.paths.stdout)
+        fault = _fault(handle.job.paths.stdout, fault_mark(handle.attempt))
         if fault:
             raise UserError(f"--executor slurm: {fault}")
         return Exit(1, f"job {handle.job.job_id} ended as {state or 'unknown'}: see {handle.job.paths.stderr}", True)
@@ -200,13 +200,21 @@ class SlurmExecutor:
         drain(self._running, self.poll, 0.2, end)
 
 
-def _fault(log: Path) -> str:
+def fault_mark(attempt: Attempt) -> str:
+    """How a job begins the line in its log that says why it could not start; submitit's result is a pickle, never read.
+
+    The attempt's id is in it: others write to that log too, and no line of theirs may end the search.
+    """
+    return f"attempt {attempt.id} could not start: "
+
+
+def _fault(log: Path, mark: str) -> str:
     """Why a job could not start its wrapper, from the end of its log; "" for nothing said."""
     try:
         lines = log.read_bytes()[-4096:].decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.removeprefix(FAULT) for line in reversed(lines) if line.startswith(FAULT)), "")
+    return next((line.removeprefix(mark) for line in reversed(lines) if line.startswith(mark)), "")
 
 
 def _cancel(job: str) -> None:
