@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipelines.check import check
 from pipelines.errors import UserError
 from pipelines.images import read_header
 from pipelines.index import build, open_index, reduce_points
-from pipelines.jpeg import count_scans
+from pipelines.jpeg import count_scans, scan_markers
 from pipelines.limits import DEFAULT, Limits
 
 SIDE = 30_000
@@ -109,6 +110,30 @@ def test_scans_are_counted_and_plain_files_not_read_through(tmp_path):
     (tmp_path / "a.jpg").write_bytes(many_scans(88))
     assert not read_header(tmp_path / "a.jpg").problem  # 10 less 4 of colour, and 88: below 100
     assert read_header(tmp_path / "a.jpg", Limits(scans=20)).problem == "too-many-scans"
+
+
+def test_scans_behind_what_libjpeg_passes_over_are_counted():
+    """It looks for the next marker wherever one should be, and 0xff01 and restart markers have no length."""
+    many = many_scans(200)
+    second = many.index(b"\xff\xda", many.index(b"\xff\xda") + 1)
+    for extra in (b"abc\0", b"\xff\x01", b"\xff\xd3", b"\xff\xff\xff", b"\xff\x01\xff\xd0x\xff\0"):
+        data = many[:second] + extra + many[second:]
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.getpixel((5, 5)) == 90  # libjpeg does take it
+        assert count_scans(data, 100) == count_scans(many[:2] + extra + many[2:], 100) == 101
+
+
+def test_runs_of_fill_bytes_take_no_time():
+    """40,000 of them took 25 s, the number squared."""
+    start = many_scans(1)
+    head, end = start[: start.rindex(b"\xff\xda") + 10], b"\xff\xd9"
+    before = time.process_time()
+    for run in (b"\xff" * 1_000_000 + b"\0", b"\xff" * 1_000_000):
+        assert scan_markers(head + run + end) == ("", "")
+        assert count_scans(head + run + start[2:], 100) > count_scans(head, 100)
+        assert count_scans(b"\xff\xd8" + run + start[2:], 100) == count_scans(start, 100)
+    assert scan_markers(b"\xff\xd8" + b"\xff" * 1_000_000 + start[2:]) == scan_markers(start) == ("", "")
+    assert time.process_time() - before < 2
 
 
 def test_a_polygon_of_5000_points_is_drawn_with_fewer_or_masked_out(tmp_path):
