@@ -107,7 +107,7 @@ def _restarts(data: bytes, start: int, end: int, interval: int) -> str:
 
 @functools.lru_cache
 def _decoder() -> Any:
-    """A DALI pipeline that decodes one JPEG on the CPU: the decoder that training uses, on libjpeg-turbo."""
+    """A DALI pipeline that decodes one picture on the CPU: the decoder that training uses, on libjpeg-turbo."""
     # Here, not above: only `check` needs it, and it takes half a second.
     from nvidia.dali import fn, pipeline_def
 
@@ -120,13 +120,25 @@ def _decoder() -> Any:
     return made
 
 
+def decodes(data: bytes) -> bool:
+    """Whether the decoder that training uses takes the bytes of an image file; its mutterings are not shown."""
+    return _decode(data)[0]
+
+
 def libjpeg_complaint(data: bytes) -> str:
-    """What libjpeg-turbo writes to stderr while DALI decodes (it repairs and goes on), or its error; "" for nothing.
+    """What libjpeg-turbo writes to stderr while DALI decodes (it repairs and goes on), or its error; "" for nothing."""
+    good, lines = _decode(data)
+    said = [re.sub(r"\x1b\[[0-9;]*m|\[ERROR\]|\[libjpeg_turbo_decoder\]", "", line).strip() for line in lines]
+    return "; ".join(dict.fromkeys([text for text in said if text] or ["cannot be decoded"][: not good]))
+
+
+def _decode(data: bytes) -> tuple[bool, list[str]]:
+    """Whether DALI decodes an image file, and the lines that its libraries write to stderr meanwhile.
 
     Catches file descriptor 2 of the whole process meanwhile: call it where no other thread writes.
     """
     pipeline = _decoder()
-    error = ""
+    good = True
     with tempfile.TemporaryFile() as catch:
         before = os.dup(2)
         os.dup2(catch.fileno(), 2)
@@ -134,16 +146,14 @@ def libjpeg_complaint(data: bytes) -> str:
             pipeline.feed_input("data", [np.frombuffer(data, np.uint8)])
             pipeline.run()
         except RuntimeError:
-            error = "cannot be decoded"
+            good = False
             # A pipeline is of no use after an error.
             _decoder.cache_clear()
         finally:
             os.dup2(before, 2)
             os.close(before)
         catch.seek(0)
-        lines = catch.read().decode("utf-8", errors="replace").splitlines()
-    said = [re.sub(r"\x1b\[[0-9;]*m|\[ERROR\]|\[libjpeg_turbo_decoder\]", "", line).strip() for line in lines]
-    return "; ".join(dict.fromkeys([text for text in said if text] or [error][: bool(error)]))
+        return good, catch.read().decode("utf-8", errors="replace").splitlines()
 
 
 @functools.lru_cache
