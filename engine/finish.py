@@ -16,6 +16,7 @@ from engine.say import optional
 from pipelines.errors import printable
 from pipelines.images import read_rgb
 from pipelines.index import ConcatIndex
+from pipelines.limits import Limits
 
 LONGEST_NAME = 40  # letters of a page's name in a picture's; 255 bytes are what a file system takes
 
@@ -39,14 +40,14 @@ def draw_worst(folder: Path, pages: ConcatIndex, worst: list[Page], config: Conf
     for number, page in enumerate(gathered[:limit]):
         file = target / f"{number:02d}_{printable(Path(pages.name(page.row)).stem)[:LONGEST_NAME]}.jpg"
         with optional(file):  # the page is read a second time, and by another decoder, which takes less damage
-            draw.save_image(file, page_overlay(pages, page))
+            draw.save_image(file, page_overlay(pages, page, config.data.limits))
 
 
-def page_overlay(pages: ConcatIndex, page: Page) -> np.ndarray:
+def page_overlay(pages: ConcatIndex, page: Page, limits: Limits) -> np.ndarray:
     """The picture of one judged page: uint8 RGB (H, W, 3) in source pixels."""
     title = f"{pages.name(page.row)}  H-mean {page.result.hmean:.4f}"
     return draw.overlay(
-        read_rgb(pages.path(page.row)),
+        read_rgb(pages.path(page.row), limits),
         gt=pages.polygons(page.row),
         ignore=pages.ignore(page.row),
         pred=page.detections.polygons,

@@ -15,9 +15,9 @@ import shapely
 from PIL import Image
 
 from pipelines.formats import read_source
-from pipelines.images import Header, pixel_limit, read_header
+from pipelines.images import PILLOW_FORMATS, Header, pixel_limit, read_header
 from pipelines.index import reduce_points
-from pipelines.jpeg import is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
+from pipelines.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
 from pipelines.limits import DEFAULT, Limits
 from pipelines.page import Finding, Page
 
@@ -89,7 +89,7 @@ class Report:
 def _decode_problem(path: Path) -> str:
     """Pillow's complaint about the whole picture; "" for none."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
             image.load()
     # As for headers: what Pillow's plugins raise for broken data.
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError) as error:
@@ -109,6 +109,8 @@ def inspect_image(path: Path, limits: Limits = DEFAULT) -> ImageReport:
     digest = hashlib.sha256(data).hexdigest()
     complaint = _decode_problem(path)
     if not is_jpeg(data):
+        if not complaint and not decodes(data):
+            complaint = "not by the decoder of training (DALI); save it as PNG or JPEG"
         kind = "truncated" if "truncated" in complaint else "unreadable"
         return ImageReport(header, digest, [(kind, complaint)] if complaint else [])
     kind, detail = scan_markers(data)

@@ -1,8 +1,11 @@
 """Readers of text-line annotations: ICDAR and SROIE quadrilaterals, 2n-point polygons, left-top-right-bottom boxes."""
 
 import codecs
+import itertools
 import logging
 import math
+import re
+from array import array
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +26,18 @@ MLT_SCRIPTS = frozenset(
 )
 
 
-class Line(NamedTuple):
-    """One annotation line: all its fields, how many leading ones are numbers, what separated them."""
+# One field, and what separates it from the next.
+_FIELDS = {",": re.compile(r"([^,]*)(?:,|\Z)"), " ": re.compile(r"(\S+)")}
 
-    numbers: list[float]
-    fields: list[str]
+
+class Line(NamedTuple):
+    """One annotation line: its leading numbers (n,) float32, its text, what separates the fields, its number.
+
+    No lists of fields or of Python's numbers: with them a file took 57 times its bytes.
+    """
+
+    numbers: np.ndarray
+    text: str
     separator: str
     number: int
 
@@ -53,30 +63,41 @@ def _number(text: str) -> float | None:
         return None
 
 
+def _float32(numbers: array) -> np.ndarray:
+    """(n,) float32; what it cannot hold becomes infinity, for the index to drop."""
+    with np.errstate(over="ignore"):
+        return np.array(numbers, np.float64).astype(np.float32)
+
+
 def parse_line(text: str, number: int) -> Line:
     """Splits a line at commas (or, without four comma-separated numbers, at blanks, as ICDAR 2013 does)."""
-    separator = ","
-    fields = text.split(separator)
-    if len(fields) < 4 or any(_number(f) is None for f in fields[:4]):
-        separator = " "
-        fields = text.split()
-    numbers = []
-    for item in fields:
-        value = _number(item)
+    fields = text.split(",", 4)
+    separator = " " if len(fields) < 4 or any(_number(f) is None for f in fields[:4]) else ","
+    numbers = array("d")
+    for field in _FIELDS[separator].finditer(text):
+        value = _number(field[1])
         if value is None:
             break
         numbers.append(value)
-    return Line(numbers, fields, separator, number)
+    return Line(_float32(numbers), text, separator, number)
 
 
-def _looks_like_polygon(numbers: list[float]) -> bool:
+def _text_behind(line: Line, count: int) -> str | None:
+    """What follows the first `count` fields of a line; None for nothing."""
+    field = next(itertools.islice(_FIELDS[line.separator].finditer(line.text), count - 1, None))
+    if line.separator == ",":
+        return line.text[field.end() :].strip() if field.end(1) < len(line.text) else None
+    return " ".join(line.text[field.end() :].split()) or None
+
+
+def _looks_like_polygon(numbers: np.ndarray) -> bool:
     """Whether 10 or more numbers go round one outline, instead of being a box and a text such as `12,000`.
 
     In an outline no step from the fourth point on, back to the start included, is far longer than what the first
     four points span; a number of the text lands anywhere on the page.
     """
     count = len(numbers) // 2 * 2
-    outline = np.array(numbers[:count]).reshape(-1, 2)
+    outline = numbers[:count].astype(np.float64).reshape(-1, 2)
     if not np.isfinite(outline).all():
         return False
     span = float(np.hypot(*np.ptp(outline[:4], axis=0)))
@@ -121,20 +142,13 @@ def interpret(line: Line, layout: str) -> tuple[np.ndarray, str | None] | None:
         count = len(numbers) // 2 * 2
     if len(numbers) < max(count, 4 if layout == "ltrb" else 6):
         return None
-    rest = line.fields[count:]
-    text = line.separator.join(rest).strip() if rest else None
+    text = _text_behind(line, count)
     if layout == "ltrb":
         left, top, right, bottom = numbers[:4]
         if text is not None and len(text) > 1 and text[0] == text[-1] == '"':
             text = text[1:-1]
-        return _float32([left, top, right, top, right, bottom, left, bottom]), text
-    return _float32(numbers[:count]), text
-
-
-def _float32(numbers: list[float]) -> np.ndarray:
-    """(n, 2); what float32 cannot hold becomes infinity, for the index to drop."""
-    with np.errstate(over="ignore"):
-        return np.array(numbers, np.float64).astype(np.float32).reshape(-1, 2)
+        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32), text
+    return numbers[:count].reshape(-1, 2).copy(), text  # a view would keep the line's array as well
 
 
 def _strip_scripts(pages: list[Page]) -> None:
@@ -163,13 +177,14 @@ def build_pages(
     for _, path in items:
         lines = read_lines(path)
         parsed.append([parse_line(text, n) for n, text in enumerate(lines, 1) if text.strip()])
-    every = [line for lines in parsed for line in lines]
+    total = sum(map(len, parsed))
     if layout == "auto":
-        layout = choose_layout(every, where) if every else "icdar"
+        layout = choose_layout([line for lines in parsed for line in lines], where) if total else "icdar"
     pages = []
-    for (name, path), lines in zip(items, parsed, strict=True):
+    parsed.reverse()
+    for name, path in items:
         page = Page(name)
-        for line in lines:
+        for line in parsed.pop():  # so that the lines of a page go when its polygons come
             made = interpret(line, layout)
             if made is None:
                 detail = f"{path.name}:{line.number}: {len(line.numbers)} leading numbers do not fit {layout}"
@@ -178,8 +193,8 @@ def build_pages(
             page.add(made[0], made[1] == IGNORE_TEXT, made[1])
         pages.append(page)
     bad = sum(f.kind == "bad-line" for f in findings)
-    if bad * 2 > len(every):
-        raise UserError(f"{where}: {bad} of {len(every)} lines do not fit the {layout} layout; name another --format")
+    if bad * 2 > total:
+        raise UserError(f"{where}: {bad} of {total} lines do not fit the {layout} layout; name another --format")
     _strip_scripts(pages)
     return layout, pages
 

@@ -11,7 +11,11 @@ import numpy as np
 from PIL import Image
 
 # In entropy-coded data 0xFF is followed by 0x00 (a stuffed zero), a restart marker, or 0xFF (fill).
-_ANY_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+# One 0xFF, not a run of them, in each pattern: a run in front of what fits no marker would take its length squared.
+_ANY_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+# The next marker with a length, as libjpeg finds it: bytes between, restart markers and 0xff01 are passed over.
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
+_FILL = re.compile(rb"\xff*(?=\xff)")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _SOI, _EOI, _SOS, _DRI, _DNL = 0xD8, 0xD9, 0xDA, 0xDD, 0xDC
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -34,8 +38,8 @@ def scan_markers(data: bytes) -> tuple[str, str]:
     """
     at, interval, scans = 2, 0, 0
     while True:
-        while data[at : at + 2] == b"\xff\xff":
-            at += 1
+        fill = _FILL.match(data, at)
+        at = fill.end() if fill else at
         if at + 2 > len(data):
             return "truncated", f"ends at byte {len(data)} without an end marker"
         if data[at] != 0xFF:
@@ -67,29 +71,27 @@ def count_scans(data: Any, limit: int) -> int:
     """Scans of a JPEG, counted up to `limit` + 1. A file of one scan, the usual one, is read up to its start only.
 
     Decoders take a pass over the whole page for each: 1,000 scans of a page of 25 Mpx are 2 MB and minutes of a core.
+    Bytes that are no marker where one should be are passed over, as libjpeg does.
 
     Args:
         data: bytes or a memory map.
     """
     at, scans, components = 2, 0, 0
-    while scans <= limit and at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:
-            at += 1
-            continue
+    while scans <= limit:
+        found = _NEXT_MARKER.search(data, at)
+        if not found or found.end() + 2 > len(data):
+            break
+        at = found.end()
+        marker, length = data[at - 1], int.from_bytes(data[at : at + 2], "big")
         if marker == _EOI:
             break
-        if marker in _FRAMES and at + 10 <= len(data):
-            components = data[at + 9] if marker in _SEQUENTIAL else 0
-        at += 2 + length
+        if marker in _FRAMES and at + 8 <= len(data):
+            components = data[at + 7] if marker in _SEQUENTIAL else 0
         if marker == _SOS:
             scans += 1
-            if scans == 1 and at - length + 2 < len(data) and data[at - length + 2] == components:
+            if scans == 1 and at + 2 < len(data) and data[at + 2] == components:
                 break  # sequential, and all components are in it
-            found = _ANY_MARKER.search(data, at)
-            if not found:
-                break
-            at = found.end() - 2
+        at += length
     return scans
 
 
@@ -105,7 +107,7 @@ def _restarts(data: bytes, start: int, end: int, interval: int) -> str:
 
 @functools.lru_cache
 def _decoder() -> Any:
-    """A DALI pipeline that decodes one JPEG on the CPU: the decoder that training uses, on libjpeg-turbo."""
+    """A DALI pipeline that decodes one picture on the CPU: the decoder that training uses, on libjpeg-turbo."""
     # Here, not above: only `check` needs it, and it takes half a second.
     from nvidia.dali import fn, pipeline_def
 
@@ -118,13 +120,25 @@ def _decoder() -> Any:
     return made
 
 
+def decodes(data: bytes) -> bool:
+    """Whether the decoder that training uses takes the bytes of an image file; its mutterings are not shown."""
+    return _decode(data)[0]
+
+
 def libjpeg_complaint(data: bytes) -> str:
-    """What libjpeg-turbo writes to stderr while DALI decodes (it repairs and goes on), or its error; "" for nothing.
+    """What libjpeg-turbo writes to stderr while DALI decodes (it repairs and goes on), or its error; "" for nothing."""
+    good, lines = _decode(data)
+    said = [re.sub(r"\x1b\[[0-9;]*m|\[ERROR\]|\[libjpeg_turbo_decoder\]", "", line).strip() for line in lines]
+    return "; ".join(dict.fromkeys([text for text in said if text] or ["cannot be decoded"][: not good]))
+
+
+def _decode(data: bytes) -> tuple[bool, list[str]]:
+    """Whether DALI decodes an image file, and the lines that its libraries write to stderr meanwhile.
 
     Catches file descriptor 2 of the whole process meanwhile: call it where no other thread writes.
     """
     pipeline = _decoder()
-    error = ""
+    good = True
     with tempfile.TemporaryFile() as catch:
         before = os.dup(2)
         os.dup2(catch.fileno(), 2)
@@ -132,16 +146,14 @@ def libjpeg_complaint(data: bytes) -> str:
             pipeline.feed_input("data", [np.frombuffer(data, np.uint8)])
             pipeline.run()
         except RuntimeError:
-            error = "cannot be decoded"
+            good = False
             # A pipeline is of no use after an error.
             _decoder.cache_clear()
         finally:
             os.dup2(before, 2)
             os.close(before)
         catch.seek(0)
-        lines = catch.read().decode("utf-8", errors="replace").splitlines()
-    said = [re.sub(r"\x1b\[[0-9;]*m|\[ERROR\]|\[libjpeg_turbo_decoder\]", "", line).strip() for line in lines]
-    return "; ".join(dict.fromkeys([text for text in said if text] or [error][: bool(error)]))
+        return good, catch.read().decode("utf-8", errors="replace").splitlines()
 
 
 @functools.lru_cache

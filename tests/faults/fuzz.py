@@ -179,6 +179,7 @@ TOKENS = [
     b"\\u0000",
     b"\x00",
     b"\xff",
+    b"\xff" * 50_000 + b"\0",
     b"\xff\xfe",
     b"\xfe\xff",
     b"\xef\xbb\xbf",
