@@ -74,3 +74,9 @@ def settle(folder: Path, pages: ConcatIndex, config: Config, ranks: Ranks) -> in
             logger.warning("%s cannot be written: %s", folder / FILE, error.strerror)
     refuse_above(config.data.max_bad_share, len(pages), bad)
     return len(bad)
+
+
+def not_compared(bad: int) -> str:
+    """What is said of an evaluation in which `bad` pages could not be read."""
+    words = f"{bad} validation page{'s' if bad > 1 else ''} cannot be read: this evaluation counts neither for the best"
+    return f"{words} nor for trainer.patience; mend the files, or take them out of data.val"

@@ -12,6 +12,7 @@ import torch
 from engine.config import Config
 from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
+from engine.resume import Position
 from engine.runlog import RunLog
 from engine.say import reason, warn
 from engine.writer import DISK
@@ -23,13 +24,13 @@ MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
 class Diverged(UserError):
     """The training has lost its way; `lr_scale` is the factor on the learning rate it was tried with."""
 
-    def __init__(self, what: str, step: int, lr_scale: float, folder: Path, rolls_back: bool) -> None:
-        other = "" if rolls_back else ", or trainer.on_nonfinite=rollback"
+    def __init__(self, what: str, position: Position, config: Config, folder: Path) -> None:
+        other = "" if config.trainer.on_nonfinite == "rollback" else ", or trainer.on_nonfinite=rollback"
         super().__init__(
-            f"diverged at step {step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what was saved "
-            f"before is in {folder / 'checkpoints'}"
+            f"diverged at step {position.step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what was "
+            f"saved before is in {folder / 'checkpoints'}"
         )
-        self.lr_scale = lr_scale
+        self.lr_scale = position.lr_scale
 
 
 def skipped(

@@ -44,18 +44,26 @@ def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False)
     return source
 
 
-def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> Config:
+def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> tuple[Config, str]:
     """With another number of ranks than at the checkpoint: `accumulate` such that an update sees as many pages.
 
     Unchanged where that does not divide or data.batch_size is another one, too; `restore` refuses then.
+
+    Returns:
+        the configuration, what changed in words.
     """
     saved, pages = checkpoint.load_settings(source), checkpoint.load_state(source)["global_batch"]
     batch = saved["data"]["batch_size"]
     accumulate, rest = divmod(pages, batch * ranks.world_size)
     same_ranks = pages == batch * saved["trainer"]["accumulate"] * ranks.world_size
     if same_ranks or rest or batch != config.data.batch_size:
-        return config
-    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, accumulate=accumulate))
+        return config, ""
+    change = f"trainer.accumulate={accumulate} instead of {config.trainer.accumulate}, so that an update on"
+    trainer = dataclasses.replace(config.trainer, accumulate=accumulate)
+    return (
+        dataclasses.replace(config, trainer=trainer),
+        f"{change} {ranks.world_size} ranks sees as many pages as before",
+    )
 
 
 def stream(config: Config, data: Data) -> dict:

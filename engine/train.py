@@ -116,7 +116,7 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
     asked, row = run.agreement.maxima(bool(run.sentinel.asked), row)
     if row >= limits.nonfinite_limit:
         words = f"{row} steps in a row were skipped, loss or gradient is not finite"
-        raise incidents.Diverged(words, position.step, position.lr_scale, run.folder, limits.on_nonfinite == "rollback")
+        raise incidents.Diverged(words, position, run.config, run.folder)
     return bool(asked)
 
 
@@ -161,8 +161,7 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
     score, bad = result.scores["score"], round(result.scores["bad_images"])
     position.stale += not bad
     if bad:
-        words = f"{bad} validation page{'s' if bad > 1 else ''} cannot be read: this evaluation counts neither"
-        run.log.say(f"{words} for the best nor for trainer.patience; mend the files, or take them out of data.val")
+        run.log.say(bad_pages.not_compared(bad))
     elif score > position.best:
         position.best, position.best_epoch, position.stale = score, position.epoch, 0
         finish.draw_worst(run.folder, run.data.val, result.worst, run.config, run.ranks)
@@ -175,8 +174,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     """Hands a checkpoint of rank 0 to the writer thread. Copying the tensors to the host is a sync.
 
     Raises:
-        UserError: on all ranks: too many in a row could not be written; Diverged: the weights are not finite, though
-            the last loss was a number.
+        UserError: on all ranks: too many in a row could not be written. Diverged: weights that are not finite.
     """
     distributed.from_main(run.ranks, lambda: run.writer.refuse())
     bad = bad_pages.gathered(run.data.train, epoch_over=position.samples_in_epoch == 0)
@@ -187,8 +185,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
         lost = f"{len(names)} weights are not finite (e.g. {names[0]}) and are not saved" if names else ""
     lost = distributed.broadcast_object(lost)
     if lost:
-        rolls_back = run.config.trainer.on_nonfinite == "rollback"
-        raise incidents.Diverged(lost, position.step, position.lr_scale, run.folder, rolls_back)
+        raise incidents.Diverged(lost, position, run.config, run.folder)
     if run.writer is None:
         return
     position.minutes = minutes(run)
@@ -219,7 +216,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
     source = find_resume(config, ranks, folder, again=lr_scale < 1)
-    asked, config = config, keep_global_batch(config, ranks, source) if source else config
+    config, change = keep_global_batch(config, ranks, source) if source else (config, "")
     trainee = build(config, ranks, resumed=source is not None)
     position = restore(trainee, source, config, ranks, data) if source else Position()
     position.lr_scale = min(position.lr_scale, lr_scale)
@@ -233,14 +230,10 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
             writer = Writer(folder / "checkpoints", *keep, config.trainer.max_failed_saves)
         origin = time.monotonic() - 60 * position.minutes
         recorder = Recorder(config, ranks, folder, log.say)
-        agreement = Agreement()
-        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, agreement)
-        announce(run, source, loader.steps_per_epoch, position)
+        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, Agreement())
+        announce(run, source, loader.steps_per_epoch, position, change)
         if lr_scale < 1:
             log.incident(position.step, f"rolled back to here; learning rate times {position.lr_scale:g}")
-        if config.trainer.accumulate != asked.trainer.accumulate:
-            change = f"trainer.accumulate={config.trainer.accumulate} instead of {asked.trainer.accumulate}"
-            log.say(f"{change}, so that an update on {ranks.world_size} ranks sees as many pages as before")
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
@@ -252,7 +245,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
         distributed.from_main(ranks, lambda: writer.refuse(1))
         sentinel.written = True
-        stopped = bool(agreement.maxima(stopped or bool(sentinel.asked))[0])  # a stop may have come since
+        stopped = bool(run.agreement.maxima(stopped or bool(sentinel.asked))[0])  # a stop may have come since
         if stopped:
             why = next(filter(None, distributed.gather_objects(sentinel.asked)))
             log.say(f"stopped ({why}) at step {position.step}; the same command with resume=auto goes on")
@@ -295,7 +288,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
     return stopped
 
 
-def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Position) -> None:
+def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Position, change: str) -> None:
     """Says what is about to happen, and whatever in the settings deserves a second look."""
     config, ranks, data = run.config, run.ranks, run.data
     say = run.log.say
@@ -303,7 +296,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
     cautions = warnings(config, ranks.world_size, ranks.device.type)
-    for line in [data.notice, global_batch_notice(config, ranks.world_size), elastic.caution(), *cautions]:
+    for line in [change, data.notice, global_batch_notice(config, ranks.world_size), elastic.caution(), *cautions]:
         if line:
             say(line)
     if source is not None:
