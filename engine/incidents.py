@@ -27,8 +27,8 @@ class Diverged(UserError):
     def __init__(self, what: str, position: Position, config: Config, folder: Path) -> None:
         other = "" if config.trainer.on_nonfinite == "rollback" else ", or trainer.on_nonfinite=rollback"
         super().__init__(
-            f"diverged at step {position.step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what was "
-            f"saved before is in {folder / 'checkpoints'}"
+            f"diverged at step {position.step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what "
+            f"was saved before is in {folder / 'checkpoints'}"
         )
         self.lr_scale = position.lr_scale
 
