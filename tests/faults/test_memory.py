@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+
+from tests.conftest import TINY
 
 from . import harness
 from .harness import Outcome
