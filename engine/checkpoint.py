@@ -3,7 +3,7 @@
     checkpoints/step_00000120/  model.safetensors      weights; plain timm names under `encoder.`
                                 ema.safetensors        averaged weights, when there are any
                                 optimizer.safetensors  `<parameter index>.<state name>`
-                                state.json             step, epoch, samples_in_epoch, scores, parameter group options
+                                state.json             step, epoch, samples_in_epoch, scores, pages known to be bad
                                 config.yaml            the resolved configuration
                                 manifest.json          size and SHA-256 of every file above
     checkpoints/last, best      symbolic links to the above
