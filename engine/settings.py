@@ -55,7 +55,7 @@ class DataConfig:
     max_page_mpx: float = option(DEFAULT.pixels / 1e6, "largest page, megapixels; larger ones are refused", 0.01, 1e3)
     max_scans: int = option(DEFAULT.scans, "most scans of a JPEG; more are refused", 1, 256)
     max_annotation_mb: float = option(
-        DEFAULT.annotation_mb, "largest JSON file, or text files of a source together, 10^6 bytes", 0.001, 1e6
+        DEFAULT.annotation_mb, "a JSON file, or all text files, at most: 10^6 bytes", 0.001, 1e6
     )
     max_polygons: int = option(DEFAULT.polygons, "most polygons of a page; more are refused", 1, 1000000)
     max_points: int = option(DEFAULT.points, "most points of a polygon; more are simplified or masked out", 16, 100000)

@@ -251,7 +251,7 @@ def test_text_files_count_together(tmp_path):
         (tmp_path / "gt" / f"{k}.txt").write_text("1,1,9,1,9,9,1,9,a\n" * 10)
     with pytest.raises(UserError, match=r"10 text files of 0\.0018 MB in all, above the 0\.001 MB allowed"):
         build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.001))
-    assert len(build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.0018)).ignore_flags) == 100
+    assert len(build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.002)).ignore_flags) == 100
 
 
 def test_text_lines_take_a_bounded_multiple_of_their_bytes(tmp_path):
