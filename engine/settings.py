@@ -54,7 +54,9 @@ class DataConfig:
     max_bad_share: float = option(0.05, "share of training pages that may turn out unreadable, rounded up", 0.0, 1.0)
     max_page_mpx: float = option(DEFAULT.pixels / 1e6, "largest page, megapixels; larger ones are refused", 0.01, 1e3)
     max_scans: int = option(DEFAULT.scans, "most scans of a JPEG; more are refused", 1, 256)
-    max_annotation_mb: float = option(DEFAULT.annotation_mb, "largest annotation file, 10^6 bytes", 0.001, 1e6)
+    max_annotation_mb: float = option(
+        DEFAULT.annotation_mb, "a JSON file, or all text files, at most: 10^6 bytes", 0.001, 1e6
+    )
     max_polygons: int = option(DEFAULT.polygons, "most polygons of a page; more are refused", 1, 1000000)
     max_points: int = option(DEFAULT.points, "most points of a polygon; more are simplified or masked out", 16, 100000)
     synthetic_train: int = option(256, "pages of the built-in training set", 1)

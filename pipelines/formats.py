@@ -140,14 +140,25 @@ def annotation_files(path: Path) -> list[Path]:
 
 
 def _refuse_large(path: Path, limit_mb: float) -> None:
-    """Refuses before anything is read: parsed, an annotation takes about 10 times the memory of its file."""
-    for place in annotation_files(path):
-        megabytes = place.stat().st_size / 1e6 if place.is_file() else 0
+    """Refuses before anything is read: parsed, annotations take many times the memory of their files.
+
+    Text files count together, since all their lines become polygons; JSON files each, for labelme's hold their images
+    and are parsed one at a time.
+    """
+    sizes = {place: place.stat().st_size / 1e6 for place in annotation_files(path) if place.is_file()}
+    advice = "split {}, or raise the limit (data.max_annotation_mb, --max-annotation-mb)"
+    for place, megabytes in sizes.items():
         if megabytes > limit_mb:
             raise UserError(
-                f"{place}: an annotation file of {megabytes:.4g} MB, above the {limit_mb:g} MB allowed; split it, or "
-                "raise the limit (data.max_annotation_mb, --max-annotation-mb)"
+                f"{place}: an annotation file of {megabytes:.4g} MB, above the {limit_mb:g} MB allowed; "
+                + advice.format("it")
             )
+    texts = [megabytes for place, megabytes in sizes.items() if place.suffix.lower() != ".json"]
+    if sum(texts) > limit_mb:
+        raise UserError(
+            f"{path}: {len(texts)} text files of {sum(texts):.4g} MB in all, above the {limit_mb:g} MB allowed; "
+            + advice.format("the data")
+        )
 
 
 def read_source(
@@ -164,7 +175,7 @@ def read_source(
         source: annotation file or folder.
         format: `auto` or one of FORMATS.
         root: folder the image paths are relative to; None = found beside the annotations.
-        max_annotation_mb: a larger annotation file (10^6 bytes) is refused.
+        max_annotation_mb: a larger JSON file, or more text files together (10^6 bytes), are refused.
         follow_links: take files by symbolic links that lead out of the source's folder.
 
     Raises:

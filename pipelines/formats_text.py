@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Line(NamedTuple):
     number: int
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, *, warn: bool = True) -> list[str]:
     """The lines of a text file: UTF-8, or UTF-16 by its mark; else one byte one letter (coordinates are ASCII)."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -50,7 +51,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", printable(path), error.start)
+        if warn:
+            logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", printable(path), error.start)
         text = data.decode("latin-1")
     # Not splitlines(): a transcription may hold a form feed or U+2028.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -105,7 +107,7 @@ def _looks_like_polygon(numbers: np.ndarray) -> bool:
     return bool(np.hypot(steps[:, 0], steps[:, 1]).max() <= 1.5 * max(span, 1.0))
 
 
-def choose_layout(lines: list[Line], where: str) -> str:
+def choose_layout(lines: Iterable[Line], where: str) -> str:
     """The layout of a whole data set: `ltrb`, `icdar` (4 points and a text) or `polygon` (2n points and a text).
 
     One line cannot tell (`...,12,000` may be a point or a price), so every line votes.
@@ -113,20 +115,23 @@ def choose_layout(lines: list[Line], where: str) -> str:
     Raises:
         UserError: when most lines start with fewer than 4 numbers.
     """
-    short = sum(4 <= len(line.numbers) < 8 for line in lines)
-    long = [line for line in lines if len(line.numbers) >= 10]
-    usable = sum(len(line.numbers) >= 4 for line in lines)
-    if usable * 2 <= len(lines):
+    total = short = usable = long = outlines = 0
+    for line in lines:
+        count = len(line.numbers)
+        total, usable, short, long = total + 1, usable + (count >= 4), short + (4 <= count < 8), long + (count >= 10)
+        outlines += count >= 10 and _looks_like_polygon(line.numbers)
+    if not total:
+        return "icdar"
+    if usable * 2 <= total:
         raise UserError(f"{where}: most lines do not start with 4, 8 or 2n numbers; not a text-line annotation")
     if short * 2 > usable:
         return "ltrb"
-    outlines = sum(_looks_like_polygon(line.numbers) for line in long)
-    layout = "polygon" if outlines * 2 > len(long) else "icdar"
+    layout = "polygon" if outlines * 2 > long else "icdar"
     if long:
         reading = "further points" if layout == "polygon" else "a numeric text behind 4 points"
         logger.warning(
             "%s: %d of %d lines have 10 or more leading numbers, read as %s; --format icdar or polygon decides",
-            printable(where), len(long), len(lines), reading,
+            printable(where), long, total, reading,
         )  # fmt: skip
     return layout
 
@@ -161,6 +166,11 @@ def _strip_scripts(pages: list[Page]) -> None:
         page.ignore = [t == IGNORE_TEXT for t in page.texts]
 
 
+def _parsed(path: Path, *, warn: bool = True) -> Iterator[Line]:
+    """The lines of a file that are not blank."""
+    return (parse_line(text, n) for n, text in enumerate(read_lines(path, warn=warn), 1) if text.strip())
+
+
 def build_pages(
     items: list[tuple[str, Path]], layout: str, where: str, findings: list[Finding]
 ) -> tuple[str, list[Page]]:
@@ -173,18 +183,15 @@ def build_pages(
     Returns:
         The layout and the pages.
     """
-    parsed: list[list[Line]] = []
-    for _, path in items:
-        lines = read_lines(path)
-        parsed.append([parse_line(text, n) for n, text in enumerate(lines, 1) if text.strip()])
-    total = sum(map(len, parsed))
-    if layout == "auto":
-        layout = choose_layout([line for lines in parsed for line in lines], where) if total else "icdar"
-    pages = []
-    parsed.reverse()
+    # Read twice, so that only the lines of one file are held at a time.
+    auto = layout == "auto"
+    if auto:
+        layout = choose_layout((line for _, path in items for line in _parsed(path)), where)
+    pages, total = [], 0
     for name, path in items:
         page = Page(name)
-        for line in parsed.pop():  # so that the lines of a page go when its polygons come
+        for line in _parsed(path, warn=not auto):
+            total += 1
             made = interpret(line, layout)
             if made is None:
                 detail = f"{path.name}:{line.number}: {len(line.numbers)} leading numbers do not fit {layout}"

@@ -1,7 +1,9 @@
 """Symbolic links that lead out of a data set's folder: refused, so that data from elsewhere cannot name files of here.
 
-A folder that the user names may be a link itself, and so may the image folder beside an annotation file: what counts is
-what lies below them. Who keeps links to a store on purpose says so: `pipelines.dataset build --follow-links`.
+A folder that the user names (--root too) may be a link itself, and so may the image folder beside a JSON or PaddleOCR
+file: what counts is what lies below them. An img/ that is a link, beside the label folder of text lines, lies below the
+source and is refused: name it with --root. Who keeps links to a store on purpose says so:
+`pipelines.dataset build --follow-links`.
 """
 
 import os

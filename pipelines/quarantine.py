@@ -9,6 +9,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from pipelines.errors import UserError
+from pipelines.source import open_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def problem(index: Any, row: int) -> str:
     """Why a page's file cannot be taken, in words; looks at the file."""
     expected = index.num_bytes(row)
     try:
-        with open(index.path(row), "rb") as file:
+        with open_file(index.path(row)) as file:
             actual = os.fstat(file.fileno()).st_size
             file.read(1)
     except OSError as error:
@@ -84,7 +85,7 @@ def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND
     Raises:
         UserError: listing the first NAMED of them.
     """
-    if len(bad) <= math.ceil(share * pages):
+    if len(bad) <= math.ceil(share * pages - 1e-9):  # 0.07 * 100 is a little above 7
         return
     listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""

@@ -9,9 +9,12 @@ batch: training takes another page of the same data set, chosen by (seed, epoch,
 evaluation a black one. Decoders fail on the rest; the loader finds those and adds them to `SampleMaker.bad`.
 """
 
+import errno
 import math
 import multiprocessing
-from typing import Any, NamedTuple
+import os
+import stat
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -64,6 +67,19 @@ def raw_sizes(index: Any) -> np.ndarray:
     return np.where(swapped[:, None], index.size_wh[:, ::-1], index.size_wh)
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """An image file opened for reading, not a device or a pipe: those could block for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is not a plain file.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a file")
+    return file
+
+
 def read_page(index: Any, row: int) -> np.ndarray:
     """(bytes,) uint8 of a page's file; empty when it cannot be read or has not as many bytes as were indexed.
 
@@ -71,7 +87,8 @@ def read_page(index: Any, row: int) -> np.ndarray:
     """
     expected = index.num_bytes(row)
     try:
-        encoded = np.fromfile(index.path(row), np.uint8, expected + 1)
+        with open_file(index.path(row)) as file:
+            encoded = np.fromfile(file, np.uint8, expected + 1)
     except OSError:
         return NOTHING
     return encoded if len(encoded) == expected else NOTHING

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.formats import FORMATS, read, read_source
-from pipelines.formats_text import choose_layout, parse_line
+from pipelines.formats_text import choose_layout, interpret, parse_line
 
 QUAD = "10,20,110,20,110,40,10,40"
 SQUARE = [[10, 20], [110, 20], [110, 40], [10, 40]]
@@ -396,3 +396,21 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
             read(source)
         except UserError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("line", "layout", "text"),
+    [
+        ("1,2,3,4, a,b ,", "ltrb", "a,b ,"),
+        ("1,2,3,4", "ltrb", None),
+        ("1,2,3,4,", "ltrb", ""),
+        ("1 2 3 4  two   words ", "ltrb", "two words"),
+        ("1 2 3 4 ", "ltrb", None),
+        ("1,2,3,4,5,6,7,8,9,12,000", "icdar", "9,12,000"),
+        ("1,2,3,4,5,6,7,8,9", "polygon", "9"),
+        ("1,2,3,4,5,6,7,x,9", "polygon", "7,x,9"),
+        ("1\t2\t3\t4\t5\t6\tx", "polygon", "x"),
+    ],
+)
+def test_the_text_behind_the_numbers_of_a_line(line, layout, text):
+    assert interpret(parse_line(line, 1), layout)[1] == text

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -19,6 +20,7 @@ from engine.data import open_pages
 from engine.distributed import Ranks
 from pipelines.check import check
 from pipelines.errors import UserError
+from pipelines.formats import read_source
 from pipelines.images import EXIF_ORIENTATION, pixel_limit, read_header, read_rgb
 from pipelines.index import build, open_index, reduce_points
 from pipelines.jpeg import count_scans, scan_markers
@@ -239,6 +241,33 @@ def test_a_large_annotation_is_refused_unread(tmp_path):
         build(tmp_path / "text", tmp_path / "index", limits=Limits(annotation_mb=0.001))
     with pytest.raises(UserError, match="neither a file nor a folder"):
         build("/dev/zero", tmp_path / "index")
+
+
+def test_text_files_count_together(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "gt").mkdir()
+    for k in range(10):
+        (tmp_path / "img" / f"{k}.jpg").write_bytes(GOOD)
+        (tmp_path / "gt" / f"{k}.txt").write_text("1,1,9,1,9,9,1,9,a\n" * 10)
+    with pytest.raises(UserError, match=r"10 text files of 0\.0018 MB in all, above the 0\.001 MB allowed"):
+        build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.001))
+    assert len(build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.002)).ignore_flags) == 100
+
+
+def test_text_lines_take_a_bounded_multiple_of_their_bytes(tmp_path):
+    """57 times when each line was lists of fields and numbers; 10 now."""
+    (tmp_path / "img").mkdir()
+    (tmp_path / "gt").mkdir()
+    line = "12,10,95,10,95,92,12,92,a\n"
+    for k in range(5):
+        (tmp_path / "img" / f"{k}.jpg").write_bytes(GOOD)
+        (tmp_path / "gt" / f"{k}.txt").write_text(line * 2000)
+    tracemalloc.start()
+    source = read_source(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(len(page.polygons) for page in source.pages) == 10_000
+    assert peak < 15 * 10_000 * len(line)
 
 
 def test_the_limits_of_a_run_hold_for_built_and_cached_indexes(tmp_path):
