@@ -103,6 +103,9 @@ class Lock:
                 time.sleep(0.1)
             elif not _is(self.path, file):  # removed by its last owner between our open and our flock
                 os.close(file)
+                if time.monotonic() > deadline:  # some user file systems never tell two stats of one file alike
+                    raise UserError(f"{self.path}: cannot be locked on this file system; choose another run_root")
+                time.sleep(0.01)
             elif owner and (locked is None or owner.get("host") != platform.node()) and _moves(self.path, owner):
                 os.close(file)
                 raise InUse(_refusal(self.folder, owner))
