@@ -33,7 +33,7 @@ EXIT_HANG = 71  # EX_OSERR
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 REPEAT_S = 2.0  # torchrun and Slurm may both pass one on: the same within this is no second request
 BEAT_S = 1.0
-ASLEEP_S = 5.0  # between two beats: a busy machine takes 2 or 3 s
+ASLEEP_S = 5.0  # in a sleep of BEAT_S: a busy machine takes 2 or 3 s
 STORE_TIMEOUT = datetime.timedelta(seconds=5)
 
 
@@ -120,14 +120,16 @@ class Sentinel:
         self._ticked, self._paused = time.monotonic(), True
 
     def _watch(self) -> None:
-        warned, awake = False, time.monotonic()
+        warned = False
         while not self._done.is_set():
-            if select.select([self._pipe[0]], [], [], BEAT_S)[0]:
+            begin = time.monotonic()
+            ready = select.select([self._pipe[0]], [], [], BEAT_S)[0]
+            slept = time.monotonic() - begin
+            if ready:
                 for number in os.read(self._pipe[0], 64):
                     if number in SIGNALS:
                         self._take(signal.Signals(number))
             self._orphaned()
-            slept, awake = time.monotonic() - awake, time.monotonic()
             if slept > ASLEEP_S:  # Ctrl-Z, Slurm's suspend: time in which nothing here ran is nobody's delay
                 self._ticked += slept
                 self._seen.clear()
