@@ -130,7 +130,8 @@ def measured(scenario: Scenario, quick: bool) -> Outcome:
 def main(arguments: list[str]) -> int:
     """Prints the table; the exit code is 1 when anything was not survived."""
     quick, words = "--quick" in arguments, [item for item in arguments if not item.startswith("--")]
-    chosen = [s for s in SCENARIOS if not words or any(word in s.name for word in words)]
+    exact = {scenario.name for scenario in SCENARIOS}
+    chosen = [s for s in SCENARIOS if not words or any(s.name == w if w in exact else w in s.name for w in words)]
     chosen = [s for s in chosen if not quick or s.quick is not None]
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     outcomes = []
