@@ -30,6 +30,8 @@ def _how(command: str) -> str | None:
         return None if after.startswith("pytest") else after  # pytest is what is running
     if command == "pytest bench/":
         return None  # test_benchmarks below
+    if "faults.report" in command:
+        return f"{command} restarts"  # one of its rows
     if "--max-restarts" in command:
         return command.replace("--nproc_per_node 8", "--nproc_per_node 2") + " preset=demo" + SMALL
     if command.startswith("torchrun") and "preset=" not in command:
@@ -116,7 +118,12 @@ def test_there_are_commands_and_none_names_a_place_of_ours():
     assert "@" not in re.sub(r"\S+@\S+\.\S+|USR1@60", "", TEXT), "a figure is missing"
 
 
-@pytest.mark.parametrize("command", [c for c in _commands() if _how(c)], ids=lambda c: c[:90])
+def _marked(command: str) -> object:
+    """The fault suite's report is not CI's: the suite's quick tests are."""
+    return pytest.param(command, marks=pytest.mark.slow) if "faults.report" in command else command
+
+
+@pytest.mark.parametrize("command", [_marked(c) for c in _commands() if _how(c)], ids=lambda c: c[:90])
 def test_command(command, desk):
     done = _run(_how(command), desk, timeout=600)
     if command.endswith("engine.train preset=demo"):
