@@ -167,6 +167,7 @@ def verdicts(path) -> dict[str, str]:
     return {f"{one['bench']}: {one['case']}": one["verdict"] for one in rows}
 
 
+@pytest.mark.slow
 def test_a_planted_slowdown_turns_a_run_red_and_an_unchanged_tree_is_green(tmp_path):
     first = bench(*CHEAP, "--bench-update", baselines=tmp_path / "base", expected=0)
     assert "no baseline  db_targets" in first and "1 without a baseline" in first

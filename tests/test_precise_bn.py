@@ -193,6 +193,7 @@ def test_a_checkpoint_from_before_the_option_can_be_resumed(tmp_path, monkeypatc
     assert (position.step, position.precise_step) == (4, -1)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_rank_with_the_same_batches(tmp_path):
     exact = (
         "trainer.precision=float64",

@@ -160,7 +160,8 @@ def test_a_signal_in_an_evaluation_leaves_it_to_the_next_session(tmp_path):
     assert told[0] == told[1] and len(told[0]) == 2
 
 
-@pytest.mark.parametrize("number", [SIGNALS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_every_process_of_a_job_leaves_the_workers_at_work(tmp_path, number):
     """As Slurm, systemd and a terminal send it."""
     settings = ("data.workers=1", "eval.workers=1", "trainer.max_epochs=1000", "wandb=true")
