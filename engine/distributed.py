@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from engine import elastic
+from engine.say import one_line
 from pipelines.errors import UserError
 
 # Building an index of a large set on rank 0 takes minutes on a network disk, and the others wait in a collective.
@@ -144,10 +145,9 @@ class Agreement:
         try:
             self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
         except RuntimeError as error:  # torch's own kinds are its children
-            words = " ".join(str(error).split())[:160]
             raise UserError(
-                f"the ranks do not reach one another by gloo ({words}): set GLOO_SOCKET_IFNAME to the network device "
-                "between the machines"
+                f"the ranks do not reach one another by gloo ({one_line(error)}): set GLOO_SOCKET_IFNAME to the "
+                "network device between the machines"
             ) from None
 
     def maxima(self, *values: int) -> list[int]:

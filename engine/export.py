@@ -56,9 +56,8 @@ def read_foreign(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError
-    ) as error:  # torch's text advises to switch the restriction off, so it is not passed on
+    except pickle.UnpicklingError as error:
+        # torch's text advises to switch the restriction off, so it is not passed on
         found = re.search(r"GLOBAL (\S+)", str(error))
         asks = f"it asks for {found[1]}" if found else "it is no table of tensors"
         raise UserError(f"{path}: not read, {asks}; a file that holds more than tensors could run code") from None

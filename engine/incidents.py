@@ -14,7 +14,7 @@ from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
 from engine.resume import Position
 from engine.runlog import RunLog
-from engine.say import reason, warn
+from engine.say import one_line, reason, warn
 from engine.writer import DISK
 from pipelines.errors import UserError
 
@@ -93,13 +93,10 @@ def out_of_memory(error: BaseException, config: Config, ranks: Ranks) -> UserErr
     where = "host"
     if ranks.device.type == "cuda":
         peak, where = torch.cuda.max_memory_allocated(ranks.device) / 2**30, torch.cuda.get_device_name(ranks.device)
-    first = " ".join(str(error).split())[:200]
-    batch, halve = (
-        config.data.batch_size,
-        "halve data.batch_size and double trainer.accumulate, which keeps the global batch; or ",
-    )
+    batch = f"data.batch_size={config.data.batch_size} at {height}x{width} (eval.batch_size={config.eval.batch_size})"
     return UserError(
-        f"out of memory on rank {ranks.rank} ({where}, peak {peak:.1f} GiB) with data.batch_size={batch} at "
-        f"{height}x{width} (eval.batch_size={config.eval.batch_size}): {halve}lower "
-        f"data.image_size, eval.batch_size or speed.memory_budget; `--dry-run` shows the peak. torch says: {first}"
+        f"out of memory on rank {ranks.rank} ({where}, peak {peak:.1f} GiB) with {batch}: "
+        "halve data.batch_size and double trainer.accumulate, which keeps the global batch; or lower data.image_size, "
+        "eval.batch_size or speed.memory_budget; `--dry-run` shows the peak. "
+        f"torch says: {one_line(error, 200)}"
     )

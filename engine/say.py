@@ -17,6 +17,11 @@ def warn(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
+def one_line(error: BaseException, most: int = 160) -> str:
+    """The first `most` letters of what an error says, without line ends; its kind when it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def reason(error: BaseException) -> str:
     """Why something could not be written, in a few words: `No space left on device`."""
     if isinstance(error, OSError) and error.strerror:

@@ -27,6 +27,7 @@ from multiprocessing import resource_tracker
 import torch.distributed as dist
 
 from engine.distributed import Ranks, broadcast_object
+from engine.say import one_line
 
 EXIT_ASKED = 75  # EX_TEMPFAIL: start the same command again
 EXIT_HANG = 71  # EX_OSERR
@@ -140,7 +141,7 @@ class Sentinel:
                 if self._late() >= self.limit_s > 0 and not self._paused:
                     self._end("the rendezvous store (torchrun's, or rank 0's) does not answer")
                 if not warned and not self._done.is_set():
-                    say(f"WARNING: rank {self.ranks.rank}: the rendezvous store does not answer ({_line(error)})")
+                    say(f"WARNING: rank {self.ranks.rank}: the rendezvous store does not answer ({one_line(error)})")
                 warned = True
 
     def _late(self) -> float:
@@ -245,7 +246,3 @@ def _place(thread: int) -> str:
 
 def _ranks(numbers: list[int]) -> str:
     return "rank " + ", ".join(str(number) for number in numbers)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

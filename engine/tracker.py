@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.say import warn
+from engine.say import one_line, warn
 
 QUEUE_SIZE = 1000
 PROBE_TIMEOUT_S = 2.0
@@ -194,7 +194,7 @@ def _serve(output: Any) -> None:
         alarm.start()
         run.finish(exit_code=code)
     except faults as error:
-        tell(f"WARNING: W&B stopped ({_one_line(error)}); the run goes on, metrics.jsonl is complete")
+        tell(f"WARNING: W&B stopped ({one_line(error)}); the run goes on, metrics.jsonl is complete")
 
 
 def _start(wandb: Any, head: dict, tell: Callable[[str], None]) -> Any:
@@ -204,15 +204,11 @@ def _start(wandb: Any, head: dict, tell: Callable[[str], None]) -> Any:
         try:
             return _init(wandb, head, mode)
         except (wandb.Error, OSError, RuntimeError, ValueError) as error:
-            mode, reason = "offline", _one_line(error)
+            mode, reason = "offline", one_line(error)
             wandb.teardown()  # its service still holds the run's id
     run = _init(wandb, head, mode)
     tell(f"note: W&B is {mode}: {reason}; `wandb sync {head['folder']}/wandb/offline-*` sends it later")
     return run
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _copy(run: Any, folder: Path, tell: Callable[[str], None]) -> int:
