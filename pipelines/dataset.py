@@ -6,14 +6,14 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pipelines import formats
+from pipelines.bars import progress
 from pipelines.check import KINDS, Report, check
 from pipelines.errors import OneLine, Parser, UserError, printable
 from pipelines.index import Index, build, is_index, load
@@ -31,21 +31,6 @@ LIMITS = (
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr when that is a terminal; nothing otherwise (logs stay logs)."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _size(text: str) -> tuple[int, int]:
     """(height, width) from `1280x960` or `1280`."""
     parts = text.lower().split("x")
@@ -59,10 +44,10 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _build(args: argparse.Namespace) -> int:
-    with _progress("image headers") as progress:
+    with progress("image headers") as count:
         index = build(
             args.source, args.out, args.format, args.root,
-            workers=args.workers, limits=_limits(args), skip_bad=args.skip_bad, progress=progress,
+            workers=args.workers, limits=_limits(args), skip_bad=args.skip_bad, progress=count,
             follow_links=args.follow_links,
         )  # fmt: skip
     counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
@@ -90,9 +75,9 @@ def _check(args: argparse.Namespace) -> int:
     if is_index(args.source):
         raise UserError(f"{args.source}: is a built index; check the annotations it was built from")
     workers = args.workers or os.cpu_count() or 1
-    with _progress("images") as progress:
+    with progress("images") as count:
         report = check(
-            args.source, args.format, args.root, workers=workers, limits=_limits(args), progress=progress,
+            args.source, args.format, args.root, workers=workers, limits=_limits(args), progress=count,
             follow_links=args.follow_links,
         )  # fmt: skip
     print_report(report)
@@ -139,10 +124,10 @@ def _stats(args: argparse.Namespace) -> int:
     if is_index(args.source):
         print(describe(load(args.source)))
         return 0
-    with tempfile.TemporaryDirectory() as folder, _progress("image headers") as progress:
+    with tempfile.TemporaryDirectory() as folder, progress("image headers") as count:
         index = build(
             args.source, Path(folder) / "index", args.format, args.root,
-            workers=args.workers, limits=_limits(args), skip_bad=True, progress=progress,
+            workers=args.workers, limits=_limits(args), skip_bad=True, progress=count,
             follow_links=args.follow_links,
         )  # fmt: skip
         print(describe(index))
@@ -153,10 +138,10 @@ def _synth(args: argparse.Namespace) -> int:
     height, width = _size(args.size)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out}: exists and is not empty; name another --out")
-    with _progress("pages") as progress:
+    with progress("pages") as count:
         path = write_dataset(
             args.out, args.pages, args.seed, height, width, args.workers,
-            difficulty=args.difficulty, fonts=args.fonts, progress=progress,
+            difficulty=args.difficulty, fonts=args.fonts, progress=count,
         )  # fmt: skip
     print(f"{printable(path)}: {args.pages} pages of {height}x{width}")
     return 0
