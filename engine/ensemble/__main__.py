@@ -5,7 +5,7 @@
 A, B, C are run folders, checkpoints, studies of a search (its best three finished trials) or one ensemble.yaml.
 Encoders, decoders and canvases may differ. Maps are mirrored back and brought onto the largest canvas before the mean;
 the first member's post settings find the regions in it. Settings (section.key=value) override every member's own.
---out writes ensemble.yaml, report.json and, with --soup, a run folder `soup` with the mean weights.
+--out writes ensemble.yaml, report.json, ensemble.png and, with --soup, a run folder `soup` with the mean weights.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from engine import checkpoint, cli, distributed
 from engine.config import Config, split_extra
 from engine.data import build_train_loader, open_pages
 from engine.distributed import Ranks
-from engine.ensemble import compare, members, soup
+from engine.ensemble import compare, figure, members, soup
 from engine.ensemble.compare import Judged, judge
 from engine.ensemble.mean import FLIPS, Ensemble
 from engine.ensemble.members import Place
 from engine.evaluate import load_detector
 from engine.model import build_model
 from engine.precise_bn import estimate, trained_norms
+from engine.say import optional
 from engine.scoring import worker_pool
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
@@ -222,6 +223,9 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
             path = soup.write(args.out / "soup", made, [place.path for place in places], first)
             result["soup"]["checkpoint"] = str(path)
         (args.out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+        title = f"{len(pages)} pages, CLEval {config.eval.protocol}, H-mean {config.eval.select}"
+        with optional(args.out / "ensemble.png"):
+            figure.draw(args.out / "ensemble.png", result["rows"], title)
     return result
 
 
@@ -231,11 +235,12 @@ def describe(result: dict) -> str:
     lines += [compare.text_table(result["rows"])]
     lines += ["± is one standard error over pages, in pairs; noise: a difference within two of them"]
     if "soup" in result:
-        lines += [f"the soup's weights: {', '.join(result['soup']['ingredients'])}"]
-    lines += [f"{kind}: {result[kind]}" for kind in ("ensemble",) if kind in result]
+        lines += [printable(f"the soup's weights: {', '.join(result['soup']['ingredients'])}")]
+    if "ensemble" in result:
+        lines += [printable(f"ensemble: {result['ensemble']}")]
     if "checkpoint" in result.get("soup", {}):
-        lines += [f"soup: {result['soup']['checkpoint']}"]
-    return printable("\n".join(lines)) if len(lines) == 1 else "\n".join(lines)
+        lines += [printable(f"soup: {result['soup']['checkpoint']}")]
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:

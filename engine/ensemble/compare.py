@@ -25,6 +25,7 @@ from engine.ensemble.mean import Ensemble
 from engine.evaluate import cleval_arguments, detect_pages
 from engine.maps import prob_batches
 from engine.scoring import score_in_order
+from pipelines.errors import printable
 from pipelines.index import ConcatIndex
 
 WITHIN_NOISE = 2.0  # standard errors: a difference this small shows in one of 20 pairs that do not differ
@@ -103,11 +104,18 @@ def difference(ours: Sequence[PageResult], theirs: Sequence[PageResult], select:
     """
     assert len(ours) == len(theirs)
     statistic = _micro if select == "micro" else _macro
-    whole, without = statistic(ours) - statistic(theirs), statistic(ours, True) - statistic(theirs, True)
-    n = len(ours)
-    if n < 2:
-        return float(whole[0]), None
-    return float(whole[0]), float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+    return float((statistic(ours) - statistic(theirs))[0]), _jackknife(statistic(ours, True) - statistic(theirs, True))
+
+
+def standard_error(pages: Sequence[PageResult], select: str) -> float | None:
+    """The jackknife's standard error of an H-mean over pages; None for a single page."""
+    return _jackknife((_micro if select == "micro" else _macro)(pages, True))
+
+
+def _jackknife(without: np.ndarray) -> float | None:
+    """Standard error of a statistic from its values (n,) without each of n pages."""
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())) if n > 1 else None
 
 
 def _micro(pages: Sequence[PageResult], leave_out: bool = False) -> np.ndarray:
@@ -163,15 +171,16 @@ def best_member(judged: Sequence[Judged]) -> Judged:
 
 def text_table(table: Sequence[dict]) -> str:
     """Aligned columns for a terminal."""
-    width = max(len(row["name"]) for row in table)
+    names = [printable(row["name"]) for row in table]
+    width = max(map(len, names))
     lines = [f"{'':<{width}}  H-mean  precision  recall  images/s  against the best member"]
-    for row in table:
+    for name, row in zip(names, table, strict=True):
         against = "the best member"
         if row["difference"] is not None:
             error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
             against = f"{row['difference']:+.4f}{error}  {row['verdict']}"
         lines.append(
-            f"{row['name']:<{width}}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}  "
+            f"{name:<{width}}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}  "
             f"{row['images_per_second']:8.2f}  {against}"
         )
     return "\n".join(lines)
