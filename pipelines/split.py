@@ -193,5 +193,6 @@ def split(
 
 def fold_folders(out: Path) -> list[Path]:
     """Folders of the folds of a split, in order; [] where there is none."""
-    folders = sorted(out.glob("fold_*"), key=lambda path: int(path.name[5:])) if (out / FILE).is_file() else []
-    return [path for path in folders if is_index(path / "train") and is_index(path / "val")]
+    every = [path for path in out.glob("fold_*") if path.name[5:].isdecimal()] if (out / FILE).is_file() else []
+    whole = [path for path in every if is_index(path / "train") and is_index(path / "val")]
+    return sorted(whole, key=lambda path: int(path.name[5:]))

@@ -165,6 +165,7 @@ def test_detections_of_a_run_with_itself_are_its_own(trained, tmp_path):
         ({"scales": [1, 1000]}, "0.25 to 4"),
         ({"scales": "big"}, "expected numbers"),
         ({"post": [1]}, "post must be settings"),
+        ({"members": [{"checkpoint": "x", "weight": 10**400}]}, "weight must be a number above 0"),
         ({"extra": 1}, "has no key extra"),
     ],
 )
@@ -274,6 +275,7 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     assert evaluate.main([f"checkpoint={out / 'soup'}", f"output={target}", *arguments[2:]]) == 0
     assert json.loads(target.read_text())["hmean"] == pytest.approx(result["rows"][-1]["hmean"], abs=1e-12)
     assert checkpoint.load_state(checkpoint.locate(out / "soup"))["soup"]
+    assert Image.open(out / "ensemble.png").width == 900
     capsys.readouterr()
     assert main([str(out), f"data.val={val}", f"run_root={tmp_path}"]) == 0  # the file again
     table = capsys.readouterr().out
@@ -296,6 +298,7 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
         (["{run}", "data.vall=x"], "unknown key data.vall"),
         (["data.val=x"], "PATH is missing"),
         (["{run}"], "data.val=PATH is missing"),
+        (["{run}", "data.val=x", "--soup", "--bn-batches", "1"], "needs training pages"),
     ],
 )
 def test_errors_name_the_mend(trained, arguments, words):

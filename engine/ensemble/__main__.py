@@ -128,11 +128,19 @@ def compare_all(work: Work) -> list[Judged]:
     return judged
 
 
-def cook(work: Work, judged: list[Judged], select: ConcatIndex | None, batches: int) -> tuple[soup.Soup, Judged]:
+def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tensor]]:
+    """The members' weights on the CPU; UserError where they have no mean."""
+    every = ensemble.members
+    tensors = [_weights(place.path, member.config) for place, member in zip(places, every, strict=True)]
+    soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
+    return tensors
+
+
+def cook(
+    work: Work, tensors: list[dict[str, torch.Tensor]], judged: list[Judged], select: ConcatIndex | None, batches: int
+) -> tuple[soup.Soup, Judged]:
     """The soup, chosen on `select` (None: on the pages of the report), and how it does on those."""
     every = work.ensemble.members
-    tensors = [_weights(place.path, member.config) for place, member in zip(work.places, every, strict=True)]
-    soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
     chosen_on, config = select or work.pages, every[0].config
     known = [item for item in judged if item.kind == "member"]
     if select is not None:
@@ -166,8 +174,6 @@ def _weights(path: Path, config: Config) -> dict[str, torch.Tensor]:
 def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: int) -> None:
     """BatchNorm statistics from training batches, as `engine.precise_bn` takes them at the end of a training."""
     pages = open_pages(config, config.data.train, ranks, "train")
-    if pages is None:
-        raise UserError("--bn-batches needs training pages: data.train=PATH")
     trained = trained_norms(build_model(_without_start(config)))
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
     with contextlib.closing(build_train_loader(plain, pages, ranks, 0, 0)) as loader:
@@ -187,6 +193,9 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         torch.set_num_threads(config.trainer.threads)
     if not config.data.val:
         raise UserError("data.val=PATH is missing: name the pages to judge on")
+    if args.bn_batches and not config.data.train:
+        raise UserError("--bn-batches needs training pages: data.train=PATH")
+    tensors = alike(ensemble, places) if args.soup else []
     pages = open_pages(config, config.data.val, ranks)
     select = open_pages(config, [args.select], ranks) if args.select else None
     if args.out is not None and ranks.main:
@@ -204,7 +213,7 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         work = Work(ensemble, config, places, pages, ranks, judge_one)
         judged, made = compare_all(work), None
         if args.soup:
-            made, shown = cook(work, judged, select, args.bn_batches)
+            made, shown = cook(work, tensors, judged, select, args.bn_batches)
             judged.append(shown)
     result = {
         "pages": len(pages),

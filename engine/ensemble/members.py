@@ -159,7 +159,7 @@ def _places(members: object, folder: Path) -> list[Place]:
         entry = {"canvas": [], "weight": 1.0} | entry if isinstance(entry, dict) else {}
         if set(entry) != {"checkpoint", "canvas", "weight"} or not isinstance(entry["checkpoint"], str):
             raise UserError(f"member {number}: expected checkpoint: PATH, and canvas and weight if any")
-        if not _is_number(entry["weight"]) or not 0 < entry["weight"] < math.inf:
+        if not _is_number(entry["weight"]) or not entry["weight"] > 0:
             raise UserError(f"member {number}: weight must be a number above 0")
         canvas = entry["canvas"]  # its sides are checked as eval.image_size
         if not isinstance(canvas, list) or not all(isinstance(side, int) for side in canvas):
@@ -188,7 +188,8 @@ def check_views(flips: object, scales: object) -> tuple[str, tuple[float, ...]]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that a float holds; false for NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def load(path: str | Path, ranks: Ranks, settings: Sequence[str] = ()) -> tuple[Ensemble, Config]:
