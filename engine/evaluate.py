@@ -137,7 +137,7 @@ def evaluate(
         (row, NOTHING_FOUND if row in bad else found)
         for row, found in detect_pages(forward, pages, config, ranks, fate, bad)
     )
-    jobs = (((row, found), sides(found.polygons, row, pages, protocol)) for row, found in found_pages)
+    jobs = (((row, found), cleval_arguments(found.polygons, row, pages, protocol)) for row, found in found_pages)
     for (row, found), result in score_in_order(pool, jobs):
         metric.add(result)
         if row not in bad:  # there is no picture of it
@@ -160,7 +160,7 @@ def evaluate(
     return Evaluation(scores, kept)
 
 
-def sides(polygons: list[np.ndarray], row: int, pages: ConcatIndex, protocol: str) -> tuple:
+def cleval_arguments(polygons: list[np.ndarray], row: int, pages: ConcatIndex, protocol: str) -> tuple:
     """What CLEval sees of a page and its detections: the arguments of `engine.cleval.evaluate_page`."""
     if protocol == "official":
         return polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol

@@ -47,7 +47,8 @@ def prob_batches(
     Nothing here waits for the device. Close it (`contextlib.closing`) where it is not read to its end.
 
     Args:
-        forward: model in evaluation mode on `ranks.device`.
+        forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`, which makes its own
+            batches: its views need pages on several canvases.
         pages: annotated pages or bare images.
         config: eval and data settings.
         ranks: rank r takes rows r, r + world_size, ...
@@ -57,6 +58,9 @@ def prob_batches(
     Raises:
         UserError: a page cannot be read and is refused.
     """
+    if hasattr(forward, "prob_batches"):
+        yield from forward.prob_batches(pages, config, ranks, fate, bad)
+        return
     loader = eval_loader(
         pages,
         image_size=canvas_hw(config),

@@ -29,7 +29,7 @@ from engine.cleval import evaluate_page
 from engine.config import Config, PostConfig
 from engine.data import open_pages
 from engine.distributed import Ranks
-from engine.evaluate import checkpoint_settings, load_detector, sides
+from engine.evaluate import checkpoint_settings, load_detector, cleval_arguments
 from engine.maps import prob_batches, store_maps
 from engine.postprocess import detect
 from engine.say import reason, warn
@@ -106,7 +106,7 @@ def unrounded(
             for post, kept in zip(posts, counts, strict=True):
                 found = detect(maps, batch.matrix, pages.size_wh[batch.index], post, config.trainer.kernels)
                 for row, page in zip(batch.index.tolist(), found, strict=True):
-                    result = evaluate_page(*sides(page.polygons, row, pages, config.eval.protocol))
+                    result = evaluate_page(*cleval_arguments(page.polygons, row, pages, config.eval.protocol))
                     kept.append(list(result.counts.values()))
             tell(len(counts[0]), len(pages))
     return [float(hmeans(np.array(kept), config.eval.select)) for kept in counts]

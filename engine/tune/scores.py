@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.cleval import COUNTS, count_some, evaluate_page, relate
 from engine.config import PostConfig
-from engine.evaluate import sides
+from engine.evaluate import cleval_arguments
 from engine.maps import MapStore
 from engine.postprocess import Detections, detect
 from engine.tune.candidates import Finder, Regions
@@ -65,7 +65,7 @@ class Judge:
 
     def page_counts(self, row: int, polygons: list[np.ndarray]) -> list[int]:
         """COUNTS of one page with these detections."""
-        return list(evaluate_page(*sides(polygons, row, self.pages, self.protocol)).counts.values())
+        return list(evaluate_page(*cleval_arguments(polygons, row, self.pages, self.protocol)).counts.values())
 
 
 class Growth:
@@ -97,7 +97,7 @@ class _Page:
 
     def _count(self, kept: np.ndarray) -> list[int]:
         if self._relations is None:
-            sided = sides(self._regions.polygons, self._row, self._judge.pages, self._judge.protocol)
+            sided = cleval_arguments(self._regions.polygons, self._row, self._judge.pages, self._judge.protocol)
             self._relations = relate(*sided, most=len(self._four))
             self._quads = all(len(text) == 4 for text in sided[1])
         # Official CLEval has another way for pages of quads alone; seldom are only such left of polygons.
