@@ -43,7 +43,7 @@ def runs(path: Path, settings: list[str], pages: ConcatIndex, folder: Path, size
     exported = load(str(path), settings)
     config, model = exported.config, exported.module.detector
     onnx_file.write(rapid.network(exported.module), folder / rapid.MODEL, description(exported))
-    yaml = rapid.write_settings(folder, config)
+    rapid.write_settings(folder, folder, config)
     canvas = config.eval.image_size or config.data.image_size
     model = model.to(memory_format=torch.channels_last)
     rows = {"PP-OCRv6 small, RapidOCR's defaults (min 736)": in_rapidocr(rapid.detector(), pages)}
@@ -52,7 +52,9 @@ def runs(path: Path, settings: list[str], pages: ConcatIndex, folder: Path, size
         rows[f"PP-OCRv6 small, {kind} {side}"] = in_rapidocr(ocr, pages)
     rows[f"ours in the engine, canvas {canvas[0]}x{canvas[1]}"] = lambda: detect_pages(model, pages, config, HERE)
     ours = rapid.det_settings(config)
-    rows[f"ours in RapidOCR, {ours['limit_type']} {ours['limit_side_len']}"] = in_rapidocr(rapid.detector(yaml), pages)
+    rows[f"ours in RapidOCR, {ours['limit_type']} {ours['limit_side_len']}"] = in_rapidocr(
+        rapid.detector(folder), pages
+    )
     return rows
 
 

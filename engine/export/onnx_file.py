@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.export.check import Run
 from engine.export.network import EXAMPLE, dynamic_shapes
 from pipelines.errors import UserError
 
@@ -69,6 +70,16 @@ def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = 
     model.producer_name, model.producer_version = "dbnet-engine", facts.get("dbnet_engine", "")
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def open_model(path: Path, threads: int = 0) -> Run:
+    """A written model on onnxruntime's CPU provider, to run; 0 threads: its own choice."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(["prob_map"], {"image": image})[0]
 
 
 def _name_sizes(model: Any) -> None:
