@@ -29,7 +29,7 @@ from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
 
 # limit_type, limit_side_len of PP-OCRv6 small; RapidOCR's default is min 736, its max_side_len of 2000 comes first.
-SIZES = (("max", 960), ("max", 1280), ("max", 1600), ("min", 480), ("min", 640), ("min", 960))
+SIZES = (("max", 960), ("max", 1280), ("min", 960))
 Run = Callable[[], Iterator[tuple[int, Detections]]]
 
 

@@ -99,13 +99,9 @@ def test_compare_counts_pixels_that_rounding_decides_and_refuses_other_quads(tmp
     config = from_dict({})
     same = check.compare(lambda image: (prob - np.float32(1e-5) * (prob < 0.5))[:, None], [case], config, Path("f"))
     assert same["undecided_pixels"] == 40 and same["quads"] == 1
-    other = prob.copy()
-    other[0, 19, 10:50] = 5e-5
-    low = from_dict({"post": {"bin_thresh": 2e-5}})
+    prob[0, 20:31, 10:50] = 0.40003  # the one region's score, and by rounding it falls below box_thresh
     with pytest.raises(UserError, match="other quads"):
-        moved = np.pad(prob, ((0, 0), (0, 0), (0, 0)))
-        moved[0, 40:44, 10:50] = 9e-5
-        check.compare(lambda image: moved[:, None], [case], low, Path("f"))
+        check.compare(lambda image: (prob * np.float32(0.39997 / 0.40003))[:, None], [case], config, Path("f"))
     with pytest.raises(UserError, match="differ"):
         check.compare(lambda image: np.full((1, 1, 64, 64), np.nan, np.float32), [case], config, Path("f"))
     with pytest.raises(UserError, match="it gives float32"):

@@ -134,7 +134,8 @@ def test_a_lightning_checkpoint_becomes_a_run_with_the_same_maps(baseline, tmp_p
         assert (ours(image).sigmoid() - prob).abs().max() <= 1e-4 < prob.std()
 
 
-def test_as_a_file_it_starts_a_training_with_the_settings_it_names(baseline, tmp_path, capsys):
+def test_as_a_file_it_starts_a_training_with_the_settings_it_names(baseline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lightning, "ENCODERS", {"conv_stem": ("lcnet_050",)})  # the others of its family take seconds
     source, out = save(baseline("lcnet_050"), tmp_path / "last.ckpt"), tmp_path / "x.safetensors"
     assert export.main(["--import", str(source), "--out", str(out)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "init_from takes it with" in line)
@@ -144,9 +145,9 @@ def test_as_a_file_it_starts_a_training_with_the_settings_it_names(baseline, tmp
 
 
 def test_an_encoder_that_is_not_found_is_asked_for(baseline, tmp_path, monkeypatch):
-    monkeypatch.setattr(lightning, "ENCODERS", ("resnet18",))
+    monkeypatch.setattr(lightning, "ENCODERS", {"conv_stem": ("lcnet_050",), "layer1": ("resnet18",)})
     source = save(baseline("lcnet_035"), tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=r"name the timm model .* models\.encoder\.name=NAME"):
+    with pytest.raises(UserError, match=r"name the timm model .*: models\.encoder\.name=NAME"):
         imports.run(source, tmp_path / "a", [])
     with pytest.raises(UserError, match="not resnet34"):
         imports.run(source, tmp_path / "b", ["models.encoder.name=resnet34"])
@@ -171,6 +172,13 @@ def test_a_file_that_lacks_a_tensor_is_one_line(baseline, tmp_path):
         torch.save({k: v for k, v in model.state_dict().items() if k != gone}, tmp_path / "cut.pt")
         with pytest.raises(UserError, match=r"is missing|another model"):
             imports.run(tmp_path / "cut.pt", tmp_path / "out", ["models.encoder.name=lcnet_035"])
+
+
+def test_a_deeper_encoder_is_not_taken_for_the_shallower_one_that_is_in_it():
+    tensors = timm.create_model("resnet34", features_only=True).state_dict()
+    assert lightning._find_encoder(tensors, True, "") == "resnet34"
+    with pytest.raises(UserError, match="not resnet18"):
+        lightning._find_encoder(tensors, True, "resnet18")
 
 
 @pytest.mark.slow

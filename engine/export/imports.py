@@ -22,7 +22,7 @@ def run(source: Path, out: Path, settings: list[str]) -> dict:
     as_file = out.suffix == ".safetensors"
     if out.exists() and (as_file or not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists already; name another")
-    if not as_file and out.suffix:
+    if out.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         raise UserError(f"--out {out}: the name must end in .safetensors, or be a folder's")
     tensors, left = foreign.read(source)
     notice, baseline = "", lightning.is_baseline(tensors)
@@ -51,7 +51,7 @@ def _baseline(
     parts = [n for n in tensors if n.startswith(("encoder.", "decoder.", "head."))]
     others = [n for n in tensors if n not in parts]
     try:
-        models, converted, more = lightning.convert({n: tensors[n] for n in parts}, name)
+        models, converted = lightning.convert({n: tensors[n] for n in parts}, name)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     config = _settings(models, settings)
@@ -68,7 +68,7 @@ def _baseline(
             f"a detector of the contest's baseline, encoder {models['encoder']['name']}; the file names no canvas: "
             f"data.image_size={config.data.image_size} is taken (give another if it was trained on another)"
         )
-    return converted, [*left, *others, *more], notice
+    return converted, [*left, *others], notice
 
 
 def _plain(item: str) -> str:

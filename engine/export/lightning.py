@@ -16,7 +16,7 @@ tensors' names and shapes among the encoders that entrants used, or given.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -29,13 +29,20 @@ from pipelines.errors import UserError
 
 MARKS = ("encoder.model.", "decoder.inners.", "head.binarize.")  # of this baseline, after its prefixes are stripped
 LEVELS = 4
-# What entrants reported, the baseline's own first.
-ENCODERS = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "hrnet_w18", "hrnet_w18_small", "hrnet_w18_small_v2", "hrnet_w30",
-    "hrnet_w32", "hrnet_w40", "hrnet_w44", "hrnet_w48", "hrnet_w64", "efficientnet_b0", "efficientnet_b1",
-    "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b7", "convnext_tiny",
-    "convnext_small", "convnext_base", "resnext50_32x4d", "mobilenetv3_large_100", "lcnet_050", "lcnet_100",
-)  # fmt: skip
+COUNTER = "num_batches_tracked"
+# What entrants reported, by a module that only their family has: making a model to look at takes up to a second.
+ENCODERS = {
+    "stage4": (
+        "hrnet_w44", "hrnet_w18", "hrnet_w18_small", "hrnet_w18_small_v2", "hrnet_w30", "hrnet_w32", "hrnet_w40",
+        "hrnet_w48", "hrnet_w64",
+    ),
+    "stages_0": ("convnext_tiny", "convnext_small", "convnext_base"),
+    "conv_stem": (
+        "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4",
+        "efficientnet_b5", "efficientnet_b7", "mobilenetv3_large_100", "lcnet_050", "lcnet_100",
+    ),
+    "layer1": ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"),  # HRNet has this one too
+}  # fmt: skip
 BASELINE_SIZE = [640, 640]  # its canvas; the file does not tell
 DATA = {"image_size": BASELINE_SIZE}
 POST = {"bin_thresh": 0.3, "box_thresh": 0.4}
@@ -47,7 +54,7 @@ def is_baseline(names: Iterable[str]) -> bool:
     return all(any(name.startswith(mark) for name in names) for mark in MARKS)
 
 
-def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dict, dict[str, torch.Tensor], list[str]]:
+def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dict, dict[str, torch.Tensor]]:
     """A baseline's tensors as ours.
 
     Args:
@@ -55,7 +62,7 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
         encoder: timm name of the encoder; "" = it is looked for.
 
     Returns:
-        settings of `models` that build the network, its tensors, and what was left out in words.
+        settings of `models` that build the network, and its tensors.
 
     Raises:
         UserError: it is a variant of the baseline that our network cannot be, or its encoder is not found.
@@ -65,8 +72,9 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
     head = {**_branch(tensors, "binarize", "prob"), **_branch(tensors, "thresh", "thresh")}
     channels = [tensors[f"decoder.inners.{i}.weight"].shape[1] for i in range(LEVELS)]
     given = {n.removeprefix(MARKS[0]): t for n, t in tensors.items() if n.startswith(MARKS[0])}
-    name, incre = _find_encoder(given, channels, [encoder] if encoder else ENCODERS)
-    body, left = _encoder(given, name, incre)
+    incre = channels != _branch_widths(given)
+    name = _find_encoder(given, incre, encoder)
+    body = _encoder(given, channels, name, incre)
     inner, output = tensors["decoder.inners.0.weight"].shape[0], decoder["decoder.outs.0.0.weight"].shape[0]
     models = {
         "encoder": {"name": name, "hrnet_incre_head": incre},
@@ -76,7 +84,7 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
     converted = {**body, **decoder, **head}
     with torch.device("meta"):  # names and shapes: whatever else is odd about the file shows here
         load_model(DBNet(from_dict({"models": models}).models), converted, Path("the converted detector"))
-    return models, converted, left
+    return models, converted
 
 
 def _refuse_variants(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -127,26 +135,38 @@ def _branch(tensors: Mapping[str, torch.Tensor], theirs: str, ours: str) -> dict
     return found
 
 
-def _find_encoder(given: Mapping[str, torch.Tensor], channels: list[int], names: Sequence[str]) -> tuple[str, bool]:
-    """timm name of an encoder whose tensors are all in `given` and whose maps have these channels; HRNet's heads."""
+def _branch_widths(given: Mapping[str, torch.Tensor]) -> list[int]:
+    """Channels of an HRNet's four branches, which are its maps where its channel-increasing heads are left out."""
+    names = (f"stage4.0.branches.{i}.0.conv1.weight" for i in range(LEVELS))
+    return [given[name].shape[0] for name in names if name in given and given[name].ndim]
+
+
+def _find_encoder(given: Mapping[str, torch.Tensor], incre: bool, named: str) -> str:
+    """The timm name of an encoder with exactly these tensors: the one that is named, or one that entrants used.
+
+    Exactly: ResNet-18's are all in ResNet-34's.
+    """
+    family = next((names for part, names in ENCODERS.items() if any(key.split(".")[0] == part for key in given)), ())
+    names = [named] if named else family
+    shapes = {key: tensor.shape for key, tensor in given.items() if not key.endswith(COUNTER)}
     for name in names:
-        for incre in (True, False) if name.startswith("hrnet") else (True,):
-            with torch.device("meta"):  # shapes only
-                probe = build_encoder(name, "", incre)
-            own = {k: t.shape for k, t in probe.state_dict().items() if not k.endswith("num_batches_tracked")}
-            if list(probe.channels) == channels and all(k in given and given[k].shape == own[k] for k in own):
-                return name, incre
-    tried = names[0] if len(names) == 1 else f"one of {len(names)} encoders that were tried"
+        with torch.device("meta"):
+            own = build_encoder(name, "", incre).state_dict()
+        if {key: tensor.shape for key, tensor in own.items() if not key.endswith(COUNTER)} == shapes:
+            return name
+    tried = named or f"one of the {len(names)} that were tried ({', '.join(names) or 'none looks like it'})"
     raise UserError(
-        f"the encoder of this file is not {tried}, with maps of {channels} channels at strides 4 to 32; name the timm "
-        "model it was trained with: models.encoder.name=NAME"
+        f"the encoder of this file is not {tried}; name the timm model it was trained with: models.encoder.name=NAME"
     )
 
 
-def _encoder(given: Mapping[str, torch.Tensor], name: str, incre: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _encoder(given: Mapping[str, torch.Tensor], channels: list[int], name: str, incre: bool) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
-        own = build_encoder(name, "", incre).state_dict()
-    zero = torch.zeros((), dtype=torch.int64)
-    body = {f"encoder.{key}": given.get(key, zero) for key in own}
-    more = sorted(set(given) - set(own))  # e.g. a map of stride 2, which nothing reads
-    return body, [f"encoder.model.{key}" for key in more]
+        encoder = build_encoder(name, "", incre)
+    if list(encoder.channels) != channels:
+        raise UserError(
+            f"this baseline reads maps of {channels} channels from {name}; this engine reads {list(encoder.channels)}, "
+            "those of strides 4 to 32"
+        )
+    zero = torch.zeros((), dtype=torch.int64)  # counters of BatchNorm, which weights may lack and nothing reads
+    return {f"encoder.{key}": given.get(key, zero) for key in encoder.state_dict()}

@@ -69,7 +69,10 @@ def load(given: str, settings: list[str]) -> Exported:
         UserError: no checkpoint, a damaged one, wrong settings.
     """
     path = checkpoint.locate(given)
-    config, _ = load_config(settings, base=checkpoint.load_settings(path))
+    base = checkpoint.load_settings(path)
+    if isinstance(base.get("data"), dict):
+        base["data"]["val"] = []  # the training's own pages need not be here: pages to compare on are named anew
+    config, _ = load_config(settings, base=base)
     encoder = dataclasses.replace(config.models.encoder, pad_widths="none")
     plain = dataclasses.replace(
         config,
