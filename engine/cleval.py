@@ -56,6 +56,10 @@ class PageResult:
         gt_status: for each text: matched, split (several detections), merged (its detection has several texts),
             missed, ignored, or skipped (contest: fewer than 4 vertices). Split and merged at once: split.
         pred_status: for each detection: matched, false_positive, dont_care, or skipped (contest).
+        gt_chars: (G, 3) int64, of each text its characters, those hit, and its penalty; 0 where ignored or skipped.
+            The sums are chars_gt, chars_hit and penalty_recall.
+        pred_chars: (D, 3) int64, of each detection what chars_pred counts of it, the centres that it hits and no
+            detection before it does, and its penalty; the sums are chars_pred, chars_hit and penalty_precision.
     """
 
     counts: dict[str, int]
@@ -64,6 +68,8 @@ class PageResult:
     hmean: float
     gt_status: list[str]
     pred_status: list[str]
+    gt_chars: np.ndarray
+    pred_chars: np.ndarray
 
 
 class CLEval:
@@ -159,8 +165,11 @@ def evaluate_page(
     gt_shapes = _shapes(gt_points, gt_counts, gt_kept, kind)
     pred_shapes = _shapes(pred_points, pred_counts, pred_kept, kind)
     lengths = _lengths(gt_shapes, kind, texts, ignored)
-    counts, of_gt, of_pred = _match(gt_shapes, pred_shapes, kind, lengths, ignored[gt_kept])
-    return PageResult(counts, *_scores(counts), _spread(of_gt, gt_kept), _spread(of_pred, pred_kept))
+    counts, of_gt, of_pred, gt_chars, pred_chars = _match(gt_shapes, pred_shapes, kind, lengths, ignored[gt_kept])
+    status = _spread(of_gt, gt_kept, "skipped").tolist(), _spread(of_pred, pred_kept, "skipped").tolist()
+    return PageResult(
+        counts, *_scores(counts), *status, _spread(gt_chars, gt_kept, 0), _spread(pred_chars, pred_kept, 0)
+    )
 
 
 def _check_protocol(protocol: str) -> None:
@@ -228,8 +237,8 @@ def _lengths(shapes: Shapes, kind: str, texts: Sequence[str] | None, ignored: np
 
 def _match(
     gt: Shapes, pred: Shapes, kind: str, lengths: np.ndarray, ignored: np.ndarray
-) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
-    """COUNTS of the page, status of each text, status of each detection."""
+) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """COUNTS of the page, status of each text and of each detection, characters of each text and of each detection."""
     rows, columns = near_pairs(gt, pred)
     owner, xy = centres(gt, kind, lengths)
     if ignored.any() and not ignored.all():
@@ -246,7 +255,8 @@ def _match(
     hits, hit = int(kept.sum()), int(found.sum())
     per_gt, per_pred = match.sum(1), match.sum(0)
     false = np.flatnonzero((per_pred == 0) & ~dont_care)
-    chars_false = int(false_chars(pred, kind, false).sum())
+    of_false = false_chars(pred, kind, false)
+    chars_false = int(of_false.sum())
     counts = {
         "images": 1,
         "chars_gt": int(lengths[~ignored].sum()),
@@ -259,7 +269,16 @@ def _match(
         "merges": int((per_pred > 1).sum()),
         "overlaps": hits - hit,
     }
-    return counts, _gt_status(match, ignored), _pred_status(match, dont_care)
+    by = np.zeros(
+        len(owner), np.int64
+    )  # the detection that hits a centre first: written last, since they come in order
+    by[centre[kept][::-1]] = detection[kept][::-1]
+    gt_chars = np.stack([np.where(ignored, 0, lengths), np.bincount(owner[found], minlength=len(gt)), per_gt - 1], 1)
+    taken = np.bincount(detection[kept], minlength=len(pred))
+    taken[false] = of_false
+    pred_chars = np.stack([taken, np.bincount(by[found], minlength=len(pred)), per_pred - 1], 1)
+    statuses = _gt_status(match, ignored), _pred_status(match, dont_care)
+    return counts, *statuses, np.maximum(gt_chars, 0), np.maximum(pred_chars, 0)
 
 
 def _gt_status(match: np.ndarray, ignored: np.ndarray) -> np.ndarray:
@@ -342,8 +361,8 @@ def _scores(counts: dict[str, int]) -> tuple[float, float, float]:
     return recall, precision, 2 * recall * precision / both if both else 0.0
 
 
-def _spread(status: np.ndarray, kept: np.ndarray) -> list[str]:
-    """Status of the kept polygons, and "skipped" in the places of the others."""
-    result = np.full(len(kept), "skipped", "U16")
-    result[kept] = status
-    return result.tolist()
+def _spread(values: np.ndarray, kept: np.ndarray, other: str | int) -> np.ndarray:
+    """Values of the kept polygons, and `other` in the places of those that were left out."""
+    result = np.full((len(kept), *values.shape[1:]), other, values.dtype)
+    result[kept] = values
+    return result

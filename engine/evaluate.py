@@ -175,7 +175,7 @@ def evaluate(
         (row, NOTHING_FOUND if row in bad else found)
         for row, found in detect_pages(forward, pages, config, ranks, fate, bad)
     )
-    jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
+    jobs = (((row, found), cleval_arguments(row, found, pages, protocol)) for row, found in found_pages)
     for (row, found), result in score_in_order(pool, jobs):
         metric.add(result)
         if row not in bad:  # there is no picture of it
@@ -198,7 +198,7 @@ def evaluate(
     return Evaluation(scores, kept)
 
 
-def _scored(row: int, found: Detections, pages: ConcatIndex, protocol: str) -> tuple:
+def cleval_arguments(row: int, found: Detections, pages: ConcatIndex, protocol: str) -> tuple:
     """What CLEval sees of a page: the arguments of `engine.cleval.evaluate_page`."""
     if protocol == "official":
         return found.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol
