@@ -56,10 +56,11 @@ class PageResult:
         gt_status: for each text: matched, split (several detections), merged (its detection has several texts),
             missed, ignored, or skipped (contest: fewer than 4 vertices). Split and merged at once: split.
         pred_status: for each detection: matched, false_positive, dont_care, or skipped (contest).
-        gt_chars: (G, 3) int64, of each text its characters, those hit, and its penalty; 0 where ignored or skipped.
-            The sums are chars_gt, chars_hit and penalty_recall.
-        pred_chars: (D, 3) int64, of each detection what chars_pred counts of it, the centres that it hits and no
-            detection before it does, and its penalty; the sums are chars_pred, chars_hit and penalty_precision.
+        gt_chars: None unless asked for: (G, 3) int64, of each text its characters, those hit, and its penalty; 0 where
+            ignored or skipped. The sums are chars_gt, chars_hit and penalty_recall.
+        pred_chars: None unless asked for: (D, 3) int64, of each detection what chars_pred counts of it, the centres
+            that it hits and no detection before it does, and its penalty. The sums are chars_pred, chars_hit and
+            penalty_precision.
     """
 
     counts: dict[str, int]
@@ -68,8 +69,8 @@ class PageResult:
     hmean: float
     gt_status: list[str]
     pred_status: list[str]
-    gt_chars: np.ndarray
-    pred_chars: np.ndarray
+    gt_chars: np.ndarray | None = None
+    pred_chars: np.ndarray | None = None
 
 
 class CLEval:
@@ -138,6 +139,7 @@ def evaluate_page(
     texts: Sequence[str] | None = None,
     ignore: Sequence[bool] | None = None,
     protocol: str = "official",
+    characters: bool = False,
 ) -> PageResult:
     """Matches the detections of one page with its texts.
 
@@ -147,6 +149,7 @@ def evaluate_page(
         gt: texts, (n, 2) each, pixels, from the top left corner along the reading direction.
         texts: transcription of each text; official needs it for all that are not ignored, contest does not use it.
         ignore: don't-care flag of each text; None: the transcription "###" marks one (official), or none (contest).
+        characters: count them for each text and each detection too, which takes a tenth more time.
 
     Raises:
         UserError: official without transcriptions, or unknown protocol.
@@ -165,11 +168,12 @@ def evaluate_page(
     gt_shapes = _shapes(gt_points, gt_counts, gt_kept, kind)
     pred_shapes = _shapes(pred_points, pred_counts, pred_kept, kind)
     lengths = _lengths(gt_shapes, kind, texts, ignored)
-    counts, of_gt, of_pred, gt_chars, pred_chars = _match(gt_shapes, pred_shapes, kind, lengths, ignored[gt_kept])
+    matched = _match(gt_shapes, pred_shapes, kind, lengths, ignored[gt_kept], characters)
+    counts, of_gt, of_pred, gt_chars, pred_chars = matched
     status = _spread(of_gt, gt_kept, "skipped").tolist(), _spread(of_pred, pred_kept, "skipped").tolist()
-    return PageResult(
-        counts, *_scores(counts), *status, _spread(gt_chars, gt_kept, 0), _spread(pred_chars, pred_kept, 0)
-    )
+    if gt_chars is not None and pred_chars is not None:
+        gt_chars, pred_chars = _spread(gt_chars, gt_kept, 0), _spread(pred_chars, pred_kept, 0)
+    return PageResult(counts, *_scores(counts), *status, gt_chars, pred_chars)
 
 
 def _check_protocol(protocol: str) -> None:
@@ -236,9 +240,9 @@ def _lengths(shapes: Shapes, kind: str, texts: Sequence[str] | None, ignored: np
 
 
 def _match(
-    gt: Shapes, pred: Shapes, kind: str, lengths: np.ndarray, ignored: np.ndarray
-) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """COUNTS of the page, status of each text and of each detection, characters of each text and of each detection."""
+    gt: Shapes, pred: Shapes, kind: str, lengths: np.ndarray, ignored: np.ndarray, characters: bool
+) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """COUNTS of the page, status of each text and of each detection, and if asked for their characters."""
     rows, columns = near_pairs(gt, pred)
     owner, xy = centres(gt, kind, lengths)
     if ignored.any() and not ignored.all():
@@ -269,15 +273,15 @@ def _match(
         "merges": int((per_pred > 1).sum()),
         "overlaps": hits - hit,
     }
-    by = np.zeros(
-        len(owner), np.int64
-    )  # the detection that hits a centre first: written last, since they come in order
+    statuses = _gt_status(match, ignored), _pred_status(match, dont_care)
+    if not characters:
+        return counts, *statuses, None, None
+    by = np.zeros(len(owner), np.int64)  # the detection that hits a centre first: they come in order, written backwards
     by[centre[kept][::-1]] = detection[kept][::-1]
     gt_chars = np.stack([np.where(ignored, 0, lengths), np.bincount(owner[found], minlength=len(gt)), per_gt - 1], 1)
     taken = np.bincount(detection[kept], minlength=len(pred))
     taken[false] = of_false
     pred_chars = np.stack([taken, np.bincount(by[found], minlength=len(pred)), per_pred - 1], 1)
-    statuses = _gt_status(match, ignored), _pred_status(match, dont_care)
     return counts, *statuses, np.maximum(gt_chars, 0), np.maximum(pred_chars, 0)
 
 

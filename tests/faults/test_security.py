@@ -29,13 +29,13 @@ from engine import checkpoint, cli, distributed, evaluate, export, finish, predi
 from engine.cleval import PageResult
 from engine.config import load_config
 from engine.distributed import Ranks
+from engine.document import Code, Heading, Items, Table, Text, to_html, to_markdown
 from engine.model.encoder import read_tensors
 from engine.postprocess import Detections
 from engine.progress import Progress
 from engine.resume import Position
 from engine.search import ledger, sweep
 from engine.search.dashboard import Dashboard
-from engine.search.document import Code, Heading, Items, Table, Text, to_html, to_markdown
 from engine.trainee import build
 from pipelines import dataset, index_store
 from pipelines.errors import UserError, printable
