@@ -88,7 +88,7 @@ def _annotated(
     if unknown:
         raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
     canvas, gt, pred = _enlarged(image, gt, pred)
-    thick = max(1, round(min(canvas.shape[:2]) / 600))
+    thick = _thickness(canvas, gt)
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
     _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
@@ -98,6 +98,13 @@ def _annotated(
     if scores is not None:
         _labels(canvas, pred, scores, pred_colours)
     return canvas, {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
+
+
+def _thickness(canvas: np.ndarray, gt: Sequence[np.ndarray]) -> int:
+    """Of an outline in pixels: by the size of the page, and no more than a 14th of the middle text's height."""
+    thick = min(canvas.shape[:2]) / 600
+    sides = [min(cv2.minAreaRect(np.asarray(polygon, np.float32))[1]) for polygon in gt if len(polygon) > 2]
+    return max(1, round(min(thick, np.median(sides) / 14 if sides else thick)))
 
 
 def _tints(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple]) -> None:

@@ -193,7 +193,7 @@ def page_bars(title: str, bars: Sequence[Bar], total: int) -> str:
     """Bars of H-mean, worst first, from 0 to 1; `total` pages there are, of which `bars` are the worst."""
     if not bars:
         return ""
-    width, height = 940, 190
+    width, height = 1180, 220
     x0, y0, across = 40, height - 22, width - 46
     y = axis([0.0, 1.0])
     parts = []

@@ -101,12 +101,14 @@ class History:
     odd_lines: int = 0
     best: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
+    last_step: float = 0
     nonfinite: int = 0
 
     def add(self, record: dict[str, Any]) -> None:
         """Takes in one record of metrics.jsonl."""
         kind = record.get("kind")
         step = as_number(record.get("step"))
+        self.last_step = max(self.last_step, step or 0)
         if kind == "incident":
             self.num_incidents += 1
             if len(self.incidents) < INCIDENTS:

@@ -48,7 +48,7 @@ def card(page: WorstPage, number: int, link: str, limits: Limits) -> str:
     status = page.result.gt_status, page.result.pred_status
     picture = draw.annotated(rgb, page.polygons, page.ignore, page.detections.polygons, *status)
     views = [
-        f'<figure class="whole">{_image(_page_jpeg(picture), score.name)}</figure>',
+        f'<figure class="whole">{_image(_page_jpeg(_cropped(picture, rgb.shape[1], page)), score.name)}</figure>',
         _captioned(_map(page.prob_map, 0, 1), "probability map, 0 to 1"),
         _captioned(_map(page.thresh_map, 0.2, 0.8), "threshold map, 0.2 to 0.8"),
     ]
@@ -76,6 +76,22 @@ def _image(data: bytes, words: str) -> str:
 
 def _captioned(data: bytes, words: str) -> str:
     return f"<figure>{_image(data, words)}<figcaption>{escaped(words)}</figcaption></figure>"
+
+
+def _cropped(picture: np.ndarray, width: int, page: WorstPage) -> np.ndarray:
+    """The part of a picture with texts or detections and a margin around it: many scans are mostly empty paper.
+
+    Args:
+        width: of the page in source pixels; narrow ones are enlarged in the picture.
+    """
+    outlines = [*page.polygons, *page.detections.polygons]
+    if not outlines:
+        return picture
+    points = np.concatenate(outlines) * (picture.shape[1] / width)
+    margin = 0.03 * max(picture.shape[:2])
+    (x0, y0), (x1, y1) = np.maximum(points.min(0) - margin, 0).astype(int), (points.max(0) + margin).astype(int)
+    part = picture[y0:y1, x0:x1]
+    return np.ascontiguousarray(part) if part.size else picture
 
 
 def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:

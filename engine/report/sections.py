@@ -42,8 +42,11 @@ def overview(run: Run, judged: Judgement | None, notes: list[str]) -> list[Block
     """What it is, the figures that matter, notes on what is missing, links to the sections."""
     history, summary = run.history, run.summary
     preset = str(run.settings.get("preset", ""))
-    last = int(max(history.last.get("step", 0), history.best.get("step", 0)))
-    words = [f"preset {preset}" if preset else "", f"{last} steps", "finished" if summary else _unfinished(run)]
+    words = [
+        f"preset {preset}" if preset else "",
+        f"{history.last_step:.0f} steps",
+        "finished" if summary else _unfinished(run),
+    ]
     tiles = _scores(run, judged)
     speed = history.last.get("images_per_second")
     tiles += [(f"{speed:.4g}", "images/s, last window")] if speed is not None else []
@@ -185,7 +188,9 @@ def by_page(judged: Judgement, out: Path) -> list[Block]:
         rows.append([Link(page.name, *place), *numbers, *(str(page.counts[key]) for key in keys)])
     header = ["page", "H-mean", "precision", "recall", "missed", "split", "merged", "false"]
     values = sorted(page.hmean for page in judged.pages)
-    middle = f"Half of the pages are above {values[len(values) // 2]:.4f}, {sum(v == 1 for v in values)} are perfect. "
+    middle = (
+        f"Half of the pages are at {values[len(values) // 2]:.4f} or above; perfect: {sum(v == 1 for v in values)}. "
+    )
     text = middle + "A bar leads to the page's picture below, or to its image."
     chart = Markup(charts.page_bars("H-mean by page", bars, len(judged.pages)))
     return [heading("pages"), Text(text), chart, Table(header, rows)]

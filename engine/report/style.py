@@ -5,7 +5,7 @@ STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { --c0: #e6e9ed; --c1: #56b4e9; --c2: #ff8a3d; --c3: #2fc79a;
   --c4: #e59ac6; --c5: #f0c04a; } }
 body { max-width: 1340px; }
-nav { font-size: 13px; margin: .6em 0; } nav a { margin-right: 1em; white-space: nowrap; }
+nav { font-size: 13px; margin: .6em 0; display: flex; flex-wrap: wrap; gap: 2px 1em; }
 .lead { color: var(--dim); overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 1em 0; }
 .tiles div { background: var(--soft); border-radius: 6px; padding: 8px 14px; min-width: 96px; }
@@ -30,7 +30,7 @@ output { position: absolute; display: none; pointer-events: none; background: va
   border: 1px solid var(--line); border-radius: 4px; padding: 3px 8px; font-size: 12px; white-space: pre;
   font-variant-numeric: tabular-nums;
   box-shadow: 0 1px 5px #0004; }
-.bars svg { width: 100%; min-width: 640px; display: block; } .roll { overflow-x: auto; }
+.bars svg { width: 100%; min-width: 760px; display: block; } .roll { overflow-x: auto; }
 .bar { fill: var(--c1); } .hit { fill: transparent; } g:hover .bar { fill: var(--c2); }
 td meter { width: 90px; }
 .page { border: 1px solid var(--line); border-radius: 6px; padding: 10px 14px; margin: 14px 0; break-inside: avoid; }
@@ -38,7 +38,7 @@ td meter { width: 90px; }
   color: var(--dim); overflow-wrap: anywhere; }
 .views { display: grid; grid-template-columns: minmax(0, 2.2fr) minmax(0, 1fr) minmax(0, 1fr); gap: 12px;
   align-items: start; }
-.views figure { margin: 0; min-width: 0; } .views img { display: block; max-height: 1100px; width: auto;
+.views figure { margin: 0; min-width: 0; } .views img { display: block; max-height: 900px; width: auto;
   cursor: zoom-in; }
 .views .whole { overflow: auto; } .views img.large { max-width: none; max-height: none; cursor: zoom-out; }
 .keys { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; } .keys i { display: inline-block; width: 22px;
