@@ -4,10 +4,13 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from conftest import ROOT
 from PIL import Image
 
 from engine import draw
@@ -131,6 +134,20 @@ def test_losses_that_are_no_numbers_one_point_and_nothing(tmp_path):
     assert "Nothing was recorded yet" in made(run_of(tmp_path / "none"))
     odd = {"kind": "train", "step": 10**400, "loss": "x", "lr": True}
     assert "Nothing was recorded yet" in made(run_of(tmp_path / "odd", odd, {"kind": []}, text="[1]\n\n" + "[" * 9999))
+
+
+def test_a_page_from_the_logs_needs_no_torch(tmp_path):
+    folder = run_of(tmp_path / "run", STEP)
+    lines = (
+        "import sys",
+        "from engine.report.__main__ import main",
+        "main(sys.argv[1:])",
+        "assert 'torch' not in sys.modules",
+    )
+    call = [sys.executable, "-c", "\n".join(lines), str(folder), "--no-eval"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".*report\.html  0\.\d MB\n", done.stdout)
 
 
 def test_damaged_files_beside_the_metrics_are_notes(tmp_path):

@@ -4,7 +4,7 @@ import os
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from engine.config import Config, keys_and_values, load_config
@@ -13,9 +13,11 @@ from engine.progress import duration
 from engine.report import charts
 from engine.report.heights import HeightRow
 from engine.report.history import History, Run, Thinned
-from engine.report.judge import Judgement, PageScore
 from engine.say import one_line
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:  # it imports torch and DALI, which a page from the logs does without
+    from engine.report.judge import Judgement, PageScore
 
 BARS = 300  # pages in the chart; more are thinner than a pixel
 LISTED = 20
@@ -38,7 +40,7 @@ def heading(name: str) -> Heading:
     return Heading(TITLES[name], name)
 
 
-def overview(run: Run, judged: Judgement | None, notes: list[str]) -> list[Block]:
+def overview(run: Run, judged: "Judgement | None", notes: list[str]) -> list[Block]:
     """What it is, the figures that matter, notes on what is missing, links to the sections."""
     history, summary = run.history, run.summary
     preset = str(run.settings.get("preset", ""))
@@ -72,7 +74,7 @@ def _unfinished(run: Run) -> str:
     return f"not finished, last record {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
-def _scores(run: Run, judged: Judgement | None) -> list[tuple[str, str]]:
+def _scores(run: Run, judged: "Judgement | None") -> list[tuple[str, str]]:
     if judged is not None:
         s, where = judged.scores, f"{len(judged.pages)} pages, {judged.config.eval.protocol} CLEval"
         epoch = judged.state.get("epoch")
@@ -147,7 +149,7 @@ def incidents(history: History) -> list[Block]:
     return [heading("incidents"), Table(["step", "what"], rows), *more]
 
 
-def by_height(rows: list[HeightRow], judged: Judgement) -> list[Block]:
+def by_height(rows: list[HeightRow], judged: "Judgement") -> list[Block]:
     """Scores by text height: a table with a gauge, and what exactly is counted."""
     text = (
         "Height: the short side of a text, in pixels of the canvas that the network sees "
@@ -172,11 +174,11 @@ def link_to(path: Path, out: Path) -> str:
     return quote(os.path.relpath(path, out.parent))
 
 
-def by_page(judged: Judgement, out: Path) -> list[Block]:
+def by_page(judged: "Judgement", out: Path) -> list[Block]:
     """Sorted bars, and the worst pages as a table; names lead to the picture below, or to the image."""
     drawn = {page.score.row: number for number, page in enumerate(judged.worst, 1)}
 
-    def link(page: PageScore) -> str:
+    def link(page: "PageScore") -> str:
         return f"#page-{drawn[page.row]}" if page.row in drawn else link_to(page.path, out)
 
     bars = [charts.Bar(p.hmean, f"{p.name}: H-mean {p.hmean:.4f}", link(p)) for p in judged.pages[:BARS]]
