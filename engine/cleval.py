@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.cleval_characters import centres, false_chars, pseudo_lengths
+from engine.cleval_characters import centres, false_chars
 from engine.cleval_geometry import Shapes, inside, near_pairs, overlap_areas, without
+from engine.cleval_input import flags, lengths_of, to_shapes, vertices
 from pipelines.errors import UserError
 
 PROTOCOLS = ("official", "contest")
@@ -56,6 +57,11 @@ class PageResult:
         gt_status: for each text: matched, split (several detections), merged (its detection has several texts),
             missed, ignored, or skipped (contest: fewer than 4 vertices). Split and merged at once: split.
         pred_status: for each detection: matched, false_positive, dont_care, or skipped (contest).
+        gt_chars: None unless asked for: (G, 3) int64, of each text its characters, those hit, and its penalty; 0 where
+            ignored or skipped. The sums are chars_gt, chars_hit and penalty_recall.
+        pred_chars: None unless asked for: (D, 3) int64, of each detection what chars_pred counts of it, the centres
+            that it hits and no detection before it does, and its penalty. The sums are chars_pred, chars_hit and
+            penalty_precision.
     """
 
     counts: dict[str, int]
@@ -64,6 +70,8 @@ class PageResult:
     hmean: float
     gt_status: list[str]
     pred_status: list[str]
+    gt_chars: np.ndarray | None = None
+    pred_chars: np.ndarray | None = None
 
 
 class CLEval:
@@ -132,6 +140,7 @@ def evaluate_page(
     texts: Sequence[str] | None = None,
     ignore: Sequence[bool] | None = None,
     protocol: str = "official",
+    characters: bool = False,
 ) -> PageResult:
     """Matches the detections of one page with its texts.
 
@@ -141,6 +150,7 @@ def evaluate_page(
         gt: texts, (n, 2) each, pixels, from the top left corner along the reading direction.
         texts: transcription of each text; official needs it for all that are not ignored, contest does not use it.
         ignore: don't-care flag of each text; None: the transcription "###" marks one (official), or none (contest).
+        characters: count them for each text and each detection too, which takes a tenth more time.
 
     Raises:
         UserError: official without transcriptions, or unknown protocol.
@@ -148,8 +158,13 @@ def evaluate_page(
     """
     page = relate(pred, gt, texts, ignore, protocol)
     counts, match, dont_care = _counted(page, np.arange(len(page.pred)))
-    of_gt = _spread(_gt_status(match, page.ignored), page.gt_kept)
-    return PageResult(counts, *_scores(counts), of_gt, _spread(_pred_status(match, dont_care), page.pred_kept))
+    of_gt = _spread(_gt_status(match, page.ignored), page.gt_kept, "skipped").tolist()
+    of_pred = _spread(_pred_status(match, dont_care), page.pred_kept, "skipped").tolist()
+    gt_chars = pred_chars = None
+    if characters:
+        gt_chars, pred_chars = _characters(page, match, dont_care)
+        gt_chars, pred_chars = _spread(gt_chars, page.gt_kept, 0), _spread(pred_chars, page.pred_kept, 0)
+    return PageResult(counts, *_scores(counts), of_gt, of_pred, gt_chars, pred_chars)
 
 
 @dataclass(frozen=True)
@@ -179,18 +194,18 @@ def relate(
 ) -> Relations:
     """The geometry of a page; arguments and errors as `evaluate_page`, and most: detections the contest looks at."""
     _check_protocol(protocol)
-    gt_points, gt_counts = _vertices(gt, "gt", protocol)
-    pred_points, pred_counts = _vertices(pred, "pred", protocol)
-    ignored = _ignored(len(gt), texts, ignore, protocol)
+    gt_points, gt_counts = vertices(gt, "gt", protocol)
+    pred_points, pred_counts = vertices(pred, "pred", protocol)
+    ignored = flags(len(gt), texts, ignore, protocol)
     gt_kept, pred_kept = np.ones(len(gt), bool), np.ones(len(pred), bool)
     kind = "contest"
     if protocol == "contest":
         gt_kept, pred_kept = gt_counts >= 4, (pred_counts >= 4) & (np.arange(len(pred)) < most)
     else:
         kind = "quad" if (gt_counts == 4).all() and (pred_counts == 4).all() else "poly"
-    gt_shapes = _shapes(gt_points, gt_counts, gt_kept, kind)
-    pred_shapes = _shapes(pred_points, pred_counts, pred_kept, kind)
-    lengths, ignored = _lengths(gt_shapes, kind, texts, ignored), ignored[gt_kept]
+    gt_shapes = to_shapes(gt_points, gt_counts, gt_kept, kind)
+    pred_shapes = to_shapes(pred_points, pred_counts, pred_kept, kind)
+    lengths, ignored = lengths_of(gt_shapes, kind, texts, ignored), ignored[gt_kept]
     rows, columns = near_pairs(gt_shapes, pred_shapes)
     owner, xy = centres(gt_shapes, kind, lengths)
     if ignored.any() and not ignored.all():
@@ -217,64 +232,6 @@ def count_some(page: Relations, which: np.ndarray) -> dict[str, int]:
 def _check_protocol(protocol: str) -> None:
     if protocol not in PROTOCOLS:
         raise UserError(f"eval.protocol={protocol}: allowed is {', '.join(PROTOCOLS)}")
-
-
-def _vertices(polygons: Sequence[np.ndarray], name: str, protocol: str) -> tuple[np.ndarray, np.ndarray]:
-    """All vertices (T, 2) and the number of each polygon (P,) int64; float32 only if all arrays are."""
-    arrays = [np.asarray(p) for p in polygons]
-    least = 3 if protocol == "official" else 0
-    for i, array in enumerate(arrays):
-        if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "fiu" or len(array) < least:
-            raise ValueError(f"{name}[{i}]: {array.dtype} {array.shape}, expected (n, 2) numbers, n at least {least}")
-    if not arrays:
-        return np.zeros((0, 2)), np.zeros(0, np.int64)
-    points = np.concatenate(arrays)
-    if points.dtype != np.float32 or protocol == "contest":
-        points = points.astype(np.float64)
-    if len(points) and not np.abs(points).max() < 2**30:  # also false for NaN; vertices become int32 in the reference
-        bad = next(i for i, a in enumerate(arrays) if not (np.abs(a) < 2**30).all())
-        raise ValueError(f"{name}[{bad}]: coordinates must be finite and below 2^30, got {arrays[bad].tolist()}")
-    return points, np.array([len(a) for a in arrays], np.int64)
-
-
-def _ignored(size: int, texts: Sequence[str] | None, ignore: Sequence[bool] | None, protocol: str) -> np.ndarray:
-    """(G,) bool don't-care flags; checks both lists."""
-    for name, values in (("texts", texts), ("ignore", ignore)):
-        if values is not None and len(values) != size:
-            raise ValueError(f"{name}: {len(values)} values for {size} gt polygons")
-    ignored = np.zeros(size, bool)
-    if ignore is not None:
-        ignored = np.asarray(ignore, bool).reshape(size)
-    elif protocol == "official" and texts is not None:
-        ignored = np.array([t == "###" for t in texts], bool)
-    if protocol == "official" and texts is None and not ignored.all():
-        raise UserError("eval.protocol=official needs transcriptions: use data with texts, or eval.protocol=contest")
-    return ignored
-
-
-def _shapes(points: np.ndarray, counts: np.ndarray, kept: np.ndarray, kind: str) -> Shapes:
-    if not kept.all():
-        points, counts = points[np.repeat(kept, counts)], counts[kept]
-    if kind == "poly":
-        points, counts = _close_triangles(points.astype(np.float64), counts)
-    return Shapes(points, counts, exact=kind == "poly")
-
-
-def _close_triangles(points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each triangle the fourth vertex (x of the first, y of the third), as the reference does."""
-    first = (np.cumsum(counts) - counts)[counts == 3]
-    fourth = np.stack([points[first, 0], points[first + 2, 1]], 1)
-    return np.insert(points, first + 3, fourth, axis=0), np.maximum(counts, 4)
-
-
-def _lengths(shapes: Shapes, kind: str, texts: Sequence[str] | None, ignored: np.ndarray) -> np.ndarray:
-    """(G,) int64 characters of each text."""
-    if kind == "contest":
-        return pseudo_lengths(shapes, kind, np.arange(len(shapes)))
-    lengths = np.array([len(t) for t in texts] if texts is not None else [0] * len(shapes), np.int64)
-    if ignored.any():
-        lengths[ignored] = pseudo_lengths(shapes, kind, np.flatnonzero(ignored))
-    return lengths
 
 
 def _counted(page: Relations, which: np.ndarray) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
@@ -310,6 +267,22 @@ def _counted(page: Relations, which: np.ndarray) -> tuple[dict[str, int], np.nda
         "overlaps": hits - hit,
     }
     return counts, match, dont_care
+
+
+def _characters(page: Relations, match: np.ndarray, dont_care: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(G, 3) and (D, 3) of PageResult, once `_counted` has counted the page with all its detections."""
+    per_gt, per_pred = match.sum(1), match.sum(0)
+    kept = match[page.owner[page.centre], page.detection]
+    centre, detection = page.centre[kept], page.detection[kept]
+    lengths, found = np.bincount(page.owner, minlength=len(match)), np.unique(centre)
+    by = np.zeros(len(page.owner), np.int64)  # the detection that hits a centre first: written backwards
+    by[centre[::-1]] = detection[::-1]
+    hit = np.bincount(page.owner[found], minlength=len(match))
+    gt_chars = np.stack([np.where(page.ignored, 0, lengths), hit, per_gt - 1], 1)
+    taken, false = np.bincount(detection, minlength=len(per_pred)), (per_pred == 0) & ~dont_care
+    taken[false] = page.chars_false[false]
+    pred_chars = np.stack([taken, np.bincount(by[found], minlength=len(per_pred)), per_pred - 1], 1)
+    return np.maximum(gt_chars, 0), np.maximum(pred_chars, 0)
 
 
 def _gt_status(match: np.ndarray, ignored: np.ndarray) -> np.ndarray:
@@ -392,8 +365,8 @@ def _scores(counts: dict[str, int]) -> tuple[float, float, float]:
     return recall, precision, 2 * recall * precision / both if both else 0.0
 
 
-def _spread(status: np.ndarray, kept: np.ndarray) -> list[str]:
-    """Status of the kept polygons, and "skipped" in the places of the others."""
-    result = np.full(len(kept), "skipped", "U16")
-    result[kept] = status
-    return result.tolist()
+def _spread(values: np.ndarray, kept: np.ndarray, other: str | int) -> np.ndarray:
+    """Values of the kept polygons, and `other` in the places of those that were left out."""
+    result = np.full((len(kept), *values.shape[1:]), other, values.dtype)
+    result[kept] = values
+    return result

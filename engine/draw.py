@@ -10,9 +10,15 @@ import numpy as np
 from engine.runlog import read_metrics
 from pipelines.errors import UserError, printable
 
-GREEN, RED, BLUE, ORANGE, GREY = (0, 150, 60), (220, 20, 30), (30, 90, 230), (245, 130, 0), (130, 130, 130)
-LEGEND = (("ground truth", GREEN), ("missed", RED), ("prediction", BLUE), ("false positive", ORANGE), ("ignored", GREY))
-GT_COLOURS = {"matched": GREEN, "split": GREEN, "merged": GREEN, "missed": RED, "ignored": GREY, "skipped": GREY}
+# Told apart with any common kind of colour blindness (measured by tests/test_draw.py); what is wrong is tinted as well.
+GREEN, RED, BLUE, ORANGE = (0, 128, 80), (213, 60, 0), (20, 60, 200), (245, 180, 0)
+PURPLE, SKY, GREY = (235, 110, 200), (60, 200, 255), (140, 140, 140)
+LEGEND = (
+    ("ground truth", GREEN), ("missed", RED), ("split", PURPLE), ("merged", SKY), ("prediction", BLUE),
+    ("false positive", ORANGE), ("ignored", GREY),
+)  # fmt: skip
+TINTED, TINT = {RED, PURPLE, SKY, ORANGE}, 0.22
+GT_COLOURS = {"matched": GREEN, "split": PURPLE, "merged": SKY, "missed": RED, "ignored": GREY, "skipped": GREY}
 PRED_COLOURS = {"matched": BLUE, "false_positive": ORANGE, "dont_care": GREY, "skipped": GREY}
 SMALL_WIDTH = 800  # narrower pages are enlarged 2 or 3 times: outlines of 1 px over letters of 10 px hide them
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -52,20 +58,67 @@ def overlay(
     ignored = ignore if ignore is not None else [False] * len(gt)
     if not len(gt) == len(gt_status) == len(ignored) or len(pred) != len(pred_status):
         raise ValueError("overlay: polygons, ignore and statuses must have one entry each")
+    canvas, shown = _annotated(image, gt, ignored, pred, scores, gt_status, pred_status)
+    return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
+
+
+def annotated(
+    image: np.ndarray,
+    gt: Sequence[np.ndarray],
+    ignore: Sequence[bool],
+    pred: Sequence[np.ndarray],
+    gt_status: Sequence[str],
+    pred_status: Sequence[str],
+) -> np.ndarray:
+    """As `overlay`, without scores and without the header: LEGEND says what the colours mean."""
+    return _annotated(image, gt, ignore, pred, None, gt_status, pred_status)[0]
+
+
+def _annotated(
+    image: np.ndarray,
+    gt: Sequence[np.ndarray],
+    ignored: Sequence[bool],
+    pred: Sequence[np.ndarray],
+    scores: Sequence[float] | None,
+    gt_status: Sequence[str],
+    pred_status: Sequence[str],
+) -> tuple[np.ndarray, set[tuple]]:
+    """The page (enlarged when narrow) with its outlines, and the colours in it."""
     unknown = {*gt_status, *pred_status} - {*GT_COLOURS, *PRED_COLOURS}
     if unknown:
         raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
     canvas, gt, pred = _enlarged(image, gt, pred)
-    thick = max(1, round(min(canvas.shape[:2]) / 600))
+    thick = _thickness(canvas, gt)
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
+    _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
     # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
     _outlines(canvas, gt, gt_colours, thick + 1)
     _outlines(canvas, pred, pred_colours, thick)
     if scores is not None:
         _labels(canvas, pred, scores, pred_colours)
-    shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
-    return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
+    return canvas, {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
+
+
+def _thickness(canvas: np.ndarray, gt: Sequence[np.ndarray]) -> int:
+    """Of an outline in pixels: by the size of the page, and no more than a 14th of the middle text's height."""
+    thick = min(canvas.shape[:2]) / 600
+    sides = [min(cv2.minAreaRect(np.asarray(polygon, np.float32))[1]) for polygon in gt if len(polygon) > 2]
+    return max(1, round(min(thick, np.median(sides) / 14 if sides else thick)))
+
+
+def _tints(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple]) -> None:
+    """Lays a tint over the polygons whose colour means that something is wrong, in place."""
+    for polygon, colour in zip(polygons, colours, strict=True):
+        if colour not in TINTED or len(polygon) < 3:
+            continue
+        points = np.clip(np.asarray(polygon, np.float64), -1, [canvas.shape[1] + 1, canvas.shape[0] + 1])
+        (x0, y0), (x1, y1) = np.maximum(points.min(0), 0).astype(int), np.ceil(points.max(0)).astype(int) + 1
+        area = canvas[y0:y1, x0:x1]
+        if area.size:
+            mask = np.zeros(area.shape[:2], np.uint8)
+            cv2.fillPoly(mask, [np.round(points - (x0 + 0.5, y0 + 0.5)).astype(np.int32)], 1)
+            area[mask > 0] = np.round((1 - TINT) * area[mask > 0] + TINT * np.array(colour)).astype(np.uint8)
 
 
 def _enlarged(image: np.ndarray, *polygons: Sequence[np.ndarray]) -> tuple:

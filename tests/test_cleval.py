@@ -357,6 +357,28 @@ def test_statuses():
     assert page.precision == 15 / 17
 
 
+def test_characters_of_each_text_and_detection_add_up_to_the_counts():
+    for seed in range(60):
+        pred, gt, texts, ignore = random_page(seed)
+        contest = contest_page(seed)
+        for page in (
+            evaluate_page(pred, gt, texts, ignore, characters=True),
+            evaluate_page(*contest, protocol="contest", characters=True),
+        ):
+            names = ("chars_gt", "chars_hit", "penalty_recall"), ("chars_pred", "chars_hit", "penalty_precision")
+            for chars, status, keys in zip((page.gt_chars, page.pred_chars), (page.gt_status, page.pred_status), names):
+                assert chars.shape == (len(status), 3) and chars.dtype == np.int64 and chars.min(initial=0) >= 0
+                assert chars.sum(0).tolist() == [page.counts[key] for key in keys], f"seed {seed}"
+
+
+def test_characters_by_hand():
+    gt = [rectangle(0, 40 * i, 120, 20) for i in range(5)]
+    pred = [gt[0] + 1, *cut(gt[1], 0.5), hull_box(gt[2], gt[3]), rectangle(400, 0, 50, 20)]
+    page = evaluate_page(pred, gt, ["four"] * 5, characters=True)
+    assert page.gt_chars.tolist() == [[4, 4, 0], [4, 4, 1], [4, 4, 0], [4, 4, 0], [4, 0, 0]]
+    assert page.pred_chars.tolist() == [[4, 4, 0], [2, 2, 0], [2, 2, 0], [8, 8, 1], [1, 0, 0]]
+
+
 def test_set_of_pages_micro_and_macro():
     """Micro from summed counts, macro from page scores, both by the package's numbers."""
     metric = CLEval("official")

@@ -27,8 +27,8 @@ def edge(picture, polygon, colour, header) -> bool:
     ("status", "ignored", "colour"),
     [
         ("matched", False, draw.GREEN),
-        ("split", False, draw.GREEN),
-        ("merged", False, draw.GREEN),
+        ("split", False, draw.PURPLE),
+        ("merged", False, draw.SKY),
         ("missed", False, draw.RED),
         ("missed", True, draw.GREY),
         ("ignored", False, draw.GREY),

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from search_studies import LR, PUBLISHED, Posterior, mixed, published, repeated, synthetic
 
+from engine.document import Code, Figure, Items, Link, Table, Text, to_html, to_markdown
 from engine.search import confirm, figures, findings, report
-from engine.search.document import Code, Figure, Items, Link, Table, Text, to_html, to_markdown
 from engine.search.space import Parameter
 from engine.search.study import Trial
 from engine.search.words import number, show

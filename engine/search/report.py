@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
 from engine.search import confirm, figures
-from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
 from engine.search.effects import Z90, digits2, reached
 from engine.search.findings import Findings, find, fitted
 from engine.search.plan import shown

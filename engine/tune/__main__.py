@@ -29,7 +29,7 @@ from engine.cleval import evaluate_page
 from engine.config import Config, PostConfig
 from engine.data import open_pages
 from engine.distributed import Ranks
-from engine.evaluate import checkpoint_settings, load_detector, cleval_arguments
+from engine.evaluate import checkpoint_settings, cleval_arguments, load_detector
 from engine.maps import prob_batches, store_maps
 from engine.postprocess import detect
 from engine.say import reason, warn

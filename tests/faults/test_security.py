@@ -29,6 +29,7 @@ from engine import checkpoint, cli, distributed, evaluate, finish, predict, runl
 from engine.cleval import PageResult
 from engine.config import load_config
 from engine.distributed import Ranks
+from engine.document import Code, Heading, Items, Table, Text, to_html, to_markdown
 from engine.export import __main__ as export
 from engine.export import foreign, imports
 from engine.model.encoder import read_tensors
@@ -37,7 +38,6 @@ from engine.progress import Progress
 from engine.resume import Position
 from engine.search import ledger, sweep
 from engine.search.dashboard import Dashboard
-from engine.search.document import Code, Heading, Items, Table, Text, to_html, to_markdown
 from engine.trainee import build
 from pipelines import dataset, index_store
 from pipelines.errors import UserError, printable

@@ -5,6 +5,7 @@ Everything that comes from outside (names, reasons, values) is escaped here, in 
 
 import base64
 import dataclasses
+import hashlib
 import html
 import re
 from collections.abc import Sequence
@@ -14,25 +15,30 @@ from urllib.parse import quote
 from pipelines.errors import printable
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 1080px; margin: 2em auto;
-  padding: 0 1em; }
-h1 { font-size: 1.7em; margin-bottom: .2em; }
-h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid #d0d7de; }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #f3f5f7; --line: #d0d7de; --dim: #57606a;
+  --good: #eef6ee; --link: #0969da; }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --paper: #14181d; --soft: #20262d;
+  --line: #3a424b; --dim: #a2abb5; --good: #1c3326; --link: #6cb2ff; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px;
+  margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.7em; margin-bottom: .2em; overflow-wrap: anywhere; }
+h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .6em 0; }
-th, td { padding: 3px 9px; border-bottom: 1px solid #e4e8ec; text-align: right; white-space: nowrap; }
-th { background: #f3f5f7; } td.text, th.text { text-align: left; white-space: normal; }
-tr.strong td { font-weight: 650; background: #eef6ee; }
+th, td { padding: 3px 9px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { background: var(--soft); } td.text, th.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+tr.strong td { font-weight: 650; background: var(--good); }
 div.wide { overflow-x: auto; } img { max-width: 100%; height: auto; } figure { margin: 1em 0; }
-figcaption { color: #57606a; font-size: 13px; }
-pre { background: #f3f5f7; padding: 10px; overflow-x: auto; font-size: 13px; } a { color: #0969da; }
+figcaption { color: var(--dim); font-size: 13px; }
+pre { background: var(--soft); padding: 10px; overflow-x: auto; font-size: 13px; } a { color: var(--link); }
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """A section's title."""
+    """A section's title; `anchor` is a name that links can lead to."""
 
     text: str
+    anchor: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +57,11 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A table cell that leads to a path relative to the report."""
+    """A table cell that leads to a path relative to the report, or with `anchor` to a place in the report."""
 
     text: str
     path: str
+    anchor: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,14 @@ class Code:
     text: str
 
 
-Block = Heading | Text | Items | Table | Figure | Code
+@dataclasses.dataclass(frozen=True)
+class Markup:
+    """HTML as it is: its maker has escaped what comes from outside with `escaped`. Not for Markdown."""
+
+    html: str
+
+
+Block = Heading | Text | Items | Table | Figure | Code | Markup
 
 
 def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
@@ -101,41 +115,56 @@ def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
                 f"![{_md(block.path.stem)}]({quote(str(block.path.relative_to(folder)))})\n\n{_md(block.caption)}"
             )
         else:
+            assert isinstance(block, Code)
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
             parts.append(f"{fence}\n{_lines(block.text)}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """One file: style inline, pictures as data, no script, nothing fetched."""
+def to_html(title: str, blocks: Sequence[Block], style: str = "", script: str = "") -> str:
+    """One file: style inline, pictures as data, nothing fetched; no script runs but `script`, which the policy names.
+
+    Args:
+        style: CSS after STYLE.
+        script: plain JavaScript of ours, without `</`; it runs at the end of the page.
+    """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    ending = "</body></html>\n"
+    if script:
+        assert "</" not in script
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy, ending = f"{policy}; script-src 'sha256-{digest}'", f"<script>{script}</script>\n{ending}"
     head = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
-        f"<title>{_escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{_escaped(title)}</h1>"
+        f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n<h1>{escaped(title)}</h1>"
     )
-    return "\n".join([head, *[_html(block) for block in blocks], "</body></html>\n"])
+    return "\n".join([head, *[_html(block) for block in blocks], ending])
 
 
 def _html(block: Block) -> str:
+    if isinstance(block, Markup):
+        return block.html
     if isinstance(block, Heading):
-        return f"<h2>{_escaped(block.text)}</h2>"
+        anchor = f' id="{escaped(block.anchor)}"' if block.anchor else ""
+        return f"<h2{anchor}>{escaped(block.text)}</h2>"
     if isinstance(block, Text):
-        return f"<p>{_escaped(block.text)}</p>"
+        return f"<p>{escaped(block.text)}</p>"
     if isinstance(block, Items):
-        return "<ul>" + "".join(f"<li>{_escaped(line)}</li>" for line in block.lines) + "</ul>"
+        return "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in block.lines) + "</ul>"
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Figure):
         data = base64.b64encode(block.path.read_bytes()).decode()
-        caption = _escaped(block.caption)
-        picture = f'<img alt="{_escaped(block.path.stem)}" src="data:image/png;base64,{data}">'
+        caption = escaped(block.caption)
+        picture = f'<img alt="{escaped(block.path.stem)}" src="data:image/png;base64,{data}">'
         return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
     return f"<pre>{html.escape(_lines(block.text))}</pre>"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: object) -> str:
+    """Text from outside as HTML shows it, in content and in quoted attributes; control letters as `\\x1b`."""
     return html.escape(printable(text))
 
 
@@ -156,7 +185,7 @@ def _is_text(table: Table, column: int) -> bool:
 
 def _html_table(table: Table) -> str:
     kinds = [' class="text"' if _is_text(table, column) else "" for column in range(len(table.header))]
-    lines = ["".join(f"<th{kind}>{_escaped(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))]
+    lines = ["".join(f"<th{kind}>{escaped(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))]
     lines = [f"<tr>{lines[0]}</tr>"] if any(table.header) else []
     for index, row in enumerate(table.rows):
         cells = "".join(f"<td{kind}>{_html_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
@@ -166,8 +195,9 @@ def _html_table(table: Table) -> str:
 
 def _html_cell(cell: str | Link) -> str:
     if isinstance(cell, Link):
-        return f'<a href="{html.escape(quote(cell.path))}">{_escaped(cell.text)}</a>'
-    return _escaped(cell)
+        place = f"#{quote(cell.anchor)}" if cell.anchor else ""
+        return f'<a href="{html.escape(quote(cell.path) + place)}">{escaped(cell.text)}</a>'
+    return escaped(cell)
 
 
 def _md_table(table: Table) -> str:

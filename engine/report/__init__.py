@@ -1,0 +1,1 @@
+"""`python -m engine.report RUN`: one HTML page about a training."""

@@ -1,0 +1,180 @@
+"""The evaluation behind a report: every page's score, sums by text height, and maps of the worst pages."""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import checkpoint, distributed
+from engine.cleval import CLEval, PageResult, evaluate_page
+from engine.config import Config, load_config
+from engine.data import open_data, open_pages
+from engine.distributed import Ranks
+from engine.evaluate import NOTHING_FOUND, cleval_arguments, detect_pages, load_detector
+from engine.model import DBNet
+from engine.postprocess import Detections
+from engine.report.heights import ByHeight, HeightRow, heights
+from engine.speed import run_network
+from pipelines.bare_index import BareIndex
+from pipelines.errors import UserError
+from pipelines.geometry import letterbox
+from pipelines.index import ConcatIndex
+from pipelines.loader import eval_loader
+from pipelines.quarantine import paths_of
+
+
+@dataclass(frozen=True)
+class PageScore:
+    """One page's result in numbers. `counts`: status -> texts or detections."""
+
+    row: int
+    name: str
+    path: Path
+    hmean: float
+    recall: float
+    precision: float
+    counts: Counter
+
+
+@dataclass(frozen=True)
+class WorstPage:
+    """A page to be drawn: what was found, and the network's maps cut to the page, (h, w) float32 in canvas pixels."""
+
+    score: PageScore
+    detections: Detections
+    result: PageResult
+    polygons: list[np.ndarray]
+    texts: list[str] | None
+    ignore: np.ndarray
+    prob_map: np.ndarray
+    thresh_map: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An evaluation of a checkpoint; `pages` worst first, `bad` path -> what is wrong with a page, judged as empty."""
+
+    checkpoint: Path
+    config: Config
+    state: dict
+    scores: dict[str, float]
+    pages: list[PageScore]
+    heights: list[HeightRow]
+    worst: list[WorstPage]
+    bad: dict[str, str]
+
+
+def judge(
+    folder: Path, settings: list[str], worst: int, tell: Callable[[int, int | None], None] = lambda done, total: None
+) -> Judgement:
+    """Runs a run's best checkpoint (else its last) over its validation pages.
+
+    Args:
+        folder: the run.
+        settings: overrides `section.key=value`, on top of the checkpoint's.
+        worst: pages to keep for pictures.
+        tell: told of (pages done, all of them).
+
+    Raises:
+        UserError: no checkpoint, a damaged one, settings or data that are wrong or gone.
+    """
+    path = checkpoint.locate(folder)
+    config, _ = load_config(settings, base=checkpoint.load_settings(path))
+    state = checkpoint.load_state(path)
+    ranks = distributed.start(config.trainer.device)
+    try:
+        if config.trainer.threads:
+            torch.set_num_threads(config.trainer.threads)
+        # Without data of its own a run was trained on built-in pages, which are made again where they are gone.
+        pages = open_pages(config, config.data.val, ranks) if config.data.val else open_data(config, ranks).val
+        model = load_detector(path, config, ranks)
+        return _judged(model, pages, config, ranks, (path, state), worst, tell)
+    finally:
+        distributed.stop()
+
+
+def _judged(
+    model: DBNet,
+    pages: ConcatIndex,
+    config: Config,
+    ranks: Ranks,
+    source: tuple[Path, dict],
+    worst: int,
+    tell: Callable[[int, int | None], None],
+) -> Judgement:
+    metric, by_height, scores, kept = CLEval(config.eval.protocol), ByHeight(), [], []
+    canvas = tuple(config.eval.image_size or config.data.image_size)
+    bad: dict[int, str] = {}
+    tell(0, len(pages))
+    for row, found in detect_pages(model, pages, config, ranks, "judged as a page without detections", bad):
+        found = NOTHING_FOUND if row in bad else found
+        result = evaluate_page(*cleval_arguments(found.polygons, row, pages, config.eval.protocol), characters=True)
+        metric.add(result)
+        scale = float(letterbox(tuple(pages.size_wh[row]), canvas)[1, 1])
+        by_height.add(heights(pages.polygons(row)), heights(found.polygons), scale, result)
+        counts = Counter([*result.gt_status, *(f"pred {status}" for status in result.pred_status)])
+        numbers = result.hmean, result.recall, result.precision
+        scores.append(PageScore(row, pages.name(row), Path(pages.path(row)), *numbers, counts))
+        if row not in bad and worst:  # the heap holds the worst, the best of them on top
+            heapq.heappush(kept, (-result.hmean, -row, found, result))
+            if len(kept) > worst:
+                heapq.heappop(kept)
+        tell(len(scores), len(pages))
+    scores.sort(key=lambda page: (page.hmean, page.row))
+    known = {page.row: page for page in scores}
+    drawn = [(known[-row], found, result) for _, row, found, result in sorted(kept, key=lambda k: (-k[0], -k[1]))]
+    worst_pages = _with_maps(model, pages, config, ranks, drawn)
+    sums = metric.compute()
+    sums["score"] = sums["hmean" if config.eval.select == "micro" else "hmean_macro"]
+    return Judgement(*source[:1], config, source[1], sums, scores, by_height.rows(), worst_pages, paths_of(pages, bad))
+
+
+def _with_maps(model: DBNet, pages: ConcatIndex, config: Config, ranks: Ranks, drawn: list) -> list[WorstPage]:
+    """The worst pages with their maps: the network runs on them once more, with the threshold branch."""
+    if not drawn:
+        return []
+    maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks)
+    result = []
+    for (score, found, judged), both in zip(drawn, maps, strict=True):
+        row = score.row
+        labels = pages.polygons(row), pages.texts(row), np.asarray(pages.ignore(row), bool)
+        result.append(WorstPage(score, found, judged, *labels, *both))
+    return result
+
+
+def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prob_map, thresh_map) of images, each (h, w) float32, cut to the page's place on the canvas.
+
+    Raises:
+        UserError: an image cannot be read any more.
+    """
+
+    def both(image: torch.Tensor) -> torch.Tensor:
+        features = model.decoder(model.encoder(image))
+        return torch.cat([model.head.prob(features), model.head.thresh(features)], 1)  # in evaluation the head skips T
+
+    bare = BareIndex(paths, config.data.limits)
+    canvas, result = tuple(config.eval.image_size or config.data.image_size), []
+    device_id = ranks.device.index if ranks.device.type == "cuda" else None
+    loader = eval_loader(
+        bare, image_size=canvas, batch_size=config.eval.batch_size, device_id=device_id, threads=config.data.threads
+    )
+    try:
+        for batch in loader:
+            with torch.inference_mode():
+                maps = torch.sigmoid(run_network(both, batch.image.to(ranks.device), config).float()).cpu().numpy()
+            for row, page in zip(batch.index, maps):
+                w, h = bare.size_wh[row]
+                matrix = letterbox((int(w), int(h)), canvas)
+                x, y = (round(float(v)) for v in matrix[:, 2])
+                width, height = round(matrix[0, 0] * w), round(matrix[1, 1] * h)
+                result.append(tuple(page[:, y : y + height, x : x + width]))
+    finally:
+        loader.close()
+    if len(result) != len(paths):
+        raise UserError("a page of the worst ones cannot be read any more")
+    return result
