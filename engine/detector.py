@@ -7,8 +7,8 @@
     pages = detector.detect_batch([array, "b.png", Image.open("c.jpg")])
 
 The page is placed on the canvas as evaluation does (`pipelines.geometry`: antialiased shrink, then one bilinear warp).
-With equal pixels the canvas differs from the DALI graph's by one grey level at most. Of JPEGs the pixels differ
-themselves: Pillow smooths the colour planes as it enlarges them, DALI's decoder does not.
+On a CPU the canvas equals the DALI graph's where the page is shrunk less than 1.5 times. Else it differs by a grey level
+here and there, and by several in the outermost pixels of the page, where DALI counts the border pixel for those beyond.
 """
 
 import threading
@@ -22,8 +22,9 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from engine import checkpoint, distributed
+from engine import checkpoint
 from engine.config import load_config
+from engine.distributed import Ranks
 from engine.evaluate import load_detector, prob_maps
 from engine.postprocess import detect
 from pipelines import geometry
@@ -50,7 +51,7 @@ class Detector:
     Args:
         path: run folder (its best checkpoint, else its last) or checkpoint.
         settings: `section.key=value` each, over the checkpoint's own.
-        device: auto (the GPU when there is one), cpu or cuda.
+        device: auto (the GPU when there is one), cpu, cuda or cuda:N.
 
     Raises:
         UserError: no checkpoint, a damaged one, an unknown setting, no such device.
@@ -59,11 +60,11 @@ class Detector:
     def __init__(self, path: str | Path, *settings: str, device: str = "auto") -> None:
         found = checkpoint.locate(path)
         self.config, _ = load_config(
-            [*settings, f"trainer.device={device}", "trainer.compile=false"], base=checkpoint.load_settings(found)
+            [*settings, f"trainer.device={device.partition(':')[0]}", "trainer.compile=false"],
+            base=checkpoint.load_settings(found),
         )
-        ranks = distributed.start(device)
-        self.device = ranks.device
-        self._model = load_detector(found, self.config, ranks)
+        self.device = _device(device)
+        self._model = load_detector(found, self.config, Ranks(0, 0, 1, self.device))
         self._reading = threading.Lock()  # Pillow's limit on pixels is a global of the process
         self._canvas_hw = tuple(self.config.eval.image_size or self.config.data.image_size)
 
@@ -111,6 +112,19 @@ class Detector:
         return image
 
 
+def _device(name: str) -> torch.device:
+    kind, _, number = name.partition(":")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if (
+        not torch.cuda.is_available()
+        or not (number or "0").isdecimal()
+        or int(number or 0) >= torch.cuda.device_count()
+    ):
+        raise UserError(f"device={name}: torch sees no such GPU here; use cpu or auto")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
 def _as_rgb(image: np.ndarray) -> np.ndarray:
     shape = getattr(image, "shape", ())
     if (
@@ -140,7 +154,7 @@ def place(page: np.ndarray, matrix: np.ndarray, canvas_hw: tuple[int, int]) -> n
     warp = geometry.plan_warp(matrix, (page.shape[1], page.shape[0]))
     if warp.resize:
         size = tuple(int(side) for side in warp.size_hw)
-        tensor = torch.from_numpy(np.ascontiguousarray(page)).permute(2, 0, 1)[None].float()
+        tensor = torch.from_numpy(page.astype(np.float32)).permute(2, 0, 1)[None]
         small = functional.interpolate(tensor, size, mode="bilinear", antialias=True)
         page = small[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
     # From pixels with centres at i + 0.5 to OpenCV's, at i.
