@@ -7,8 +7,9 @@
     pages = detector.detect_batch([array, "b.png", Image.open("c.jpg")])
 
 The page is placed on the canvas as evaluation does (`pipelines.geometry`: antialiased shrink, then one bilinear warp).
-On a CPU the canvas equals the DALI graph's where the page is shrunk less than 1.5 times. Else it differs by a grey level
-here and there, and by several in the outermost pixels of the page, where DALI counts the border pixel for those beyond.
+On a CPU the canvas equals the DALI graph's where the page is shrunk less than 1.5 times. Else it differs by a grey
+level here and there, and by several in the outermost pixels of the page, where DALI counts the border pixel for those
+beyond it.
 """
 
 import threading
