@@ -14,9 +14,9 @@ from bench.bench_db_targets import HEIGHT, WIDTH, receipt, tensors
 from bench.classic_postprocess import classic_quads
 from bench.plain_loop import plain_model, plain_step, plain_targets
 from bench.receipts import prob_maps
-from engine import evaluate
 from engine.config import load_config
 from engine.distributed import Ranks
+from engine.maps import prob_maps as run_maps
 from engine.postprocess import detect
 from engine.step import train_step
 from engine.stopwatch import Stopwatch
@@ -74,7 +74,7 @@ def test_a_batch_is_detected(measure):
     stacked, sizes = torch.from_numpy(np.stack(maps)), np.tile([WIDTH, HEIGHT], (PAGES, 1))
 
     def ours():
-        evaluate.prob_maps(model, batch.image, config)
+        run_maps(model, batch.image, config)
         return detect(stacked, batch.matrix, sizes, config.post)
 
     @torch.no_grad()

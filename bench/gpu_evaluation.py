@@ -28,7 +28,7 @@ BATCHES, FILES = 40, 32  # batches of a pass, so that its start counts little; d
 def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
     """The one entry of the section; see `bench.gpu`. `size`: pages, side, encoder, device."""
     from engine.evaluate import evaluate  # shapely, SciPy, pyclipper, DALI: missing ones are named
-    from engine.evaluate import prob_maps as run
+    from engine.maps import prob_maps as run
     from engine.scoring import worker_pool
 
     device = torch.device(size.device)

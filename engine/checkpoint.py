@@ -25,12 +25,13 @@ import torch
 
 from engine import reading
 from engine.loading import PARTS, load_model, load_optimizer, load_part, load_settings, load_state
+from engine.runlog import write_text
 from engine.say import warn
 from pipelines.errors import UserError
 
 __all__ = [
     "link", "load_model", "load_optimizer", "load_part", "load_settings", "load_state", "locate", "newest",
-    "not_finite", "prune", "snapshot", "verify", "write",
+    "not_finite", "prune", "replace_settings", "snapshot", "verify", "write",
 ]  # fmt: skip
 
 LINKS = ("last", "best")
@@ -196,13 +197,44 @@ def verify(path: Path) -> str:
                 return f"its manifest names {name!r}, which is no file of the folder"
             if file.is_symlink() or not file.is_file():
                 return f"{name} is missing, or no regular file (links are not followed: copy it)"
-            if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
+            if not any(file.stat().st_size == e["bytes"] and _sha256(file) == e["sha256"] for e in _either(entry)):
                 return f"{name} does not match its checksum"
     except UserError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _either(entry: dict) -> list[dict]:
+    """What a file may be: as its entry says, or, if `replace_settings` was killed on its way, as it was before."""
+    return [entry, *([entry["before"]] if "before" in entry else [])]
+
+
+def replace_settings(path: Path, config_yaml: str) -> None:
+    """Replaces the settings of a checkpoint; its tensors and state stay. A kill at any moment leaves a whole one.
+
+    Two files change, the settings and the manifest, and no file system moves two at once: so the manifest first says
+    that the settings may be the old ones or the new, then they are replaced, then it forgets the old ones.
+
+    Raises:
+        OSError: as `write`.
+    """
+    path = path.resolve()  # of a link
+    manifest, data = reading.json_object(path / "manifest.json"), config_yaml.encode()
+    old = _entry((path / "config.yaml").read_bytes())
+    new = _entry(data)
+    for name, text in (
+        ("manifest.json", json.dumps(manifest | {"config.yaml": new | {"before": old}}, indent=1)),
+        ("config.yaml", config_yaml),
+        ("manifest.json", json.dumps(manifest | {"config.yaml": new}, indent=1)),
+    ):
+        write_text(path / name, text)
+        _fsync(path)
+
+
+def _entry(data: bytes) -> dict:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -146,6 +146,38 @@ def evaluate_page(
         UserError: official without transcriptions, or unknown protocol.
         ValueError: coordinates that are not finite, shapes other than (n, 2), lists of different lengths.
     """
+    page = relate(pred, gt, texts, ignore, protocol)
+    counts, match, dont_care = _counted(page, np.arange(len(page.pred)))
+    of_gt = _spread(_gt_status(match, page.ignored), page.gt_kept)
+    return PageResult(counts, *_scores(counts), of_gt, _spread(_pred_status(match, dont_care), page.pred_kept))
+
+
+@dataclass(frozen=True)
+class Relations:
+    """How the texts and the detections of a page lie to one another: G texts, D detections that are looked at."""
+
+    pred: Shapes  # D
+    kind: str
+    share: np.ndarray  # (G, D) float32 share of the detection's area that lies on the text
+    owner: np.ndarray  # (C,) text of every character centre
+    centre: np.ndarray  # (H,) character centre and
+    detection: np.ndarray  # (H,) detection of every centre that lies in a detection
+    chars_gt: int
+    chars_false: np.ndarray  # (D,) what a detection costs that matches nothing; -1 = not computed yet
+    ignored: np.ndarray  # (G,) bool
+    gt_kept: np.ndarray  # bool, of all texts given, those among the G
+    pred_kept: np.ndarray  # bool, of all detections given, those among the D
+
+
+def relate(
+    pred: Sequence[np.ndarray],
+    gt: Sequence[np.ndarray],
+    texts: Sequence[str] | None = None,
+    ignore: Sequence[bool] | None = None,
+    protocol: str = "official",
+    most: int = MAX_PREDICTIONS,
+) -> Relations:
+    """The geometry of a page; arguments and errors as `evaluate_page`, and most: detections the contest looks at."""
     _check_protocol(protocol)
     gt_points, gt_counts = _vertices(gt, "gt", protocol)
     pred_points, pred_counts = _vertices(pred, "pred", protocol)
@@ -153,14 +185,33 @@ def evaluate_page(
     gt_kept, pred_kept = np.ones(len(gt), bool), np.ones(len(pred), bool)
     kind = "contest"
     if protocol == "contest":
-        gt_kept, pred_kept = gt_counts >= 4, (pred_counts >= 4) & (np.arange(len(pred)) < MAX_PREDICTIONS)
+        gt_kept, pred_kept = gt_counts >= 4, (pred_counts >= 4) & (np.arange(len(pred)) < most)
     else:
         kind = "quad" if (gt_counts == 4).all() and (pred_counts == 4).all() else "poly"
     gt_shapes = _shapes(gt_points, gt_counts, gt_kept, kind)
     pred_shapes = _shapes(pred_points, pred_counts, pred_kept, kind)
-    lengths = _lengths(gt_shapes, kind, texts, ignored)
-    counts, of_gt, of_pred = _match(gt_shapes, pred_shapes, kind, lengths, ignored[gt_kept])
-    return PageResult(counts, *_scores(counts), _spread(of_gt, gt_kept), _spread(of_pred, pred_kept))
+    lengths, ignored = _lengths(gt_shapes, kind, texts, ignored), ignored[gt_kept]
+    rows, columns = near_pairs(gt_shapes, pred_shapes)
+    owner, xy = centres(gt_shapes, kind, lengths)
+    if ignored.any() and not ignored.all():
+        _cut_ignored(gt_shapes, ignored)
+    share = _area_precision(gt_shapes, pred_shapes, rows, columns)
+    centre, detection = _hits(pred_shapes, rows, columns, lengths, xy)
+    chars_gt, cost = int(lengths[~ignored].sum()), np.full(len(pred_shapes), -1)
+    lie = (pred_shapes, kind, share, owner, centre, detection)
+    return Relations(*lie, chars_gt, cost, ignored, gt_kept, pred_kept)
+
+
+def count_some(page: Relations, which: np.ndarray) -> dict[str, int]:
+    """COUNTS of a page as if only some of its detections had been made, in a tenth of the time of `evaluate_page`.
+
+    Args:
+        page: of all of them, by `relate`; an official one counts as polygons if any of its shapes is no quad.
+        which: (K,) ascending indices into the detections given to `relate`.
+    """
+    if page.kind == "contest":
+        which = which[:MAX_PREDICTIONS]
+    return _counted(page, (np.cumsum(page.pred_kept) - 1)[which[page.pred_kept[which]]])[0]
 
 
 def _check_protocol(protocol: str) -> None:
@@ -226,30 +277,29 @@ def _lengths(shapes: Shapes, kind: str, texts: Sequence[str] | None, ignored: np
     return lengths
 
 
-def _match(
-    gt: Shapes, pred: Shapes, kind: str, lengths: np.ndarray, ignored: np.ndarray
-) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
-    """COUNTS of the page, status of each text, status of each detection."""
-    rows, columns = near_pairs(gt, pred)
-    owner, xy = centres(gt, kind, lengths)
-    if ignored.any() and not ignored.all():
-        _cut_ignored(gt, ignored)
-    share = _area_precision(gt, pred, rows, columns)
-    centre, detection = _hits(pred, rows, columns, lengths, xy)
-    held = np.bincount(owner[centre] * len(pred) + detection, minlength=share.size).reshape(share.shape)
-
-    dont_care = _dont_care(share, held, ignored)
-    match = _pairs(share, held, ~ignored, ~dont_care)
+def _counted(page: Relations, which: np.ndarray) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+    """COUNTS of the page with K of its D detections, (G, K) bool matches, (K,) bool detections that do not matter."""
+    share, owner, centre, detection = page.share, page.owner, page.centre, page.detection
+    if len(which) < len(page.pred):
+        place = np.full(len(page.pred), -1)
+        place[which] = np.arange(len(which))
+        left = place[detection] >= 0
+        share, centre, detection = share[:, which], centre[left], place[detection[left]]
+    held = np.bincount(owner[centre] * len(which) + detection, minlength=share.size).reshape(share.shape)
+    dont_care = _dont_care(share, held, page.ignored)
+    match = _pairs(share, held, ~page.ignored, ~dont_care)
     kept = match[owner[centre], detection]
     found = np.zeros(len(owner), bool)
     found[centre[kept]] = True
     hits, hit = int(kept.sum()), int(found.sum())
     per_gt, per_pred = match.sum(1), match.sum(0)
-    false = np.flatnonzero((per_pred == 0) & ~dont_care)
-    chars_false = int(false_chars(pred, kind, false).sum())
+    false = which[(per_pred == 0) & ~dont_care]
+    new = false[page.chars_false[false] < 0]
+    page.chars_false[new] = false_chars(page.pred, page.kind, new)
+    chars_false = int(page.chars_false[false].sum())
     counts = {
         "images": 1,
-        "chars_gt": int(lengths[~ignored].sum()),
+        "chars_gt": page.chars_gt,
         "chars_pred": hits + chars_false,
         "chars_false": chars_false,
         "chars_hit": hit,
@@ -259,7 +309,7 @@ def _match(
         "merges": int((per_pred > 1).sum()),
         "overlaps": hits - hit,
     }
-    return counts, _gt_status(match, ignored), _pred_status(match, dont_care)
+    return counts, match, dont_care
 
 
 def _gt_status(match: np.ndarray, ignored: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ from torch.nn import functional
 from engine import checkpoint
 from engine.config import load_config
 from engine.distributed import Ranks
-from engine.evaluate import load_detector, prob_maps
+from engine.evaluate import load_detector
+from engine.maps import prob_maps
 from engine.postprocess import detect
 from pipelines import geometry
 from pipelines.errors import UserError

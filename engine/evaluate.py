@@ -6,6 +6,7 @@
 overridden, e.g. `post.bin_thresh=0.2`. Counters are sums of integers, so 1, 2 and 3 ranks give the identical H-mean.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -22,16 +23,15 @@ from engine.config import Config, split_extra
 from engine.data import open_pages
 from engine.distributed import Ranks
 from engine.loss import check_kernels
+from engine.maps import prob_batches
 from engine.model import DBNet, build_model
 from engine.postprocess import Detections, Pending, begin, finish
 from engine.scoring import score_in_order, worker_pool
 from engine.sentinel import Sentinel
-from engine.speed import run_network
 from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
-from pipelines.loader import eval_loader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,6 @@ class Evaluation:
 
 
 NOTHING_FOUND = Detections([], np.zeros(0, np.float32))
-
-
-def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
-    """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
-    with torch.inference_mode():
-        return torch.sigmoid(run_network(forward, image, config)[:, 0].float())
 
 
 def detect_pages(
@@ -85,47 +79,15 @@ def detect_pages(
     Raises:
         UserError: a page cannot be read and is refused.
     """
-    loader = eval_loader(
-        pages,
-        image_size=tuple(config.eval.image_size or config.data.image_size),
-        batch_size=config.eval.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        hw_decoder_load=config.data.hw_decoder_load,
-        bad=bad,
-        named=pages.bad,
-        fate=fate,
-    )
     waiting = None
-    try:
-        for batch in loader:
-            image = batch.image.to(ranks.device, non_blocking=True)
-            if config.trainer.compile:
-                image = _filled(image, config.eval.batch_size)
-            maps = prob_maps(forward, image, config)[: len(batch.index)]
+    with contextlib.closing(prob_batches(forward, pages, config, ranks, fate, bad)) as batches:
+        for batch, maps in batches:
             pending = begin(maps, config.post, config.trainer.kernels)
             if waiting is not None:
                 yield from _finished(*waiting, pages, config)
             waiting = batch, pending
         if waiting is not None:
             yield from _finished(*waiting, pages, config)
-    finally:
-        loader.close()
-
-
-def _filled(image: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """(n, 3, H, W) in channels_last -> (batch_size, 3, H, W) in channels_last, grey pages last.
-
-    A graph is compiled for every size and layout; zeros in the plain layout would make the result's plain too.
-    """
-    missing = batch_size - len(image)
-    if not missing:
-        return image
-    grey = image.new_zeros(missing, *image.shape[2:], image.shape[1]).permute(0, 3, 1, 2)
-    return torch.cat([image, grey])
 
 
 def _finished(
@@ -175,7 +137,7 @@ def evaluate(
         (row, NOTHING_FOUND if row in bad else found)
         for row, found in detect_pages(forward, pages, config, ranks, fate, bad)
     )
-    jobs = (((row, found), _scored(row, found, pages, protocol)) for row, found in found_pages)
+    jobs = (((row, found), cleval_arguments(found.polygons, row, pages, protocol)) for row, found in found_pages)
     for (row, found), result in score_in_order(pool, jobs):
         metric.add(result)
         if row not in bad:  # there is no picture of it
@@ -198,12 +160,12 @@ def evaluate(
     return Evaluation(scores, kept)
 
 
-def _scored(row: int, found: Detections, pages: ConcatIndex, protocol: str) -> tuple:
-    """What CLEval sees of a page: the arguments of `engine.cleval.evaluate_page`."""
+def cleval_arguments(polygons: list[np.ndarray], row: int, pages: ConcatIndex, protocol: str) -> tuple:
+    """What CLEval sees of a page and its detections: the arguments of `engine.cleval.evaluate_page`."""
     if protocol == "official":
-        return found.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol
+        return polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol
     # The contest's baseline hands its metric whole pixels on both sides.
-    whole = [[np.rint(polygon) for polygon in side] for side in (found.polygons, pages.polygons(row))]
+    whole = [[np.rint(polygon) for polygon in side] for side in (polygons, pages.polygons(row))]
     return *whole, None, pages.ignore(row), protocol
 
 

@@ -94,9 +94,10 @@ def out_of_memory(error: BaseException, config: Config, ranks: Ranks) -> UserErr
     if ranks.device.type == "cuda":
         peak, where = torch.cuda.max_memory_allocated(ranks.device) / 2**30, torch.cuda.get_device_name(ranks.device)
     batch = f"data.batch_size={config.data.batch_size} at {height}x{width} (eval.batch_size={config.eval.batch_size})"
+    halve = "halve data.batch_size and double trainer.accumulate, which keeps the global batch; or "
     return UserError(
         f"out of memory on rank {ranks.rank} ({where}, peak {peak:.1f} GiB) with {batch}: "
-        "halve data.batch_size and double trainer.accumulate, which keeps the global batch; or lower data.image_size, "
-        "eval.batch_size or speed.memory_budget; `--dry-run` shows the peak. "
+        f"{halve if config.data.batch_size > 1 else ''}lower data.image_size, eval.batch_size or speed.memory_budget; "
+        "`--dry-run` shows the peak. "
         f"torch says: {one_line(error, 200)}"
     )

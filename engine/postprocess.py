@@ -174,12 +174,41 @@ def _polygons(maps: torch.Tensor, labels: torch.Tensor | None, post: PostSetting
     result = []
     masks = (maps > post.bin_thresh).numpy().view(np.uint8)
     for prob, mask, numbers in zip(maps.numpy(), masks, numbered, strict=True):
-        contours = _outlines(mask) if numbers is None else _outlines_by_label(numbers)
-        regions = [_polygon(contour, prob, mask, post) for contour in contours]
-        regions = [region for region in regions if region is not None]
+        regions = [
+            _Region(offset(o, post.unclip_ratio), o.score)
+            for o in outlines(prob, mask, numbers, post)
+            if o.score >= post.box_thresh
+        ]
+        regions = [r for r in regions if r.polygon is not None and short_side(r.polygon) >= post.min_unclipped_px]
         regions.sort(key=lambda region: -region.score)  # stable: equal scores keep their order
         result.append(regions[: post.max_candidates])
     return result
+
+
+class Outline(NamedTuple):
+    """The traced outline of a region before it is moved out."""
+
+    points: np.ndarray  # (n, 2) int32 canvas pixels, simplified
+    short_side: float  # canvas pixels, grown
+    growth: float  # pixels, 0 to 0.5
+    area: float  # canvas pixels, grown
+    perimeter: float
+    score: float  # mean probability
+
+
+def outlines(prob: np.ndarray, mask: np.ndarray, labels: np.ndarray | None, post: PostSettings) -> list[Outline]:
+    """Outlines of one map that are at least min_size_px wide, in raster order of their regions' first pixels.
+
+    Of the settings box_thresh, unclip_ratio, min_unclipped_px and max_candidates play no part.
+
+    Args:
+        prob: (H, W) float32 probabilities. mask: (H, W) uint8, 1 = text.
+        labels: (H, W) int32 component numbers for 4 neighbours; None: 8.
+        post: settings.
+    """
+    contours = _outlines(mask) if labels is None else _outlines_by_label(labels)
+    measured = [_measured(contour, prob, mask, post) for contour in contours]
+    return [outline for outline in measured if outline is not None]
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
@@ -201,32 +230,28 @@ def _outlines_by_label(labels: np.ndarray) -> list[np.ndarray]:
     return result
 
 
-def _polygon(contour: np.ndarray, prob: np.ndarray, mask: np.ndarray, post: PostSettings) -> _Region | None:
-    """One contour simplified, judged and grown; None if it is too small, unlikely or degenerate."""
-    if _short_side(contour) + 1 < post.min_size_px:
+def _measured(contour: np.ndarray, prob: np.ndarray, mask: np.ndarray, post: PostSettings) -> Outline | None:
+    """One contour simplified, measured and judged; None if it is too small."""
+    side = short_side(contour)
+    if side + 1 < post.min_size_px:
         return None  # below says why: it grows by at most one pixel
     steps = np.abs(np.diff(contour, axis=0, append=contour[:1])).max(axis=1).sum()
     pixels = cv2.contourArea(contour) + steps / 2 + 1  # Pick's theorem: those inside and on the contour
     perimeter = cv2.arcLength(contour, closed=True)
-    outline = cv2.approxPolyDP(contour, post.polygon_epsilon * perimeter, closed=True)[:, 0]
-    area, perimeter = cv2.contourArea(outline), cv2.arcLength(outline, closed=True)
+    points = cv2.approxPolyDP(contour, post.polygon_epsilon * perimeter, closed=True)[:, 0]
+    area, perimeter = cv2.contourArea(points), cv2.arcLength(points, closed=True)
     # Through centres it is up to half a pixel short; it grows until its area is the pixel count, as quadrilaterals do.
     growth = (np.sqrt(perimeter**2 + 16 * max(pixels - area, 0.0)) - perimeter) / 8
     growth = min(max(growth, 0.0), 0.5)
-    if _short_side(contour) + 2 * growth < post.min_size_px:
+    if side + 2 * growth < post.min_size_px:
         return None
-    score = _score(contour if post.score_mode == "slow" else outline, prob, mask, post.score_mode)
-    if score < post.box_thresh:
-        return None
+    score = _score(contour if post.score_mode == "slow" else points, prob, mask, post.score_mode)
     area, perimeter = area + growth * perimeter + 4 * growth**2, perimeter + 8 * growth
-    distance = growth + (area * post.unclip_ratio / perimeter if perimeter else 0.0)
-    polygon = _offset(outline + 0.5, distance)
-    if polygon is None or _short_side(polygon) < post.min_unclipped_px:
-        return None
-    return _Region(polygon, score)
+    return Outline(points, side + 2 * growth, growth, area, perimeter, score)
 
 
-def _short_side(points: np.ndarray) -> float:
+def short_side(points: np.ndarray) -> float:
+    """Short side in pixels of the smallest rectangle around (n, 2) points."""
     return min(cv2.minAreaRect(np.asarray(points, np.float32))[1])
 
 
@@ -240,8 +265,10 @@ def _score(outline: np.ndarray, prob: np.ndarray, mask: np.ndarray, mode: str) -
     return float((prob[window] * inside).sum(dtype=np.float64) / max(int(inside.sum()), 1))
 
 
-def _offset(outline: np.ndarray, distance: float) -> np.ndarray | None:
-    """The largest polygon of an outline moved out by `distance` pixels with round joins; None if nothing is left."""
+def offset(found: Outline, unclip_ratio: float) -> np.ndarray | None:
+    """The largest polygon (n, 2) of an outline moved out by D' = A' r' / L', joins round; None if nothing is left."""
+    outline = found.points + 0.5
+    distance = found.growth + (found.area * unclip_ratio / found.perimeter if found.perimeter else 0.0)
     if distance <= 0:
         return outline if len(outline) > 2 else None
     clipper = pyclipper.PyclipperOffset(arc_tolerance=ARC_TOLERANCE_PX * CLIPPER_SCALE)
@@ -256,13 +283,22 @@ def _offset(outline: np.ndarray, distance: float) -> np.ndarray | None:
 
 def _to_source(regions: list[_Region], matrix: np.ndarray, size_wh: np.ndarray) -> Detections:
     """Maps regions from the canvas to the page, clips their corners to it and drops those that are off it."""
-    if not regions:
-        return Detections([], np.zeros(0, np.float32))
-    start = np.cumsum([0] + [len(region.polygon) for region in regions[:-1]])
-    canvas = np.concatenate([region.polygon for region in regions]).astype(np.float64)
-    points = (canvas - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    polygons, on_page = to_page([region.polygon for region in regions], matrix, size_wh)
+    kept = np.flatnonzero(on_page)
+    return Detections([polygons[i] for i in kept], np.array([regions[i].score for i in kept], np.float32))
+
+
+def to_page(canvas: list[np.ndarray], matrix: np.ndarray, size_wh: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Polygons from canvas to source pixels, float32 and clipped to the page; (k,) bool which of them are on it.
+
+    Args:
+        canvas: k polygons (n, 2). matrix: (2, 3) source to canvas pixels. size_wh: (2,) of the source page.
+    """
+    if not canvas:
+        return [], np.zeros(0, bool)
+    start = np.cumsum([0] + [len(polygon) for polygon in canvas[:-1]])
+    points = (np.concatenate(canvas).astype(np.float64) - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
     middle = (np.minimum.reduceat(points, start) + np.maximum.reduceat(points, start)) / 2
     polygons = np.split(np.clip(points, 0, size_wh).astype(np.float32), start[1:])
     on_page = np.all((middle >= 0) & (middle <= size_wh), axis=1)
-    kept = [i for i, p in enumerate(polygons) if on_page[i] and cv2.contourArea(p) >= MIN_AREA_PX2]
-    return Detections([polygons[i] for i in kept], np.array([regions[i].score for i in kept], np.float32))
+    return polygons, on_page & np.array([cv2.contourArea(p) >= MIN_AREA_PX2 for p in polygons])

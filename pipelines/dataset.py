@@ -1,4 +1,4 @@
-"""Command line for data sets: `python -m pipelines.dataset build|check|stats|synth`."""
+"""Command line for data sets: `python -m pipelines.dataset build|check|stats|split|synth`."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from pipelines.check import KINDS, Report, check
 from pipelines.errors import OneLine, Parser, UserError, printable
 from pipelines.index import Index, build, is_index, load
 from pipelines.limits import DEFAULT, Limits
+from pipelines.split import SIMILARITY, split
 from pipelines.synthetic import write_dataset
 from pipelines.synthetic_fonts import FONT_SETS
 
@@ -134,6 +135,35 @@ def _stats(args: argparse.Namespace) -> int:
     return 0
 
 
+def _split(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        if is_index(args.source):
+            index = load(args.source)
+        else:
+            with progress("image headers") as count:
+                index = build(
+                    args.source, Path(folder) / "index", args.format, args.root,
+                    workers=args.workers, limits=_limits(args), progress=count, follow_links=args.follow_links,
+                )  # fmt: skip
+        with progress("images") as count:
+            result = split(
+                index, args.out, args.folds, args.seed, args.similarity,
+                workers=args.workers, limits=_limits(args), progress=count,
+            )  # fmt: skip
+    print(json.dumps(result) if args.json else describe_split(result, args.out))
+    return 0
+
+
+def describe_split(result: dict, out: Path) -> str:
+    """A split in lines: its folds, its groups of copies, and how to train on the first fold."""
+    lines = [
+        f"fold {k}: {fold['pages']} validation pages, {fold['texts']} texts" for k, fold in enumerate(result["folds"])
+    ]
+    lines += ["copies, kept in one fold: " + ", ".join(map(printable, names)) for names in result["copies"]]
+    where = printable(out)
+    return "\n".join([*lines, f"data.train={where}/fold_0/train data.val={where}/fold_0/val, and so on"])
+
+
 def _synth(args: argparse.Namespace) -> int:
     height, width = _size(args.size)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -174,6 +204,17 @@ def _parser() -> Parser:
     made = command("check", _check, "Decodes every image and checks every polygon; exit code 2 = cannot train.")
     made.add_argument("--json", type=Path, help="also write the report here")
     command("stats", _stats, "Prints sizes, counts and text heights of a data set or a built index.")
+    made = command("split", _split, "Splits a data set into k folds; copies of a page stay in one fold.")
+    made.add_argument("--folds", type=int, default=5, help="number of folds (default 5)")
+    made.add_argument("--seed", type=int, default=0, help="of the order of equal pages (default 0)")
+    made.add_argument(
+        "--out", type=Path, required=True, help="new folder: fold_0/train, fold_0/val, ... and split.json"
+    )
+    made.add_argument(
+        "--similarity", type=float, default=SIMILARITY,
+        help=f"least correlation of thumbnails of copies; above 1: only same bytes (default {SIMILARITY})",
+    )  # fmt: skip
+    made.add_argument("--json", action="store_true", help="print one JSON object")
     made = command("synth", _synth, "Renders receipts with exact polygons.")
     made.add_argument("--out", type=Path, required=True, help="new folder: images/ and annotations.json")
     made.add_argument("--pages", type=int, required=True)

@@ -22,7 +22,7 @@ from pipelines.index_store import KIND, VERSION, ConcatIndex, Index, is_index, l
 from pipelines.limits import DEFAULT, Limits
 from pipelines.page import Page, Source
 
-__all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers"]
+__all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers", "subset"]
 
 logger = logging.getLogger(__name__)
 
@@ -292,6 +292,32 @@ def build(
     meta = {"kind": KIND, "version": VERSION, "source": str(Path(source).resolve()), "root": str(made.root)}
     meta |= {"format": made.format, "counts": counts, "kept": kept}
     _write(out, _arrays(pages, headers), meta, replace)
+    return load(out)
+
+
+def subset(index: Index, rows: np.ndarray, out: Path) -> Index:
+    """Builds an index of some pages of another one, of the same image files, in folder `out`.
+
+    Args:
+        index: a built index.
+        rows: pages to keep, in their new order, at least one.
+        out: replaced where it is an index.
+    """
+    polygons = np.concatenate([np.arange(*index.page_offsets[i : i + 2]) for i in rows])
+    points = [np.arange(*index.point_offsets[p : p + 2]) for p in polygons]
+    names, name_offsets = _blob([index.relative_path(i) for i in rows])
+    arrays = {
+        "size_wh": index.size_wh[rows], "orientation": index.orientation[rows], "file_stat": index.file_stat[rows],
+        "points": index.points[np.concatenate([np.zeros(0, np.int64), *points])],
+        "point_offsets": _offsets([len(p) for p in points]),
+        "page_offsets": _offsets([len(index.ignore(i)) for i in rows]),
+        "ignore": index.ignore_flags[polygons], "names": names, "name_offsets": name_offsets,
+    }  # fmt: skip
+    if index.has_texts:
+        arrays["texts"], arrays["text_offsets"] = _blob([text for i in rows for text in index.texts(i)])
+    counts = {"pages": len(rows), "polygons": len(polygons), "ignored": int(arrays["ignore"].sum())}
+    meta = {"kind": KIND, "version": VERSION, "source": str(index.folder.resolve()), "root": str(index.root)}
+    _write(out, arrays, meta | {"format": index.format, "counts": counts, "kept": {}}, replace=True)
     return load(out)
 
 

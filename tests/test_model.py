@@ -11,9 +11,9 @@ import timm
 import torch
 from conftest import ROOT
 
-from engine import export
 from engine.config import load_config, warnings
 from engine.distributed import Ranks
+from engine.export import __main__ as export
 from engine.model import build_model, frozen_norms_to_eval, parameter_groups, synchronise_norms
 from engine.model.encoder import build_encoder
 from engine.trainee import build

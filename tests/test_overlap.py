@@ -10,6 +10,7 @@ from engine.data import open_data
 from engine.distributed import start
 from engine.model import build_model
 from engine.postprocess import detect
+from pipelines.loader import eval_loader
 
 
 def _events(monkeypatch, tmp_path, *settings):
@@ -56,7 +57,7 @@ def test_both_shapes_give_the_same_late_as_at_once(tmp_path):
         config, _ = load_config([*TINY, f"run_root={tmp_path}", "eval.batch_size=3", f"post.shape={shape}"])
         given = iter(maps.logit().split(3))
         found = dict(evaluate.detect_pages(lambda image, given=given: next(given), pages, config, ranks))
-        loader = evaluate.eval_loader(
+        loader = eval_loader(
             pages, image_size=(96, 128), batch_size=4, rank=0, world_size=1, device_id=None, threads=1, prefetch=1
         )
         (whole,) = loader

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from engine import evaluate, precise_bn
+from engine import evaluate, maps, precise_bn
 from engine.config import load_config
 from engine.data import build_train_loader, open_data
 from engine.distributed import start
@@ -63,7 +63,7 @@ def test_one_graph_a_mode_and_size(tmp_path, graphs, settings, expected):
 def test_a_filled_batch_has_the_layout_of_a_full_one():
     for pages in (1, 2, 3, 4):
         image = torch.rand(pages, 8, 6, 3).permute(0, 3, 1, 2)
-        filled = evaluate._filled(image, 4)
+        filled = maps._filled(image, 4)
         assert filled.shape == (4, 3, 8, 6) and filled.stride() == (144, 1, 18, 3)
         assert torch.equal(filled[:pages], image) and not filled[pages:].any()
 

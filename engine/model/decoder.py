@@ -63,20 +63,23 @@ class Decoder(nn.Module):
         self.outs = nn.ModuleList(conv_block(inner_channels, output_channels, 3, batch_norm) for _ in channels)
         self.out_channels = output_channels * len(channels)
 
-    def _resize(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    def _resize(self, x: torch.Tensor, size: torch.Size, levels: int) -> torch.Tensor:
+        """x -> `size`, which lies `levels` halvings of the image below it."""
+        align = None if self.upsample == "nearest" else False
+        if torch.compiler.is_exporting():  # sizes are symbols; of sides that are multiples of 32 the factor is exact
+            return F.interpolate(x, scale_factor=2.0**levels, mode=self.upsample, align_corners=align)
         factor = size[0] // x.shape[-2]
         whole = (x.shape[-2] * factor, x.shape[-1] * factor) == tuple(size)
         nhwc = x.is_contiguous(memory_format=torch.channels_last)
         if self.upsample == "nearest" and whole and nhwc and x.device.type == "cpu":
             return _Repeat.apply(x, factor)
-        align = None if self.upsample == "nearest" else False
         return F.interpolate(x, size=size, mode=self.upsample, align_corners=align)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """maps: 4 x (N, C_i, H / s_i, W / s_i) -> (N, 4 * output_channels, H / 4, W / 4)."""
         paths = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         for i in range(len(paths) - 2, -1, -1):
-            paths[i] = paths[i] + self._resize(paths[i + 1], paths[i].shape[-2:])
+            paths[i] = paths[i] + self._resize(paths[i + 1], paths[i].shape[-2:], 1)
         size = paths[0].shape[-2:]
         outs = [out(x) for out, x in zip(self.outs, paths, strict=True)]
-        return torch.cat([outs[0]] + [self._resize(x, size) for x in outs[1:]], dim=1)
+        return torch.cat([outs[0]] + [self._resize(x, size, i) for i, x in enumerate(outs[1:], 1)], dim=1)

@@ -80,6 +80,37 @@ def label_reference(mask: Tensor, connectivity: int) -> Tensor:
     return labels.index_copy_(0, unroll(first, length), value.repeat_interleave(length)).view(mask.shape)
 
 
+class Boxes(NamedTuple):
+    """Rectangles of C components before they grow, pages ascending, raster order within a page."""
+
+    box: Rectangles  # canvas pixels, at least min_size_px on the short side
+    score: Tensor  # (C,) float64 mean probability
+    page: Tensor  # (C,) int64
+    overflow: Tensor  # as Quads.overflow
+
+
+def find_boxes(
+    prob_map: Tensor,
+    bin_thresh: float,
+    min_size_px: float,
+    connectivity: int,
+    score_mode: str,
+    upcast: bool = True,
+) -> Boxes:
+    """Rectangles and scores of (N, H, W) float probability maps: all of `find_quads` that box_thresh, unclip_ratio,
+    min_unclipped_px and max_candidates play no part in. Arguments as there and in `find_quads_reference`."""
+    _, height, width = prob_map.shape
+    table, overflow = _components(prob_map, bin_thresh, min_size_px, connectivity)
+    box = smallest_rectangles(convex_hulls(table.spans, width), torch.float64 if upcast else torch.float32)
+    box = box.grow(half_pixel(box, table.area))
+    large = (box.short_side() >= min_size_px).nonzero()[:, 0]
+    box, page = box.select(large), table.page.index_select(0, large)
+    origin = torch.stack([torch.zeros_like(page), page * (height + 1)], 1)
+    box = box._replace(centre=box.centre - origin + 0.5)
+    score = _slow_scores(prob_map, table)[large] if score_mode == "slow" else _fast_scores(prob_map, box, page)
+    return Boxes(box, score, page, overflow)
+
+
 def find_quads_reference(prob_map: Tensor, rules: QuadRules, upcast: bool = True) -> Quads:
     """Text quadrilaterals of (N, H, W) float probability maps; see `op.find_quads`.
 
@@ -88,30 +119,25 @@ def find_quads_reference(prob_map: Tensor, rules: QuadRules, upcast: bool = True
         rules: checked settings.
         upcast: geometry in float64 instead of float32.
     """
-    _, height, width = prob_map.shape
-    table, overflow = _components(prob_map, rules)
-    box = smallest_rectangles(convex_hulls(table.spans, width), torch.float64 if upcast else torch.float32)
-    box = box.grow(half_pixel(box, table.area))
-    large = (box.short_side() >= rules.min_size_px).nonzero()[:, 0]
-    box, page = box.select(large), table.page.index_select(0, large)
-    origin = torch.stack([torch.zeros_like(page), page * (height + 1)], 1)
-    box = box._replace(centre=box.centre - origin + 0.5)
-    score = _slow_scores(prob_map, table)[large] if rules.score_mode == "slow" else _fast_scores(prob_map, box, page)
-    wide = box.grow(unclip_distance(box, rules.unclip_ratio))
-    kept = ((score >= rules.box_thresh) & (wide.short_side() >= rules.min_unclipped_px)).nonzero()[:, 0]
-    corners, score, page = wide.select(kept).corners(), score.index_select(0, kept), page.index_select(0, kept)
-    return _ranked(corners, score, page, overflow, rules.max_candidates)
+    found = find_boxes(
+        prob_map, rules.bin_thresh, rules.min_size_px, rules.connectivity, rules.score_mode, upcast=upcast
+    )
+    wide = found.box.grow(unclip_distance(found.box, rules.unclip_ratio))
+    good = (found.score >= rules.box_thresh) & (wide.short_side() >= rules.min_unclipped_px)
+    kept = good.nonzero()[:, 0]
+    corners, score = wide.select(kept).corners(), found.score.index_select(0, kept)
+    return _ranked(corners, score, found.page.index_select(0, kept), found.overflow, rules.max_candidates)
 
 
-def _components(prob_map: Tensor, rules: QuadRules) -> tuple[_Table, Tensor]:
+def _components(prob_map: Tensor, bin_thresh: float, min_size_px: float, connectivity: int) -> tuple[_Table, Tensor]:
     """Components that may be large enough, at most MAX_COMPONENTS a page, and the (N,) overflow flags.
 
     With w, h the extents of a component's pixel centres, its smallest rectangle has at most the area w h, so its short
     side is at most sqrt(w h), and one pixel more after growing: below min_size_px it can go before its hull is known.
     """
     pages, height, width = prob_map.shape
-    runs = find_runs(prob_map, rules.bin_thresh)
-    roots, owner = number(unite(len(runs.row), *link_runs(runs, width + 1, rules.connectivity)))
+    runs = find_runs(prob_map, bin_thresh)
+    roots, owner = number(unite(len(runs.row), *link_runs(runs, width + 1, connectivity)))
     line = runs.row * (width + 1)
     left, right = runs.start - line, runs.stop - line - 1
     extremes = torch.zeros((3, len(roots)), dtype=torch.int64, device=owner.device)
@@ -120,7 +146,7 @@ def _components(prob_map: Tensor, rules: QuadRules) -> tuple[_Table, Tensor]:
     first, last, bottom = extremes[0], -extremes[1], -extremes[2]
     top = runs.row.index_select(0, roots)
     page = top // (height + 1)
-    fits = (bottom - top) * (last - first) >= max(rules.min_size_px - 1, 0) ** 2
+    fits = (bottom - top) * (last - first) >= max(min_size_px - 1, 0) ** 2
     rank = _rank_in_page(page[fits], pages)
     overflow = torch.bincount(page[fits], minlength=pages) > MAX_COMPONENTS
     kept = fits.nonzero()[:, 0][rank < MAX_COMPONENTS]

@@ -13,8 +13,9 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import bad_pages, checkpoint, export, runlog
+from engine import bad_pages, checkpoint, runlog
 from engine.config import from_dict, keys, load_config
+from engine.export import imports
 from engine.resume import Position
 from engine.search import fence, ledger, sweep, table
 from engine.search import options as search_options
@@ -524,7 +525,7 @@ def _foreign(case: tuple, folder: Path) -> None:
     _, data = case
     (folder / "f.pt").write_bytes(data)
     (folder / "o.safetensors").unlink(missing_ok=True)
-    export.convert(folder / "f.pt", folder / "o.safetensors")
+    imports.run(folder / "f.pt", folder / "o.safetensors", [])
 
 
 # ---- images

@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from engine import checkpoint, export, runlog
+from engine import checkpoint, runlog
 from engine.config import load_config
+from engine.export import imports
 from engine.search import fence, ledger, sweep, table
 from pipelines import index_store
 from pipelines.errors import UserError
@@ -177,7 +178,7 @@ def test_files_that_broke_torch_and_numpy(tmp_path, every):
     for data in (b"\x80\x02\x8a\x0a", b"\x80\x02X", two_disks, b"PK\x03\x04", b"\x80"):
         (tmp_path / "f.pt").write_bytes(data)
         with pytest.raises(UserError):
-            export.convert(tmp_path / "f.pt", tmp_path / "o.safetensors")
+            imports.run(tmp_path / "f.pt", tmp_path / "o.safetensors", [])
     folder = tmp_path / "index"
     folder.mkdir()
     for name, data in INDEX.items():

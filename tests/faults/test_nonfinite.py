@@ -7,7 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine import checkpoint
+from engine import checkpoint, incidents
+from engine.config import load_config
+from engine.distributed import Ranks
 
 from . import harness
 from .harness import Outcome
@@ -115,11 +117,19 @@ def test_no_memory_left_is_one_line_with_batch_size_and_what_to_change(tmp_path,
     words = (
         "peak",
         "data.batch_size=1 at 64x96",
-        "halve data.batch_size",
-        "trainer.accumulate",
+        "lower data.image_size",
+        "speed.memory_budget",
         "Tried to allocate 20.00 GiB",
     )
-    assert all(word in lines[0] for word in words)
+    assert all(word in lines[0] for word in words) and "halve" not in lines[0]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_memory_left_never_advises_to_halve_one_page(batch):
+    config = load_config([f"data.batch_size={batch}"])[0]
+    words = str(incidents.out_of_memory(RuntimeError("no"), config, Ranks(0, 0, 1, torch.device("cpu"))))
+    assert ("halve data.batch_size and double trainer.accumulate" in words) == (batch == 2)
+    assert "lower data.image_size" in words
 
 
 @pytest.mark.slow

@@ -25,10 +25,12 @@ from conftest import ROOT
 from PIL import Image
 from rich.console import Console
 
-from engine import checkpoint, cli, distributed, evaluate, export, finish, predict, results, runlog, train
+from engine import checkpoint, cli, distributed, evaluate, finish, predict, results, runlog, train
 from engine.cleval import PageResult
 from engine.config import load_config
 from engine.distributed import Ranks
+from engine.export import __main__ as export
+from engine.export import foreign, imports
 from engine.model.encoder import read_tensors
 from engine.postprocess import Detections
 from engine.progress import Progress
@@ -120,9 +122,9 @@ def test_nothing_in_the_engine_opens_pickles_archives_or_shells():
                 found.append((str(path.relative_to(ROOT)), called, [k.arg for k in node.keywords]))
             shell = [k for k in node.keywords if k.arg == "shell"]
             assert not shell, f"{path}: {called} with a shell"
-    assert found == [("engine/export.py", "torch.load", ["map_location", "weights_only"])]
+    assert found == [("engine/export/foreign.py", "torch.load", ["map_location", "weights_only"])]
     # pickle for its error's name, zipfile for a look at an archive's table; a Slurm job's function goes out pickled
-    known = [("engine/export.py", "pickle"), ("engine/export.py", "zipfile")]
+    known = [("engine/export/foreign.py", "pickle"), ("engine/export/foreign.py", "zipfile")]
     assert sorted(imported) == [*known, ("engine/search/executors/slurm.py", "cloudpickle")]
 
 
@@ -221,7 +223,7 @@ def test_files_that_are_no_weights_are_one_line_each(tmp_path, capsys, weights, 
     assert not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob(".o*"))
     monkeypatch.setattr(torch, "__version__", "2.10.1+cu126")
     with pytest.raises(UserError, match=r"needs torch 2\.11"):
-        export.read_foreign(tmp_path / "whole.pt")
+        foreign.read_foreign(tmp_path / "whole.pt")
 
 
 # ---- archives: nothing is extracted
@@ -247,7 +249,7 @@ def test_archives_are_refused_and_extract_nothing(tmp_path, capsys, kind):
         with pytest.raises(UserError, match=r"no checkpoint|no such"):
             checkpoint.locate(actual)
         with pytest.raises(UserError):
-            export.convert(actual, tmp_path / "o.safetensors")
+            imports.run(actual, tmp_path / "o.safetensors", [])
         del name
     assert [p.name for p in tmp_path.rglob("*")] == ["inside", "last.json"]
 

@@ -1,14 +1,11 @@
-"""Weights in and out of this engine's own format.
+"""Tensors of PyTorch files from elsewhere: `python -m engine.export --import FOREIGN.pt --out weights.safetensors`.
 
-    python -m engine.export --import FOREIGN.pt --out weights.safetensors
-
-`--import` reads a PyTorch file (.pt, .pth, .ckpt, .bin) and keeps its tensors. Such a file is a pickle, a program: it
-is read by torch's restricted reader only (weights_only, which was bypassed twice, hence torch 2.11 or newer), never by
-another. The result starts a training: `models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors`
-for a whole detector of this engine's.
+A PyTorch file (.pt, .pth, .ckpt, .bin) is a pickle, a program: it is read by torch's restricted reader only
+(weights_only, which was bypassed twice, hence torch 2.11 or newer), never by another. The result starts a training:
+`models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors` for a whole detector of this engine's.
+A checkpoint of the receipt contest's baseline becomes such a detector (`engine.export.lightning`).
 """
 
-import argparse
 import os
 import pickle
 import re
@@ -23,8 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from engine import cli
-from pipelines.errors import Parser, UserError, printable
+from pipelines.errors import UserError
 
 SAFE_TORCH = (2, 11)  # CVE-2025-32434 and CVE-2026-24747 ran code in spite of weights_only
 # Where the weights lie in files of training programs: Lightning, timm (`model`, `state_dict_ema`), MMEngine, plain.
@@ -60,7 +56,10 @@ def read_foreign(path: Path) -> Any:
         # torch's text advises to switch the restriction off, so it is not passed on
         found = re.search(r"GLOBAL (\S+)", str(error))
         asks = f"it asks for {found[1]}" if found else "it is no table of tensors"
-        raise UserError(f"{path}: not read, {asks}; a file that holds more than tensors could run code") from None
+        raise UserError(
+            f"{path}: not read, {asks}; a file that holds more than tensors could run code; where it was written, "
+            "save its weights alone (its state_dict)"
+        ) from None
     except FAULTS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
         raise UserError(f"{path}: not read, it is no whole PyTorch file ({reason})") from None
@@ -121,16 +120,12 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def convert(path: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Writes the tensors of a PyTorch file as safetensors; returns them and what was left out.
+def read(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of a PyTorch file and what was left out, in words.
 
     Raises:
-        UserError: as `read_foreign`; no tensors; tensors that the file cannot hold; `out` exists or is misnamed.
+        UserError: as `read_foreign`; no tensors; more of them than the file has room for.
     """
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out {out}: the name must end in .safetensors")
-    if out.exists():
-        raise UserError(f"--out {out}: exists already; name another file")
     try:
         tensors, left = find_tensors(read_foreign(path))
     except RecursionError:
@@ -140,6 +135,15 @@ def convert(path: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     size, most = sum(t.numel() * t.element_size() for t in tensors.values()), MOST_GROWTH * path.stat().st_size
     if size > most:
         raise UserError(f"{path}: its tensors would take {size} bytes, more than a file of its size can hold")
+    return tensors, left
+
+
+def save(tensors: Mapping[str, torch.Tensor], out: Path, source: Path) -> None:
+    """Writes tensors as safetensors, complete or not at all; `source` names them in an error.
+
+    Raises:
+        UserError: the format cannot hold them.
+    """
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:  # cloned: safetensors stores no strides and refuses tensors that share memory
@@ -148,30 +152,6 @@ def convert(path: Path, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         )
         draft.rename(out)
     except (safetensors.SafetensorError, KeyError, ValueError, UnicodeEncodeError) as error:
-        raise UserError(f"{path}: its tensors do not fit into safetensors ({error})") from None
+        raise UserError(f"{source}: its tensors do not fit into safetensors ({error})") from None
     finally:
         draft.unlink(missing_ok=True)
-    return tensors, left
-
-
-def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
-    parser = Parser(
-        prog="python -m engine.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--import", dest="foreign", type=Path, metavar="FILE", help="PyTorch file to take tensors from")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
-    args = parser.parse_args(argv)
-    tensors, left = convert(args.foreign, args.out)
-    for name, tensor in tensors.items():
-        print(f"{printable(name)}  {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}")
-    for words in left:
-        print(f"left out: {printable(words)}")
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    print(f"{printable(args.out)}: {len(tensors)} tensors, {numbers} numbers")
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,0 +1,12 @@
+"""Several detectors as one: the mean of their probability maps, and greedy soups of their weights.
+
+    from engine.ensemble import load
+
+`load("OUT/ensemble.yaml", ranks)` gives an `Ensemble`, which `engine.maps.prob_batches` (and with it everything that
+detects on pages) takes in a model's place.
+"""
+
+from engine.ensemble.mean import Ensemble, Member
+from engine.ensemble.members import load
+
+__all__ = ["Ensemble", "Member", "load"]

@@ -1,0 +1,272 @@
+"""Several detectors as one: the mean of their probability maps, and a soup of their weights, beside each alone.
+
+    python -m engine.ensemble A B C data.val=PATH [--flips h] [--scales 0.8,1,1.25] [--soup] [--out FOLDER]
+
+A, B, C are run folders, checkpoints, studies of a search (its best three finished trials) or one ensemble.yaml.
+Encoders, decoders and canvases may differ. Maps are mirrored back and brought onto the largest canvas before the mean;
+the first member's post settings find the regions in it. Settings (section.key=value) override every member's own.
+--out writes ensemble.yaml, report.json, ensemble.png and, with --soup, a run folder `soup` with the mean weights.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine import checkpoint, cli, distributed
+from engine.config import Config, split_extra
+from engine.data import build_train_loader, open_pages
+from engine.distributed import Ranks
+from engine.ensemble import compare, figure, members, soup
+from engine.ensemble.compare import Judged, judge
+from engine.ensemble.mean import FLIPS, Ensemble
+from engine.ensemble.members import Place
+from engine.evaluate import load_detector
+from engine.model import build_model
+from engine.precise_bn import estimate, trained_norms
+from engine.say import optional
+from engine.scoring import worker_pool
+from pipelines.bars import progress
+from pipelines.errors import Parser, UserError, printable
+from pipelines.index import ConcatIndex
+
+OPTIMISTIC = (
+    "the soup was chosen on the pages it is reported on, which flatters it: name others to choose on with --select PATH"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the steps below share."""
+
+    ensemble: Ensemble
+    config: Config  # of the mean map
+    places: list[Place]
+    pages: ConcatIndex
+    ranks: Ranks
+    judge: Callable[..., Judged]  # (name, kind, forward, pages, config)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """(flags, paths, settings) of a command line.
+
+    Raises:
+        UserError: a flag is wrong, no path, or a setting that does not exist.
+    """
+    parser = Parser(
+        prog="python -m engine.ensemble", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="members, or settings section.key=value")
+    parser.add_argument("--flips", default=None, choices=tuple(FLIPS), help="mirrored views beside the plain one")
+    parser.add_argument("--scales", default=None, help="factors on each member's canvas, e.g. 0.8,1,1.25")
+    parser.add_argument("--weights", default="", help="a weight for each member, e.g. 2,1,1; default: all the same")
+    parser.add_argument("--soup", action="store_true", help="also average the weights of checkpoints of one network")
+    parser.add_argument("--select", metavar="PATH", help="pages to choose the soup on; default: data.val, optimistic")
+    parser.add_argument(
+        "--bn-batches", type=int, default=0, help="training batches for the soup's BatchNorm statistics; 0 = their mean"
+    )
+    parser.add_argument("--out", type=Path, help="folder for ensemble.yaml, report.json and the soup")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    args = parser.parse_intermixed_args(argv)
+    settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
+    split_extra(settings, {})  # refused before a file is read
+    paths = [item for item in args.paths if item not in settings]
+    if not paths:
+        raise UserError("PATH is missing: name checkpoints, run folders or a study")
+    if args.bn_batches < 0:
+        raise UserError(f"--bn-batches {args.bn_batches}: must be at least 0")
+    if not args.soup and (args.select or args.bn_batches):
+        raise UserError("--select and --bn-batches are for --soup; a mean of maps chooses nothing")
+    return args, paths, settings
+
+
+def numbers(flag: str, text: str) -> list[float]:
+    """The numbers of a comma-separated list; UserError where one is none."""
+    try:
+        return [float(item) for item in text.split(",")] if text else []
+    except ValueError:
+        raise UserError(f"{flag} {text}: expected numbers with commas between them, e.g. 0.8,1,1.25") from None
+
+
+def open_all(
+    args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks
+) -> tuple[Ensemble, Config, list[Place]]:
+    """The members, with their weights on the device, and the settings of the mean map."""
+    weights, post = numbers("--weights", args.weights), None
+    flips, scales = "none", (1.0,)
+    if len(paths) == 1 and members.is_ensemble(paths[0]):
+        if weights:
+            raise UserError(f"--weights: {paths[0]} has the weights of its members already")
+        places, flips, scales, post = members.read(paths[0])
+    else:
+        places = members.find(paths, weights)
+    flips, scales = members.check_views(
+        flips if args.flips is None else args.flips, scales if args.scales is None else numbers("--scales", args.scales)
+    )
+    ensemble = Ensemble([members.open_member(place, settings, ranks) for place in places], flips, scales)
+    own = {item.partition("=")[0].removeprefix("post.") for item in settings if item.startswith("post.")}
+    return ensemble, members.joint_config(ensemble, {k: v for k, v in (post or {}).items() if k not in own}), places
+
+
+def compare_all(work: Work) -> list[Judged]:
+    """Every member, then their mean: plain, and with flips and scales where there are any."""
+    ensemble, judged = work.ensemble, []
+    for member in ensemble.members:
+        judged.append(work.judge(member.name, "member", member.forward, work.pages, member.config))
+    plain = dataclasses.replace(ensemble, flips="none", scales=(1.0,))
+    if len(ensemble.members) > 1:
+        name = f"mean of {len(ensemble.members)} maps"
+        judged.append(work.judge(name, "ensemble", plain, work.pages, work.config))
+    if ensemble != plain:
+        name = f"mean of maps, flips {ensemble.flips}, scales {','.join(f'{scale:g}' for scale in ensemble.scales)}"
+        judged.append(work.judge(name, "ensemble", ensemble, work.pages, work.config))
+    return judged
+
+
+def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tensor]]:
+    """The members' weights on the CPU; UserError where they have no mean."""
+    every = ensemble.members
+    tensors = [_weights(place.path, member.config) for place, member in zip(places, every, strict=True)]
+    soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
+    return tensors
+
+
+def cook(
+    work: Work, tensors: list[dict[str, torch.Tensor]], judged: list[Judged], select: ConcatIndex | None, batches: int
+) -> tuple[soup.Soup, Judged]:
+    """The soup, chosen on `select` (None: on the pages of the report), and how it does on those."""
+    every = work.ensemble.members
+    chosen_on, config = select or work.pages, every[0].config
+    known = [item for item in judged if item.kind == "member"]
+    if select is not None:
+        known = [work.judge(member.name, "member", member.forward, select, member.config) for member in every]
+
+    def model_of(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+        model = load_detector(work.places[0].path, config, work.ranks)
+        checkpoint.load_model(model, weights, work.places[0].path)
+        return model
+
+    def finish(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not batches:
+            return weights
+        model = model_of(weights)
+        _renew_norms(model, config, work.ranks, batches)
+        return {name: value.cpu() for name, value in model.state_dict().items()}
+
+    def try_(weights: dict[str, torch.Tensor], pages: ConcatIndex = chosen_on) -> Judged:
+        return work.judge("soup", "soup", model_of(weights), pages, config)
+
+    made = soup.greedy(tensors, known, finish, try_)
+    shown = dataclasses.replace(try_(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
+    return made, shown
+
+
+def _weights(path: Path, config: Config) -> dict[str, torch.Tensor]:
+    """The tensors that are judged: the averaged ones if there are any and eval.ema."""
+    return (checkpoint.load_part(path, "ema") if config.eval.ema else {}) or checkpoint.load_part(path, "model")
+
+
+def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: int) -> None:
+    """BatchNorm statistics from training batches, as `engine.precise_bn` takes them at the end of a training."""
+    pages = open_pages(config, config.data.train, ranks, "train")
+    trained = trained_norms(build_model(_without_start(config)))
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
+    with contextlib.closing(build_train_loader(plain, pages, ranks, 0, 0)) as loader:
+        estimate([model], trained, (next(loader).to(ranks.device).image for _ in range(batches)), config)
+
+
+def _without_start(config: Config) -> Config:
+    """The same network without weights of a hub or file of its own to start from."""
+    encoder = dataclasses.replace(config.models.encoder, weights="")
+    return dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
+
+
+def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:
+    """Judges everything, writes what --out asks for, and returns the result as plain values."""
+    ensemble, config, places = open_all(args, paths, settings, ranks)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    if not config.data.val:
+        raise UserError("data.val=PATH is missing: name the pages to judge on")
+    if args.bn_batches and not config.data.train:
+        raise UserError("--bn-batches needs training pages: data.train=PATH")
+    tensors = alike(ensemble, places) if args.soup else []
+    pages = open_pages(config, config.data.val, ranks)
+    select = open_pages(config, [args.select], ranks) if args.select else None
+    if args.out is not None and ranks.main:
+        args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
+        done = [0]
+
+        def judge_one(name, kind, forward, pages, config) -> Judged:
+            def tell(count: int) -> None:
+                done[0] += count
+                bar(done[0], None)
+
+            return judge(name, kind, forward, pages, config, ranks, pool, tell)
+
+        work = Work(ensemble, config, places, pages, ranks, judge_one)
+        judged, made = compare_all(work), None
+        if args.soup:
+            made, shown = cook(work, tensors, judged, select, args.bn_batches)
+            judged.append(shown)
+    result = {
+        "pages": len(pages),
+        "protocol": config.eval.protocol,
+        "select": config.eval.select,
+        "canvas": list(ensemble.canvas),
+        "rows": compare.rows(judged, config.eval.select),
+    }
+    if made is not None:
+        names = [ensemble.members[i].name for i in made.ingredients]
+        result["soup"] = {"ingredients": names, "chosen_on": args.select or config.data.val, "bn": args.bn_batches}
+    if args.out is not None and ranks.main:
+        result["ensemble"] = str(members.save(args.out, ensemble, places, config))
+        if made is not None:
+            first = ensemble.members[made.ingredients[0]].config
+            path = soup.write(args.out / "soup", made, [place.path for place in places], first)
+            result["soup"]["checkpoint"] = str(path)
+        (args.out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+        title = f"{len(pages)} pages, CLEval {config.eval.protocol}, H-mean {config.eval.select}"
+        with optional(args.out / "ensemble.png"):
+            figure.draw(args.out / "ensemble.png", result["rows"], title)
+    return result
+
+
+def describe(result: dict) -> str:
+    """The result for a terminal."""
+    lines = [f"{result['pages']} pages, CLEval {result['protocol']}, H-mean {result['select']}"]
+    lines += [compare.text_table(result["rows"])]
+    lines += ["± is one standard error over pages, in pairs; noise: a difference within two of them"]
+    if "soup" in result:
+        lines += [printable(f"the soup's weights: {', '.join(result['soup']['ingredients'])}")]
+    if "ensemble" in result:
+        lines += [printable(f"ensemble: {result['ensemble']}")]
+    if "checkpoint" in result.get("soup", {}):
+        lines += [printable(f"soup: {result['soup']['checkpoint']}")]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    args, paths, settings = parse(argv)
+    device = split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"]
+    ranks = distributed.start(device)
+    try:
+        result = run(args, paths, settings, ranks)
+    finally:
+        distributed.stop()
+    if ranks.main:
+        if args.soup and not args.select:
+            print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
+        print(json.dumps(result) if args.json else describe(result), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

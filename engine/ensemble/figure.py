@@ -1,0 +1,44 @@
+"""The table as a picture: H-mean of every detector, with the paired error of its difference to the best member."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+COLOURS = {"member": "tab:blue", "ensemble": "tab:orange", "soup": "tab:green"}
+LONGEST = 44  # letters of a name: its end, since names are paths
+
+
+def draw(path: Path, table: Sequence[dict], title: str) -> None:
+    """Writes a PNG: a point a row of `engine.ensemble.compare.rows`, bars of one (thick) and two standard errors.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.3 + 0.42 * len(table)), layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: no display is looked for and no global state is kept
+    axes = figure.subplots()
+    best = next(row["hmean"] for row in table if row["difference"] is None)
+    axes.axvline(best, color="grey", lw=1, ls="--")
+    for place, row in enumerate(table):
+        colour, error = COLOURS[row["kind"]], row["standard_error"] or 0.0
+        for times, width in ((1, 4), (2, 1.5)):
+            axes.plot([row["hmean"] - times * error, row["hmean"] + times * error], [place] * 2, color=colour, lw=width)
+        axes.plot(row["hmean"], place, "o", color=colour, ms=7)
+        words = f"{row['hmean']:.4f}, {row['images_per_second']:.2g} images/s"
+        words += f", {row['verdict']}" if row["verdict"] else ", the best member"
+        axes.annotate(words, (row["hmean"], place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_yticks(range(len(table)), [_short(row["name"]) for row in table], fontsize=8)
+    axes.set_ylim(len(table) - 0.5, -0.8)
+    axes.margins(x=0.15)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_xlabel("H-mean; bars: one and two standard errors of the difference to the best member")
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=100, format="png")
+
+
+def _short(name: str) -> str:
+    """Its end, with dollar signs as they are: matplotlib would take what is between two for mathematics."""
+    name = name.encode("utf-8", "replace").decode().replace("$", r"\$")
+    return name if len(name) <= LONGEST else "..." + name[-LONGEST:]

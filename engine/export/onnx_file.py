@@ -1,0 +1,106 @@
+"""ONNX: the network for onnxruntime, TensorRT, OpenVINO and whatever else reads it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.export.check import Run
+from engine.export.network import EXAMPLE, dynamic_shapes
+from pipelines.errors import UserError
+
+OPSET = 18  # of 2022: what torch's exporter writes without converting; readers of today take it
+OPSETS = (18, 23)
+INSTALL = "pip install 'dbnet-engine[export]'"
+
+
+def need(*packages: str) -> None:
+    """Refuses to go on without the packages of the extra `export`.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is not installed, which this needs: {INSTALL}")
+
+
+def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = OPSET) -> None:
+    """Writes `module` (image -> prob_map) as ONNX with any batch and sides of multiples of 32.
+
+    BatchNorm is folded into the convolutions by the exporter. Weights lie in the file itself (below ONNX's 2 GB).
+
+    Args:
+        module: in evaluation mode on the CPU.
+        path: file to write.
+        facts: texts for the model's metadata_props.
+        opset: version of the operator set.
+    """
+    import onnx
+
+    with quiet():
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(EXAMPLE),),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic_shapes(),
+            input_names=["image"],
+            output_names=["prob_map"],
+            verbose=False,
+        )
+    model = program.model_proto
+    _name_sizes(model)
+    for node in model.graph.node:  # each carries the source lines it came from, with paths of this machine
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(facts))
+    model.producer_name, model.producer_version = "dbnet-engine", facts.get("dbnet_engine", "")
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def open_model(path: Path, threads: int = 0) -> Run:
+    """A written model on onnxruntime's CPU provider, to run; 0 threads: its own choice."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(["prob_map"], {"image": image})[0]
+
+
+def _name_sizes(model: Any) -> None:
+    """Plain names for the sizes that are free, at input and output."""
+    for value in (*model.graph.input, *model.graph.output):
+        for position, name in ((0, "batch"), (2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[position].dim_param = name
+    del model.graph.value_info[:]  # their sizes have the exporter's names; whoever needs them infers them
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keeps the exporter's progress and advice off the terminal; errors are raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)

@@ -1,0 +1,278 @@
+"""k-fold training: every page is judged by a model that has not seen it, and the k models are one ensemble.
+
+    python -m engine.folds data.train=SOURCE [--folds 5] [--out FOLDER] [data.val=PATH] [section.key=value ...]
+
+Splits the pages (`pipelines.dataset split`: copies of a page on one side), trains each fold by `engine.train` in a
+process of its own, scores the out-of-fold pages, and writes ensemble.yaml with all models. With data.test, or data.val,
+the models and their mean are judged on those pages, which no fold trains on. Killed at any moment, the same command
+goes on: finished folds stay, the one under way resumes from its checkpoint.
+
+    FOLDER/split/fold_0/train, val   FOLDER/runs/fold_0   FOLDER/logs/fold_0.log   FOLDER/ensemble.yaml, report.json
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine import cli
+from engine.config import Config, load_config
+from engine.reading import json_object
+from engine.search.executors import Attempt, Exit
+from engine.search.executors.local import LocalExecutor, visible_gpus
+from engine.search.fence import read_json, side_file
+from engine.search.ledger import take_lock
+from engine.search.trials import Tail
+from pipelines.bars import progress
+from pipelines.errors import Parser, UserError, printable
+from pipelines.index import open_index
+from pipelines.split import fold_folders, split
+
+OWN = ("data.train", "data.val", "data.test", "name", "run_root", "resume")  # settings that each fold gets from here
+POLL_S = 0.2
+OPTIMISTIC = (
+    "each fold's best epoch was chosen on the pages it is judged on, which flatters: --checkpoint last does not"
+)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(flags, settings) of a command line."""
+    parser = Parser(
+        prog="python -m engine.folds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="as for engine.train")
+    parser.add_argument("--folds", type=int, default=5, help="number of folds (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    parser.add_argument("--out", type=Path, help="folder of everything; default: RUN_ROOT/NAME or RUN_ROOT/folds")
+    parser.add_argument("--agents", type=int, default=1, help="folds trained at a time; the GPUs are shared evenly")
+    parser.add_argument(
+        "--checkpoint", default="best", choices=("best", "last"), help="which one of each fold (default best)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    args = parser.parse_intermixed_args(argv)
+    return args, args.settings
+
+
+def prepare(args: argparse.Namespace, settings: Sequence[str], config: Config) -> Path:
+    """The folder of the folds, split, and sure to be of this command; made on the first call.
+
+    Raises:
+        UserError: no training pages, several sources, or the folder is of another command.
+    """
+    if len(config.data.train) != 1:
+        raise UserError("data.train=SOURCE: engine.folds splits one source of pages")
+    out = args.out or Path(config.run_root) / (config.name or "folds")
+    kept = [item for item in settings if item.partition("=")[0] not in ("data.val", "data.test", "run_root", "name")]
+    command = {"folds": args.folds, "seed": args.seed, "settings": kept}
+    told = out / "folds.json"
+    if told.exists():
+        try:
+            before = json_object(told)
+        except UserError as error:
+            raise UserError(f"{told}: {error}; name another --out") from None
+        if before != command:
+            was = " ".join(map(str, before.get("settings", []))) if isinstance(before.get("settings"), list) else "?"
+            raise UserError(
+                f"{out}: holds folds of another command (--folds {before.get('folds')} --seed {before.get('seed')} "
+                f"{was}); repeat it to go on, or name another --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and holds no folds; name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".folds.json.{os.getpid()}"
+    temporary.write_text(json.dumps(command) + "\n")
+    temporary.replace(told)
+    if len(fold_folders(out / "split")) != args.folds:
+        limits = config.data.limits
+        index = open_index(config.data.train[0], config.data.format, Path(config.run_root) / ".index", limits)
+        with progress("looking for copies") as count:
+            split(index, out / "split", args.folds, args.seed, limits=limits, progress=count)
+    return out
+
+
+def fold_settings(settings: Sequence[str], out: Path, fold: int) -> list[str]:
+    """`key=value` of a fold's training; absolute paths, since it may start elsewhere."""
+    pages, out = (out / "split" / f"fold_{fold}").resolve(), out.resolve()
+    kept = [item for item in settings if item.partition("=")[0] not in OWN]
+    own = [f"data.train={pages / 'train'}", f"data.val={pages / 'val'}", "data.test=[]"]
+    return [*kept, *own, f"run_root={out / 'runs'}", f"name=fold_{fold}", "resume=auto"]
+
+
+def attempt_of(settings: Sequence[str], out: Path, fold: int, gpus: int) -> Attempt:
+    """The training of a fold, as an executor of the search takes it."""
+    launch = [sys.executable, "-m"]
+    if gpus > 1:
+        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
+    command = [*launch, "engine.train", *fold_settings(settings, out, fold)]
+    log, folder = out.resolve() / "logs" / f"fold_{fold}.log", run_folder(out, fold).resolve()
+    return Attempt(fold, 1, secrets.token_hex(8), command, {}, log, folder, gpus)
+
+
+def run_folder(out: Path, fold: int) -> Path:
+    """FOLDER/runs/fold_0."""
+    return out / "runs" / f"fold_{fold}"
+
+
+def finished(out: Path, fold: int) -> bool:
+    """Whether a fold's training has ended by itself, without an error."""
+    return read_json(side_file(run_folder(out, fold), "exit")).get("code") == 0
+
+
+def train_all(settings: Sequence[str], out: Path, folds: int, agents: int, config: Config) -> None:
+    """Trains the folds that are not finished, `agents` at a time.
+
+    Raises:
+        UserError: a training ended with an error; what is finished stays.
+    """
+    waiting = [fold for fold in range(folds) if not finished(out, fold)]
+    if not waiting:
+        return
+    executor = LocalExecutor(min(agents, len(waiting)), [] if config.trainer.device == "cpu" else visible_gpus())
+    if executor.notice:
+        print(executor.notice, file=sys.stderr)
+    epochs = dict.fromkeys(range(folds), 0) | {k: config.trainer.max_epochs for k in range(folds) if k not in waiting}
+    tails = {fold: Tail(run_folder(out, fold) / "metrics.jsonl") for fold in waiting}
+    running = {}
+    with contextlib.closing(executor), progress("epochs") as bar:
+        while waiting or running:
+            while waiting and len(running) < executor.slots:
+                attempt = attempt_of(settings, out, waiting.pop(0), executor.gpus)
+                running[attempt.trial] = executor.start(attempt)
+            for fold, handle in list(running.items()):
+                epochs[fold] = max([epochs[fold], *(record["epoch"] for record in tails[fold].read())])
+                ended = executor.poll(handle)
+                if ended is not None:
+                    running.pop(fold)
+                    _accept(ended, out, fold)
+            bar(sum(epochs.values()), folds * config.trainer.max_epochs)
+            time.sleep(POLL_S)
+
+
+def _accept(ended: Exit, out: Path, fold: int) -> None:
+    if ended.code:
+        log = out / "logs" / f"fold_{fold}.log"
+        raise UserError(f"fold {fold}: {ended.reason} (log: {log}); the same command goes on from there")
+
+
+def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config: Config) -> dict:
+    """Judges the folds' models and their mean, and writes ensemble.yaml and report.json.
+
+    Returns:
+        folds: scores of each on its own validation pages; out_of_fold: of all pages together (counts summed), `spread`
+        the standard deviation over folds and `standard_error` the jackknife's over pages; test: rows of the models and
+        their mean on data.test (or data.val), where given.
+    """
+    import torch  # here: the driver holds no device while the folds train
+
+    from engine import checkpoint, distributed
+    from engine.data import open_pages
+    from engine.ensemble import Ensemble, compare, members
+    from engine.scoring import worker_pool
+
+    ranks = distributed.start(config.trainer.device)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    kept = [item for item in settings if item.partition("=")[0].startswith(("eval.", "post.", "trainer."))]
+    places = [
+        members.Place(f"fold {k}", checkpoint.locate(run_folder(out, k), args.checkpoint)) for k in range(args.folds)
+    ]
+    ensemble = Ensemble([members.open_member(place, kept, ranks) for place in places])
+    joint = members.joint_config(ensemble)
+    judged = []
+    with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
+        done = [0]
+
+        def judge(name, kind, forward, pages, own):
+            def tell(count: int) -> None:
+                done[0] += count
+                bar(done[0], None)
+
+            return compare.judge(name, kind, forward, pages, own, ranks, pool, tell)
+
+        for fold, member in enumerate(ensemble.members):
+            pages = open_pages(config, [str(out / "split" / f"fold_{fold}" / "val")], ranks)
+            judged.append(judge(member.name, "member", member.forward, pages, member.config))
+        result = {"folds": [_scores(item) for item in judged], "out_of_fold": _pooled(judged, config)}
+        held_out = config.data.test or config.data.val
+        if held_out:
+            pages = open_pages(config, held_out, ranks, "test" if config.data.test else "val")
+            rows = [judge(m.name, "member", m.forward, pages, m.config) for m in ensemble.members]
+            rows.append(judge(f"mean of {args.folds} maps", "ensemble", ensemble, pages, joint))
+            result["test"] = {"pages": len(pages), "rows": compare.rows(rows, config.eval.select)}
+    result["checkpoint"] = args.checkpoint
+    result["ensemble"] = str(members.save(out, ensemble, places, joint))
+    (out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _scores(judged) -> dict:
+    names = ("hmean", "precision", "recall", "hmean_macro", "score")
+    return {"pages": len(judged.pages), **{name: judged.scores[name] for name in names}}
+
+
+def _pooled(judged: Sequence, config: Config) -> dict:
+    """Scores of all out-of-fold pages, each judged by the model that has not seen it."""
+    from engine.cleval import CLEval
+    from engine.ensemble.compare import standard_error
+
+    metric = CLEval(config.eval.protocol)
+    pages = [page for item in judged for page in item.pages]
+    for page in pages:
+        metric.add(page)
+    scores = {name: value for name, value in metric.compute().items() if name.startswith(("hmean", "prec", "recall"))}
+    spread = statistics.stdev(item.scores["score"] for item in judged)
+    return {
+        "pages": len(pages),
+        **scores,
+        "spread": spread,
+        "standard_error": standard_error(pages, config.eval.select),
+    }
+
+
+def describe(result: dict, out: Path) -> str:
+    """The result for a terminal."""
+    from engine.ensemble.compare import text_table
+
+    lines = ["            pages  H-mean  precision  recall"]
+    rows = [(f"fold {k}", fold) for k, fold in enumerate(result["folds"])] + [("out of fold", result["out_of_fold"])]
+    lines += [
+        f"{name:<11}{row['pages']:6d}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}"
+        for name, row in rows
+    ]
+    whole = result["out_of_fold"]
+    error = "" if whole["standard_error"] is None else f"; standard error over pages {whole['standard_error']:.4f}"
+    lines += [f"standard deviation over folds {whole['spread']:.4f}{error}"]
+    if "test" in result:
+        lines += ["", f"{result['test']['pages']} pages that no fold trains on:", text_table(result["test"]["rows"])]
+    return "\n".join([*lines, printable(f"ensemble: {result['ensemble']}")])
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    args, settings = parse(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("engine.folds starts torchrun itself: start it with python -m")
+    if args.folds < 2 or args.agents < 1:
+        raise UserError("--folds must be at least 2 and --agents at least 1")
+    config, _ = load_config(settings)
+    out = prepare(args, settings, config)
+    lock = take_lock(out)
+    try:
+        train_all(settings, out, args.folds, args.agents, config)
+        result = report(args, settings, out, config)
+    finally:
+        os.close(lock)
+    if args.checkpoint == "best":
+        print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
+    print(json.dumps(result) if args.json else describe(result, out), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Tuning of the postprocessing of a trained detector; see `__main__`."""

@@ -1,0 +1,242 @@
+"""The settings of the postprocessing that score best for a trained detector, and whether they hold on unseen pages.
+
+    python -m engine.tune checkpoint=runs/NAME data.val=PATH [--trials N] [--folds K] [--no-write] [--json]
+                          [section.key=value ...]
+
+The network runs once; its probability maps are kept with 8 bits a pixel. Settings are searched by CLEval H-mean, as
+eval.protocol and eval.select of the checkpoint say. The gain is cross-validated over the pages: where it is more than
+noise, the settings are written into the checkpoint's config.yaml (with a record, tune.json), so that evaluation and
+prediction use them from then on. RUN/tune.png shows H-mean around the best. `post.*` settings given here are where the
+search starts and what the gain is against.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import cli, distributed
+from engine.cleval import evaluate_page
+from engine.config import Config, PostConfig
+from engine.data import open_pages
+from engine.distributed import Ranks
+from engine.evaluate import checkpoint_settings, load_detector, cleval_arguments
+from engine.maps import prob_batches, store_maps
+from engine.postprocess import detect
+from engine.say import reason, warn
+from engine.tune import figure, record
+from engine.tune.folds import SURE, Gain, deal, gain_of, groups_of
+from engine.tune.scores import Judge, hmeans
+from engine.tune.search import Found, Search, least_filters, slices
+from pipelines.bars import progress
+from pipelines.errors import Parser, UserError
+from pipelines.index import ConcatIndex
+
+SHOWN = 5  # settings in the table
+COLUMNS = tuple(field.name for field in dataclasses.fields(PostConfig) if field.name != "polygon_epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """The outcome over N pages."""
+
+    start: PostConfig
+    ranked: list[Found]  # by all pages' H-mean on 8-bit maps, best first
+    chosen: list[PostConfig]  # of each fold, found without it
+    gain: Gain  # cross-validated
+    tried: int  # settings counted on all pages, over all searches
+    curves: list[tuple[str, list, list[float]]]
+    groups: int
+    stored: tuple[float, float]  # H-means of start and best, 8-bit maps
+
+    @property
+    def best(self) -> PostConfig:
+        """The settings found with all pages."""
+        return self.ranked[0].post
+
+
+def tune(
+    store: Any, pages: ConcatIndex, config: Config, trials: int, folds: int,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Tuned:  # fmt: skip
+    """Searches on stored maps, with all pages and without each fold; no file is touched.
+
+    Args:
+        store: maps of the pages. config: eval and post settings, the latter where it starts.
+        trials, folds: see the command. tell: called after every growth that was looked at.
+
+    Raises:
+        UserError: too few pages for the folds.
+    """
+    start, select = config.post, config.eval.select
+    groups = groups_of(store)
+    fold = deal(groups, folds)
+    judge = Judge(store, pages, config.eval.protocol, least_filters(start))
+    sets = [np.ones(len(store), bool), *(fold != k for k in range(folds))]
+    searched = Search(judge, start, select, sets, trials, tell).run()
+    before, chosen = judge.exact(start), np.zeros((len(store), 10), np.int64)
+    for k, found in enumerate(searched[1:]):
+        chosen[fold == k] = judge.exact(found.ranked[0].post)[fold == k]
+    best = searched[0].ranked[0].post
+    return Tuned(
+        start, searched[0].ranked, [one.ranked[0].post for one in searched[1:]],
+        gain_of(before, chosen, groups, select), sum(one.tried for one in searched),
+        list(slices(judge, best, start, select)), int(groups.max()) + 1,
+        tuple(float(hmeans(judge.exact(post), select)) for post in (start, best)),
+    )  # fmt: skip
+
+
+def unrounded(
+    forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, posts: list[PostConfig],
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:  # fmt: skip
+    """H-mean of settings on the network's own float maps, in one pass: what engine.evaluate gives for each."""
+    counts: list[list] = [[] for _ in posts]
+    with contextlib.closing(prob_batches(forward, pages, config, ranks)) as batches:
+        for batch, maps in batches:
+            for post, kept in zip(posts, counts, strict=True):
+                found = detect(maps, batch.matrix, pages.size_wh[batch.index], post, config.trainer.kernels)
+                for row, page in zip(batch.index.tolist(), found, strict=True):
+                    result = evaluate_page(*cleval_arguments(page.polygons, row, pages, config.eval.protocol))
+                    kept.append(list(result.counts.values()))
+            tell(len(counts[0]), len(pages))
+    return [float(hmeans(np.array(kept), config.eval.select)) for kept in counts]
+
+
+def verdict(tuned: Tuned, real: tuple[float, float]) -> str:
+    """Why the settings are to be written, or "" with the reason first: `noise: ...`, `apply: ...`."""
+    gain = tuned.gain
+    words = f"{gain.gain:+.4f} +- {gain.standard_error:.4f} on pages not searched on"
+    if tuned.best == tuned.start:
+        return "same: nothing scores better than the start's settings"
+    if not gain.real:
+        return f"noise: {words} is less than {SURE:g} standard errors"
+    if real[1] <= real[0]:
+        return f"noise: {words}, but on unrounded maps of all pages the H-mean does not rise"
+    return f"gain: {words}"
+
+
+def as_json(tuned: Tuned, real: tuple[float, float], config: Config, path: Path, words: str) -> dict[str, Any]:
+    """The result as plain values."""
+    return {
+        "checkpoint": str(path),
+        "data": config.data.val,
+        "protocol": config.eval.protocol,
+        "select": config.eval.select,
+        "different_pages": tuned.groups,
+        "settings_tried": tuned.tried,
+        "start": dataclasses.asdict(tuned.start),
+        "best": dataclasses.asdict(tuned.best),
+        "hmean": {"start": real[0], "best": real[1]},
+        "hmean_8bit": {"start": tuned.stored[0], "best": tuned.stored[1]},
+        "cross_validation": dataclasses.asdict(tuned.gain) | {"folds": [dataclasses.asdict(p) for p in tuned.chosen]},
+        "verdict": words,
+        "ranked": [{"hmean_8bit": one.score, **dataclasses.asdict(one.post)} for one in tuned.ranked[:SHOWN]],
+    }
+
+
+def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
+    """The result for people."""
+    rows = [["", "H-mean", *COLUMNS]]
+    rows.append(["start", f"{tuned.stored[0]:.4f}", *(_short(getattr(tuned.start, name)) for name in COLUMNS)])
+    for place, one in enumerate(tuned.ranked[:SHOWN], start=1):
+        rows.append([f"{place}", f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    gain = tuned.gain
+    off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
+    lines += [
+        "",
+        f"on the network's own maps: {real[0]:.4f} -> {real[1]:.4f} (8 bits a pixel change it by at most {off:.5f})",
+        f"cross-validated: {gain.start:.4f} -> {gain.chosen:.4f} over {len(tuned.chosen)} folds of "
+        f"{tuned.groups} different pages; {tuned.tried} settings counted",
+        words,
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    parser = Parser(
+        prog="python -m engine.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="checkpoint=RUN, data.val=PATH, other settings"
+    )
+    parser.add_argument("--trials", type=int, default=16, help="growths asked of the model in each search (16)")
+    parser.add_argument("--folds", type=int, default=5, help="of the pages, for the cross-validation (5)")
+    parser.add_argument("--no-write", action="store_true", help="show the result only; no file is written")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
+    args = parser.parse_intermixed_args(argv)
+    config, _, path = checkpoint_settings(args.settings, {}, __doc__)
+    if args.trials < 1 or args.folds < 2:
+        raise UserError(f"--trials {args.trials} --folds {args.folds}: at least 1 trial and 2 folds are needed")
+    if not config.data.val:
+        raise UserError("data.val=PATH is missing: name the pages to tune on")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("engine.tune runs as one process: start it with python -m")
+    if not args.no_write:
+        with record.alone(path):  # before the work, not after it
+            pass
+    tuned, real, seconds = _work(config, path, args.trials, args.folds)
+    words = verdict(tuned, real)
+    result = as_json(tuned, real, config, path, words) | {"seconds": seconds}
+    result["applied"] = words.startswith("gain") and not args.no_write
+    print(json.dumps(result) if args.json else table(tuned, real, words))
+    sys.stdout.flush()  # the result is not lost by what cannot be written
+    if not args.no_write:
+        _write(tuned, result, path, quiet=args.json)
+    return 0
+
+
+def _work(config: Config, path: Path, trials: int, folds: int) -> tuple[Tuned, tuple[float, float], dict[str, float]]:
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    ranks = distributed.start(config.trainer.device)
+    pages = open_pages(config, config.data.val, ranks)
+    model = load_detector(path, config, ranks)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "maps"), progress("maps") as tell:
+        store = store_maps(model, pages, config, ranks, tell)
+    with store, _timed(seconds, "search"), progress("settings") as tell:
+        tuned = tune(store, pages, config, trials, folds, tell)
+    with _timed(seconds, "check"), progress("check") as tell:
+        real = unrounded(model, pages, config, ranks, [tuned.start, tuned.best], tell)
+    return tuned, (real[0], real[1]), seconds
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - begin, 2)
+
+
+def _write(tuned: Tuned, result: dict[str, Any], path: Path, quiet: bool) -> None:
+    """The picture, and the settings into the checkpoint if they are to be applied."""
+    picture = (record.run_folder(path) or path.resolve()) / "tune.png"
+    try:
+        figure.draw(picture, tuned.curves, tuned.best, tuned.start, tuned.stored[0])
+    except OSError as error:
+        warn(f"WARNING: {picture} not written ({reason(error)})")
+    if result["applied"]:
+        record.apply(path, tuned.best, result)
+    if not quiet:
+        print(f"written: {picture}" + (f", {path}/config.yaml and {record.NAME}" if result["applied"] else ""))
+
+
+if __name__ == "__main__":
+    cli.run(main)

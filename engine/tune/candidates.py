@@ -1,0 +1,117 @@
+"""Regions of stored maps for many settings at once.
+
+The settings fall into two kinds. Those of GROWTH decide which regions there are and what they look like; FILTERS only
+leave some of them out. So for a growth the regions are found, moved out and brought to source pixels once, the best
+score first, and a filter is a comparison. What is left is what `engine.postprocess.detect` gives, region by region
+(tests/test_tune.py), except on pages with more than 4,096 specks.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from engine.config import PostConfig
+from engine.maps import MapStore
+from engine.postprocess import offset, outlines, short_side, to_page
+from kernels.components import label
+from kernels.components.rectangles import Rectangles, unclip_distance
+from kernels.components.reference import find_boxes
+
+GROWTH = ("shape", "score_mode", "bin_thresh", "unclip_ratio", "connectivity")
+FILTERS = ("box_thresh", "min_size_px", "min_unclipped_px", "max_candidates")
+PIXELS = 1 << 24  # of the maps worked on together, as in kernels.components
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """Regions of one page for one growth, best score first."""
+
+    score: np.ndarray  # (R,) float64 mean probability
+    short: np.ndarray  # (R,) float64 short side before the growth, canvas pixels
+    wide: np.ndarray  # (R,) float64 after it
+    polygons: list[np.ndarray]  # R polygons (n, 2) float32 in source pixels
+    on_page: np.ndarray  # (R,) bool
+
+    def kept(self, post: PostConfig) -> np.ndarray:
+        """(K,) ascending indices of those that the filters of `post` leave."""
+        good = (self.score >= post.box_thresh) & (self.short >= post.min_size_px) & (self.wide >= post.min_unclipped_px)
+        first = np.flatnonzero(good)[: post.max_candidates]  # off the page or not: the cap comes before
+        return first[self.on_page[first]]
+
+
+class Finder:
+    """Finds regions in stored maps. What was found is kept until another threshold, score or set of pages is asked for.
+
+    Args:
+        store: maps of all pages.
+        least: the least value of every filter that will be asked for; regions below are left out.
+    """
+
+    def __init__(self, store: MapStore, least: PostConfig) -> None:
+        self.store, self.least = store, least
+        self._key: tuple = ()
+        self._found: list = []
+
+    def regions(self, post: PostConfig, rows: np.ndarray) -> list[Regions]:
+        """Regions of some pages for the growth of `post`."""
+        key = (post.shape, post.score_mode, post.bin_thresh, post.connectivity, post.polygon_epsilon, rows.tobytes())
+        if key != self._key:
+            find = self._find_quads if post.shape == "quad" else self._find_outlines
+            height, width = self.store.bytes.shape[1:]
+            size = max(1, PIXELS // (height * width))
+            chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+            self._found = [page for chunk in chunks for page in find(post, self.store.maps(chunk))]
+            self._key = key
+        grow = _grown_quads if post.shape == "quad" else _grown_outlines
+        return [
+            self._on_page(row, score, short, *grow(found, post.unclip_ratio))
+            for row, (score, short, found) in zip(rows, self._found, strict=True)
+        ]
+
+    def _find_quads(self, post: PostConfig, maps: torch.Tensor) -> list[tuple]:
+        """(scores, short cleval_arguments, Rectangles) of every map, best first."""
+        with torch.inference_mode():
+            box, score, page, _ = find_boxes(
+                maps, post.bin_thresh, self.least.min_size_px, post.connectivity, post.score_mode
+            )
+        likely = score >= self.least.box_thresh
+        box, score, page = box.select(likely.nonzero()[:, 0]), score[likely], page[likely]
+        order = np.lexsort((-score.float().numpy(), page.numpy()))  # stable: equal scores in raster order
+        box, score = box.select(torch.from_numpy(order)), score.numpy()[order]
+        ends = np.cumsum(np.bincount(page.numpy(), minlength=len(maps)))
+        parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        short = box.short_side().numpy()
+        return [(score[part], short[part], Rectangles(*(field[part] for field in box))) for part in parts]
+
+    def _find_outlines(self, post: PostConfig, maps: torch.Tensor) -> list[tuple]:
+        """(scores, short cleval_arguments, outlines) of every map, best first."""
+        masks = maps > post.bin_thresh
+        labels = [None] * len(maps) if post.connectivity == 8 else label(masks, 4).numpy()
+        rules = dataclasses.replace(post, min_size_px=self.least.min_size_px)
+        pages = []
+        for prob, mask, numbers in zip(maps.numpy(), masks.numpy().view(np.uint8), labels, strict=True):
+            found = outlines(prob, mask, numbers, rules)
+            found = sorted((o for o in found if o.score >= self.least.box_thresh), key=lambda o: -o.score)
+            pages.append((np.array([o.score for o in found]), np.array([o.short_side for o in found]), found))
+        return pages
+
+    def _on_page(
+        self, row: int, score: np.ndarray, short: np.ndarray, wide: np.ndarray, polygons: list[np.ndarray]
+    ) -> Regions:
+        large = np.flatnonzero(wide >= self.least.min_unclipped_px)
+        matrix, size = self.store.matrices[row], self.store.sizes_wh[row]
+        polygons, on_page = to_page([polygons[i] for i in large], matrix, size)
+        return Regions(score[large], short[large], wide[large], polygons, on_page)
+
+
+def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(short cleval_arguments, corners in canvas pixels) after the growth."""
+    with torch.inference_mode():
+        wide = box.grow(unclip_distance(box, unclip_ratio))
+        return wide.short_side().numpy(), list(wide.corners().float().numpy())
+
+
+def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
+    polygons = [offset(outline, unclip_ratio) for outline in found]
+    return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons

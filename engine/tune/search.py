@@ -1,0 +1,239 @@
+"""The search for settings: a coarse grid, then the Gaussian process of `engine.search` around what it found.
+
+Both look at growths only (`candidates.GROWTH`). For every growth the filters are chosen one after another, the best
+value of each by the H-mean of the pages; one that is no better than another changes nothing. A set of pages (all of
+them, or those of a fold's training) decides by its own pages alone.
+
+    grid        every growth of a fixed grid, on a fourth of the pages
+    rung        the best quarter of them for each set, on all pages
+    model       `trials` growths more for each set, asked of the model with what the set knows
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config import PostConfig
+from engine.search import surrogate
+from engine.search.space import Parameter, Space
+from engine.search.study import Study, Trial
+from engine.tune.candidates import FILTERS, GROWTH
+from engine.tune.scores import Judge, hmeans
+
+GRID = {
+    "shape": ("quad", "polygon"),
+    "score_mode": ("slow", "fast"),
+    "bin_thresh": (0.15, 0.22, 0.3, 0.4, 0.5),
+    "unclip_ratio": (1.2, 1.5, 1.8, 2.2),
+}
+# Steps below which two settings are as good as one: 8-bit maps have thresholds 0.004 apart.
+RANGES = {"bin_thresh": (0.05, 0.7, 0.01), "unclip_ratio": (0.8, 3.0, 0.05)}
+VALUES = {
+    "box_thresh": tuple(np.round(np.arange(0.1, 0.91, 0.025), 3).tolist()),
+    "min_size_px": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
+    "min_unclipped_px": (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
+    "max_candidates": (200, 300, 500, 1000),
+}
+ORDER = ("box_thresh", "min_size_px", "min_unclipped_px", "max_candidates", "box_thresh")  # as they are chosen
+FEW, SHARE = 24, 4  # pages that the grid is tried on: a fourth, at least 24
+KEPT = 4  # a quarter of the grid goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Settings and what a set of pages says of them."""
+
+    post: PostConfig
+    score: float  # H-mean of the set
+
+
+@dataclasses.dataclass
+class Searched:
+    """What a search over one set of pages found: best first, and how many settings it looked at on all its pages."""
+
+    ranked: list[Found]
+    tried: int
+
+
+def growth_of(post: PostConfig) -> tuple:
+    """The values of GROWTH."""
+    return tuple(getattr(post, name) for name in GROWTH)
+
+
+def least_filters(start: PostConfig) -> PostConfig:
+    """The least values of the filters that a search looks at, `start` among them."""
+    least = {name: min(*values, getattr(start, name)) for name, values in VALUES.items() if name != "max_candidates"}
+    return dataclasses.replace(start, **least)
+
+
+def options(name: str, start: PostConfig) -> list:
+    """Values of a filter that are tried, the start's among them, those nearest to it first."""
+    own = getattr(start, name)
+    return sorted({*VALUES[name], own}, key=lambda value: (abs(value - own), value))
+
+
+def grid(start: PostConfig) -> list[PostConfig]:
+    """The start's growth and the fixed ones."""
+    fixed = [dataclasses.replace(start, **dict(zip(GRID, values))) for values in itertools.product(*GRID.values())]
+    return [start, *(post for post in fixed if growth_of(post) != growth_of(start))]
+
+
+def space(start: PostConfig) -> Space:
+    """The growths the model may ask for; the start's is one of them."""
+    numbers = [
+        Parameter(f"post.{name}", "float", min(low, getattr(start, name)), max(high, getattr(start, name)), step=step)
+        for name, (low, high, step) in RANGES.items()
+    ]
+    return Space((
+        Parameter("post.shape", "choice", values=("quad", "polygon")),
+        Parameter("post.score_mode", "choice", values=("fast", "slow")),
+        *numbers,
+        Parameter("post.connectivity", "ordinal", values=(4, 8)),
+    ))  # fmt: skip
+
+
+class Filters:
+    """The choice of filters for one growth, shared by all sets of pages: what one of them asks is counted once."""
+
+    def __init__(self, judge: Judge, post: PostConfig, rows: np.ndarray, start: PostConfig) -> None:
+        self.rows, self._start = rows, start
+        self._post, self._growth = post, judge.growth(post, rows)
+        self._known: dict[PostConfig, np.ndarray] = {}
+
+    def counts(self, post: PostConfig) -> np.ndarray:
+        """(P, 10) COUNTS of `rows`."""
+        if post not in self._known:
+            self._known[post] = self._growth.counts(post)
+        return self._known[post]
+
+    def best(self, members: np.ndarray, select: str) -> Found:
+        """The best filters for the pages that `members`, (N,) bool of all pages, marks."""
+        inside = members[self.rows]
+        post = self._post
+        top = float(hmeans(self.counts(post)[inside], select))
+        for name in ORDER:
+            tried = [dataclasses.replace(post, **{name: value}) for value in options(name, self._start)]
+            scores = hmeans(np.stack([self.counts(one)[inside] for one in tried]), select)
+            if scores.max() > top:
+                top, post = float(scores.max()), tried[int(scores.argmax())]
+        return Found(post, top)
+
+    @property
+    def looked_at(self) -> int:
+        """Different settings counted so far."""
+        return len(self._known)
+
+
+class Search:
+    """The search over several sets of pages at once.
+
+    Args:
+        judge: scores settings. start: where it starts. select: micro or macro H-mean.
+        sets: (N,) bool each, which of the N pages decide.
+        trials: growths asked of the model for each set.
+        tell: called after every growth that was looked at.
+    """
+
+    def __init__(
+        self, judge: Judge, start: PostConfig, select: str, sets: Sequence[np.ndarray], trials: int,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:  # fmt: skip
+        self.judge, self.start, self.select, self.sets, self.trials = judge, start, select, sets, trials
+        self._tell, self._done = tell, 0
+        self._total = len(grid(start)) + len(sets) * trials
+
+    def run(self) -> list[Searched]:
+        """One result a set."""
+        every = np.arange(len(self.judge.store))
+        # Drawn, with a fixed seed: every fourth could be one fold's.
+        few = np.sort(np.random.default_rng(0).permutation(every)[: max(FEW, len(every) // SHARE)])
+        tops = self._best_of_grid(grid(self.start), few)
+        union = list(dict.fromkeys(post for top in tops for post in top))
+        self._total += len(union)
+        known: list[list[Found]] = [[] for _ in self.sets]
+        tried = [0] * len(self.sets)
+        for post in union:
+            filters = self._filters(post, every)
+            for k, top in enumerate(tops):
+                if post in top:
+                    known[k].append(filters.best(self.sets[k], self.select))
+                    tried[k] += filters.looked_at
+        for k in range(len(self.sets)):
+            tried[k] += self._model(k, known[k], every)
+        ranked = [sorted(found, key=lambda one: -one.score) for found in known]
+        return [Searched(found, count) for found, count in zip(ranked, tried, strict=True)]
+
+    def _filters(self, post: PostConfig, rows: np.ndarray) -> Filters:
+        self._done += 1
+        self._tell(self._done, self._total)
+        return Filters(self.judge, post, rows, self.start)
+
+    def _best_of_grid(self, posts: list[PostConfig], rows: np.ndarray) -> list[list[PostConfig]]:
+        """For each set the best quarter of the growths on some pages; the start's is always among them."""
+        scores = np.zeros((len(self.sets), len(posts)))
+        for column, post in enumerate(posts):
+            filters = self._filters(post, rows)
+            scores[:, column] = [filters.best(members, self.select).score for members in self.sets]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : -(-len(posts) // KEPT)]
+        return [[self.start, *(posts[i] for i in row if i)] for row in best]
+
+    def _model(self, k: int, known: list[Found], every: np.ndarray) -> int:
+        """Asks the model for growths and adds what came of them to `known`; how many settings were looked at."""
+        study, tried = study_of(known, space(self.start), self.start), 0
+        for _ in range(self.trials):
+            values, kind = surrogate.ask(study, len(study.trials))
+            filters = self._filters(dataclasses.replace(self.start, **_plain(values)), every)
+            found = filters.best(self.sets[k], self.select)
+            known.append(found)
+            tried += filters.looked_at
+            study.trials.append(_trial(len(study.trials), study.space, found, kind))
+        return tried
+
+
+def study_of(known: list[Found], where: Space, start: PostConfig) -> Study:
+    """The study that the model is asked with."""
+    study = Study(Path(), "tune", where, metric="val/hmean", first=_keyed(where, start))
+    study.trials = [_trial(number, where, found, "grid") for number, found in enumerate(known)]
+    return study
+
+
+def _trial(number: int, where: Space, found: Found, kind: str) -> Trial:
+    return Trial(number, _keyed(where, found.post), kind, seed=0, state="finished", value=found.score)
+
+
+def _keyed(where: Space, post: PostConfig) -> dict[str, Any]:
+    return {name: getattr(post, name.removeprefix("post.")) for name in where.names}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("post."): value for name, value in values.items()}
+
+
+def slices(judge: Judge, best: PostConfig, start: PostConfig, select: str) -> Iterator[tuple[str, list, list[float]]]:
+    """For every setting (name, its values, H-mean of all pages with the others as in `best`)."""
+    every = np.arange(len(judge.store))
+    growth = judge.growth(best, every)
+    for name in FILTERS:
+        values = sorted({*VALUES[name], getattr(best, name), getattr(start, name)})
+        yield (
+            name,
+            values,
+            [float(hmeans(growth.counts(dataclasses.replace(best, **{name: value})), select)) for value in values],
+        )
+    for parameter in space(start).parameters:
+        name = parameter.name.removeprefix("post.")
+        values = sorted({*_around(parameter, getattr(best, name)), getattr(best, name), getattr(start, name)})
+        posts = [dataclasses.replace(best, **{name: value}) for value in values]
+        yield name, values, [float(hmeans(judge.growth(post, every).counts(post), select)) for post in posts]
+
+
+def _around(parameter: Parameter, value: Any) -> list:
+    """Values of a parameter to draw: all of a choice, or nine around `value`."""
+    if parameter.values:
+        return list(parameter.values)
+    centre = parameter.unit(value)
+    return [parameter.value(unit) for unit in np.clip(centre + np.linspace(-0.2, 0.2, 9), 0, 1)]
