@@ -1,181 +1,237 @@
 """Text regions of images with a trained detector.
 
-    python -m engine.predict PATH... --checkpoint RUN --out DIR [--draw] [--csv FILE] [section.key=value ...]
+    python -m engine.predict PATH... --checkpoint RUN --out DIR [--format csv,coco,paddle,json] [--draw] [--resume]
+                             [section.key=value ...]
 
-PATH is an image or a folder (searched for images). Writes `DIR/<image>.json` for every image; `--draw` adds an overlay
-picture, `--csv` the contest's table `filename,polygons` (at most 500 regions an image, whole pixels). Images that
-cannot be read are left out and named; the exit code is then 2.
+PATH is an image or a folder (searched for images, in all its folders). Writes `DIR/results.jsonl`, one line an image in
+sorted order as they are found; of any number of images only the names are in memory. An interrupted prediction goes on
+with --resume. Images that cannot be read have a line with the reason and are named at the end; the exit code is then 2.
+
+--format adds, when all is found: csv (DIR/results.csv, the contest's table `filename,polygons`, at most 500 regions an
+image, whole pixels), coco (DIR/results.coco.json), paddle (DIR/results.paddle.txt, PaddleOCR label lines) and json (one
+file DIR/<image>.json each). --resume with other formats makes them from the lines that are there.
+
+From Python: `from engine.predict import Detector`, see `engine.detector`.
 """
 
 import argparse
-import csv
-import errno
+import dataclasses
+import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from engine import checkpoint, cli, distributed, draw
-from engine.config import Config, load_config
+from engine import checkpoint, cli, distributed, draw, results
+from engine.config import Config, keys_and_values, load_config
+from engine.detector import Detector
 from engine.distributed import Ranks
 from engine.evaluate import detect_pages, load_detector
-from engine.postprocess import Detections
+from engine.results import Journal
+from engine.say import warn
 from pipelines.bare_index import BareIndex
+from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
-from pipelines.images import read_rgb
-from pipelines.page import IMAGE_SUFFIXES
-from pipelines.quarantine import paths_of, refuse_above
+from pipelines.images import pixel_limit, read_rgb
+from pipelines.listing import Images, find_images
+from pipelines.quarantine import NAMED
+
+__all__ = ["Detector", "main", "predict"]
 
 logger = logging.getLogger(__name__)
 
-MAX_CSV_REGIONS = 500  # the contest's limit
 MEND = "mend them and predict those again: the results of all others are written"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
+FORMATS = (*results.FORMATS, "json")
 
 
-def find_images(paths: list[str]) -> list[tuple[Path, Path]]:
-    """(file, name below the path that was given) of every image, in sorted order.
+@dataclasses.dataclass
+class Tally:
+    """What a prediction came to; `bad` names the first NAMED of `bad_images`."""
 
-    Raises:
-        UserError: a path does not exist, or there is no image at all.
-    """
-    found = []
-    for given in map(Path, paths):
-        if given.is_file():
-            found.append((given, Path(given.name)))
-        elif given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            found += [(p, p.relative_to(given)) for p in files]
+    images: int = 0
+    regions: int = 0
+    bad_images: int = 0
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, image: str, result: dict) -> None:
+        """Counts one line of results.jsonl; `image` is the file's path."""
+        if "error" in result:
+            self.refuse(image, result["error"])
         else:
-            raise UserError(f"{given}: no such file or folder")
-    if not found:
-        raise UserError(f"{', '.join(paths)}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
-    names = [name for _, name in found]
-    twice = sorted({str(name) for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise UserError(f"{twice[0]}: two of the given paths hold an image of this name; predict them into two folders")
-    return found
+            self.images, self.regions = self.images + 1, self.regions + len(result["regions"])
+
+    def refuse(self, image: str, reason: str) -> None:
+        """Counts an image without a result."""
+        self.bad_images += 1
+        if len(self.bad) < NAMED:
+            self.bad[image] = reason
+
+    def check(self, total: int) -> None:
+        """Raises UserError, naming images, when any was bad."""
+        if self.bad_images:
+            listed = ", ".join(f"{image} ({reason})" for image, reason in self.bad.items())
+            more = f" and {self.bad_images - len(self.bad)} more" if self.bad_images > len(self.bad) else ""
+            raise UserError(f"{self.bad_images} of {total} images cannot be read: {listed}{more}; {MEND}")
 
 
-def as_json(name: Path, size_wh: tuple[int, int], found: Detections) -> dict:
-    """One image's result: size in oriented pixels, regions with points (x, y) in pixels and scores, best first."""
-    regions = [
-        {"points": polygon.round(2).tolist(), "score": round(float(score), 5)}
-        for polygon, score in zip(found.polygons, found.scores, strict=True)
-    ]
-    return {"image": str(name), "width": int(size_wh[0]), "height": int(size_wh[1]), "regions": regions}
+def predict(images: Images, path: Path, config: Config, ranks: Ranks, journal: Journal, pictures: Path | None) -> None:
+    """Detects on the images that the journal has no line of, and appends their lines.
 
-
-def csv_row(name: Path, found: Detections) -> list[str]:
-    """The contest's row: file name, polygons `x y x y ...` joined with `|`."""
-    polygons = [" ".join(str(round(float(v))) for v in p.reshape(-1)) for p in found.polygons[:MAX_CSV_REGIONS]]
-    return [name.name, "|".join(polygons)]
-
-
-def write_csv(path: Path, results: list[tuple[Path, Detections]]) -> None:
-    """The contest's table. Names stay as they are, since they are looked up: bytes that are no UTF-8 too.
-
-    So a name like `=1+1.jpg` stays one that a spreadsheet would run; that is said on stderr.
+    Args:
+        images: all of them.
+        path: the checkpoint.
+        journal: open.
+        pictures: folder for overlay pictures; None = no pictures.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([["filename", "polygons"], *(csv_row(name, found) for name, found in results)])
-    formulas = [name.name for name, _ in results if name.name.startswith(FORMULA)]
-    if formulas:
-        words = f"WARNING: {path}: a spreadsheet would run names in it as formulas (e.g. {formulas[0]}): import as text"
-        print(printable(words), file=sys.stderr)
-
-
-def predict(
-    images: list[tuple[Path, Path]], path: Path, config: Config, ranks: Ranks, out: Path, picture: bool
-) -> tuple[list[tuple[Path, Detections]], dict[str, str]]:
-    """Detects on images and writes one JSON file each (and a picture).
-
-    Returns:
-        (name, detections) in order; path -> what is wrong, of the files that are bad: nothing is written for them.
-
-    Raises:
-        UserError: no file is good.
-    """
-    pages = BareIndex([file for file, _ in images], config.data.limits, tolerate=True)
-    for file, reason in paths_of(pages, pages.bad).items():
-        logger.warning("%s: %s; left out", file, reason)
-    out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    first = journal.done
+    if first == len(images):
+        return
+    rest = images.since(first)
+    pages = BareIndex(rest, config.data.limits, tolerate=True, refused=rest.refused)
     model = load_detector(path, config, ranks)
-    results = []
-    for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
-        if row in pages.bad:
-            continue
-        file, name = images[row]
-        try:
-            _write(out, name, as_json(name, pages.size_wh[row], found))
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # a full disk ends it all
-                raise
-            pages.bad[row] = "its name is too long for a result's: shorten it"
-            logger.warning("%s: %s; left out", file, pages.bad[row])
-            continue
-        if picture:
-            _draw(file, name, found, out, config)
-        results.append((name, found))
-    return results, paths_of(pages, pages.bad)
+    named = 0
+    with progress("predicting") as bar, pixel_limit(config.data.limits.pixels):
+        for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
+            name, reason = rest.name(row), pages.bad.get(row)
+            if reason is not None:
+                named += 1
+                if named <= NAMED:
+                    logger.warning("%s: %s; left out", rest[row], reason)
+                journal.add({"image": name, "error": reason})
+            else:
+                if pictures is not None:  # before the line, so that a resume makes up for a picture that was cut off
+                    _draw(rest[row], name, found, pictures, config)
+                journal.add(results.as_json(name, pages.size_wh[row], found))
+            bar(journal.done, len(images))
 
 
-def _write(out: Path, name: Path, result: dict) -> None:
-    target = out / name.with_name(name.name + ".json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result) + "\n")
-
-
-def _draw(file: Path, name: Path, found: Detections, out: Path, config: Config) -> None:
+def _draw(file: Path, name: str, found: Any, out: Path, config: Config) -> None:
     """Writes the overlay picture of an image."""
     try:
         rgb = read_rgb(file, config.data.limits)
     except UserError as error:  # read a second time, and by another decoder, which takes less damage
         logger.warning("no picture: %s", error)
         return
-    target = out / name.with_name(name.name + ".overlay.jpg")
+    target = out / f"{name}.overlay.jpg"
     if len(os.fsencode(target.name)) > os.pathconf(out, "PC_NAME_MAX"):
         logger.warning("no picture: %s: its name is too long for a picture's: shorten it", file)
         return
-    draw.save_image(target, draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name.name))
+    draw.save_image(target, draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name))
 
 
-def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
+def _state(path: Path, config: Config, device: str, images: Images, pictures: bool) -> dict[str, Any]:
+    """What decides the results: weights (SHA-256), settings, images (their number and names), pictures."""
+    names = hashlib.sha256()
+    for name in images.names():
+        names.update(os.fsencode(name) + b"\0")
+    weights = path / ("ema.safetensors" if config.eval.ema else "model.safetensors")
+    if not weights.exists():
+        weights = path / "model.safetensors"
+    with weights.open("rb") as file:
+        state = {"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
+    state |= {"number of images": len(images), "names of images": names.hexdigest(), "--draw": pictures}
+    return state | {"device": device} | keys_and_values(config)
+
+
+def _refuse_if_none_is_good(images: Images, config: Config) -> None:
+    """Before anything is made; of more than the first look's images the results say it."""
+    pages = BareIndex(images, config.data.limits, tolerate=True, refused=images.refused)
+    if len(pages.bad) == len(images):
+        raise UserError(f"{images[0]}: {pages.bad[0]}")
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m engine.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
     parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--draw", action="store_true", help="write overlay pictures too")
-    parser.add_argument("--csv", type=Path, help="also write the contest's table filename,polygons")
-    args = parser.parse_intermixed_args(argv)
+    parser.add_argument("--format", default="", help=f"also: {', '.join(FORMATS)}; several with commas")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the contest's table to this file")
+    parser.add_argument("--draw", action="store_true", help="write overlay pictures too, DIR/<image>.overlay.jpg")
+    before = parser.add_mutually_exclusive_group()
+    before.add_argument("--resume", action="store_true", help="go on with the results that are in DIR")
+    before.add_argument("--overwrite", action="store_true", help="delete the results that are in DIR")
+    parser.add_argument("--follow-links", action="store_true", help="take links that lead out of a folder")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    return parser
+
+
+def _formats(given: str) -> list[str]:
+    chosen = [name for name in given.split(",") if name and name != "jsonl"]  # those are always written
+    for name in chosen:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: expected some of jsonl, {', '.join(FORMATS)}, with commas between")
+    return chosen
+
+
+def main(argv: list[str]) -> int:
+    """Entry point; see the module docstring."""
+    args = _parser().parse_intermixed_args(argv)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("engine.predict runs as one process: start it with python -m, one per folder of images")
+    formats = _formats(args.format)
     settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
     paths = [item for item in args.paths if item not in settings]
     path = checkpoint.locate(args.checkpoint)
     config, _ = load_config(settings, base=checkpoint.load_settings(path))
     if not paths:
         raise UserError("PATH is missing: name images or folders")
-    images = find_images(paths)
+    images = find_images(paths, args.follow_links)
+    _refuse_if_none_is_good(images, config)
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    start = time.perf_counter()
-    results, bad = predict(images, path, config, distributed.start(config.trainer.device), args.out, args.draw)
-    if args.csv:
-        write_csv(args.csv, results)
-    regions, seconds = sum(len(found.polygons) for _, found in results), time.perf_counter() - start
-    print(f"{len(results)} images, {regions} regions, {seconds:.1f} s: {printable(args.out)}", file=sys.stderr)
-    if bad:
-        refuse_above(0.0, len(images), bad, MEND)
+    ranks, start = distributed.start(config.trainer.device), time.perf_counter()
+    state = _state(path, config, ranks.device.type, images, args.draw)
+    mode = "resume" if args.resume else "overwrite" if args.overwrite else "new"
+    journal = Journal(args.out, state, images.names(), config.eval.batch_size, mode)
+    before = journal.done
+    try:
+        predict(images, path, config, ranks, journal, args.out if args.draw else None)
+        seconds = time.perf_counter() - start
+        tally = _finish(images, journal.path, formats, args.csv)
+    except KeyboardInterrupt:
+        warn(f"{journal.done} of {len(images)} images are in {journal.path}; go on with --resume")
+        raise
+    finally:
+        journal.close()
+    _say(tally, len(images) - before, seconds, journal.path, args.json)
+    tally.check(len(images))
     return 0
+
+
+def _finish(images: Images, lines: Path, formats: list[str], csv: Path | None) -> Tally:
+    """Makes the other formats from the lines, and counts."""
+    tally, out = Tally(), lines.parent
+    for row, result in enumerate(results.read_lines(lines)):
+        tally.add(str(images[row]), result)
+    files = [(out / results.FORMATS[name][0], results.FORMATS[name][1]) for name in formats if name != "json"]
+    for target, write in [*files, *([(csv, results.write_csv)] if csv else [])]:
+        write(target, lambda: results.read_lines(lines))
+    if "json" in formats:
+        for name, reason in results.write_each(out, lambda: results.read_lines(lines)).items():
+            logger.warning("%s: %s; left out", name, reason)
+            tally.images -= 1
+            tally.refuse(name, reason)
+    return tally
+
+
+def _say(tally: Tally, predicted: int, seconds: float, lines: Path, as_json: bool) -> None:
+    """The summary on stdout: one JSON object, or a line."""
+    if as_json:
+        found = dataclasses.asdict(tally) | {"predicted": predicted, "seconds": seconds}
+        print(json.dumps(found | {"images_per_second": predicted / seconds, "results": str(lines)}))
+    else:
+        counts = f"{tally.images} images, {tally.regions} regions"
+        counts += f", {tally.bad_images} images that cannot be read" if tally.bad_images else ""
+        print(f"{counts}: {printable(lines)} ({predicted} of them in {seconds:.1f} s)")
 
 
 if __name__ == "__main__":

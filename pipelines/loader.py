@@ -43,10 +43,11 @@ class _Stream:
         self._stale = False  # rows were passed over since the pipeline was built
         self._unexplained = -1  # batch number of a failure that no file explained
         self.wait_seconds = 0.0
-        maker = source.maker
+        sizes = raw_sizes(source.maker.index)
+        sizes = sizes[sizes[:, 0] > 0]  # bare images may not all have been looked at yet
         if self.device_id is not None:
-            _preallocate(source, augment, options["batch_size"], prefetch, self.device_id)
-        options["largest_wh"] = largest_wh(raw_sizes(maker.index))
+            _preallocate(source, sizes, augment, options["batch_size"], prefetch, self.device_id)
+        options["largest_wh"] = largest_wh(sizes)
         self._options = options
         self._start()
 
@@ -169,14 +170,19 @@ def largest_wh(sizes_wh: np.ndarray) -> tuple[int, int]:
 
 
 def _preallocate(
-    source: TrainSource | EvalSource, augment: AugmentConfig, batch_size: int, prefetch: int, device_id: int
+    source: TrainSource | EvalSource,
+    sizes_wh: np.ndarray,
+    augment: AugmentConfig,
+    batch_size: int,
+    prefetch: int,
+    device_id: int,
 ) -> None:
     """Grows DALI's pools once instead of in the first epoch's steps, which would wait for it.
 
     Only where a quarter of the free memory is enough: the pools never shrink, and the network needs the rest.
     """
     maker = source.maker
-    needed = graph.device_bytes(maker.index.size_wh, maker.canvas_hw, augment, batch_size, prefetch)
+    needed = graph.device_bytes(sizes_wh, maker.canvas_hw, augment, batch_size, prefetch)
     free, _total = torch.cuda.mem_get_info(device_id)
     if needed <= free // 4:
         backend.PreallocateDeviceMemory(needed, device_id)

@@ -62,7 +62,8 @@ class Ledger:
         known, self.reasons[row], self.named[row] = self.named.get(row) == reason, reason, reason
         if self.share and not known:
             logger.warning("rank %d: %s: %s; %s", self.rank, self.index.path(row), reason, self.fate)
-        refuse_above(self.share, len(self.index), paths_of(self.index, self.reasons))
+        if self.share < 1:  # else all may be bad, and listing them each time would take the square of their number
+            refuse_above(self.share, len(self.index), paths_of(self.index, self.reasons))
 
 
 def paths_of(index: Any, reasons: dict[int, str]) -> dict[str, str]:

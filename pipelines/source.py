@@ -21,6 +21,7 @@ import numpy as np
 
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
+from pipelines.bare_index import BareIndex
 from pipelines.worker_signals import leave_to_parent
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
@@ -355,7 +356,11 @@ class EvalSource:
 
     def encoded(self, iteration: int) -> list[tuple[int, np.ndarray]]:
         """Row and encoded bytes of every page of a batch number."""
-        pages = [(row, self.maker.read(row)) for row in self.rows(iteration).tolist()]
+        rows = self.rows(iteration).tolist()
+        if isinstance(self.maker.index, BareIndex):
+            self.maker.index.look(rows)
+            self.maker.bad |= {row for row in rows if row in self.maker.index.bad}
+        pages = [(row, self.maker.read(row)) for row in rows]
         self.maker.bad |= {row for row, data in pages if not len(data)}
         return [(row, data if len(data) else BLANK) for row, data in pages]
 

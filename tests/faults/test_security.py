@@ -25,7 +25,7 @@ from conftest import ROOT
 from PIL import Image
 from rich.console import Console
 
-from engine import checkpoint, cli, distributed, evaluate, finish, predict, runlog, train
+from engine import checkpoint, cli, distributed, evaluate, finish, predict, results, runlog, train
 from engine.cleval import PageResult
 from engine.config import load_config
 from engine.distributed import Ranks
@@ -658,17 +658,18 @@ def test_pictures_of_worst_pages_stay_in_their_folder(tmp_path):
 def test_predictions_stay_below_out_and_keep_names(tmp_path, capsys):
     found = Detections([np.zeros((4, 2), np.float32)], np.ones(1, np.float32))
     names = [NASTY, "=1+1.jpg", 'a"b,c.jpg']
-    predict.write_csv(tmp_path / "t.csv", [(Path(name), found) for name in names])
+    made = [results.as_json(name, (1, 1), found) for name in names]
+    results.write_csv(tmp_path / "t.csv", lambda: iter(made))
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows[1:]] == names and {len(row) for row in rows} == {2}
     assert "WARNING" in (said := capsys.readouterr().err) and "=1+1.jpg" in said
-    json.loads(json.dumps(predict.as_json(Path(NASTY), (1, 1), found)).encode("ascii"))
+    assert json.loads(json.dumps(made[0]).encode("ascii"))["image"] == NASTY
     (tmp_path / "in" / "sub").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "in" / "sub" / "a.jpg")
     for given in (tmp_path / "in", tmp_path / "in" / ".." / "in" / "sub", tmp_path / "in" / "sub" / "a.jpg"):
-        for _, name in predict.find_images([str(given)]):
-            assert not name.is_absolute() and ".." not in name.parts
+        for name in predict.find_images([str(given)]).names():
+            assert not os.path.isabs(name) and ".." not in name.split("/")
 
 
 # ---- secrets and sockets
