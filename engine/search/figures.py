@@ -1,6 +1,6 @@
 """Pictures of a study, as small PNGs: order of trials, learning curves, influence, parallel coordinates, epochs.
 
-Colours are Okabe and Ito's, told apart by all common kinds of colour blindness; states differ in their marks as well.
+States differ in their marks as well as in their colours.
 """
 
 from pathlib import Path
@@ -10,15 +10,12 @@ import numpy as np
 
 from engine.search.effects import Z90, Effect, Range, measured, reached, whole_epochs
 from engine.search.findings import Findings
+from engine.search.sheet import BLACK, BLUE, GREEN, GREY, ORANGE, RED, SKY, plain, save, sheet
 from engine.search.space import Parameter
 from engine.search.study import Study
 from engine.search.words import number, short, show
 
-BLUE, ORANGE, GREEN, RED, SKY, GREY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#8A8F94", "#1B1F24",
-)  # fmt: skip
 MARKS = {"finished": ("o", BLUE), "stopped": ("D", ORANGE), "infeasible": ("X", RED)}
-DPI = 100
 COLOURED = 12  # lines of the parallel coordinates; more cannot be followed by eye
 
 
@@ -42,35 +39,9 @@ def draw(study: Study, found: Findings, folder: Path, baseline: float | None = N
         if figure is None:
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        _save(figure, path)
+        save(figure, path)
         paths[name] = path
     return paths
-
-
-def _save(figure: Any, path: Path) -> None:
-    """A PNG with a palette: a third of the size. Maximum coverage, as median cut turns a lone red mark orange."""
-    from PIL import Image
-
-    figure.set_dpi(DPI)
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    Image.fromarray(np.ascontiguousarray(pixels)).quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot: no display is looked for and no global state is kept
-    return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.grid(alpha=0.2)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
@@ -78,7 +49,7 @@ def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
     trials = [t for t in study.trials if t.kind != "confirm" and t.state in MARKS]
     if not trials:
         return None
-    figure = _figure(8.5, 3.8)
+    figure = sheet(8.5, 3.8)
     axes = figure.subplots()
     heights = [t.value for t in trials if t.value is not None]
     floor = (min(heights) - 0.08 * (np.ptp(heights) or 0.01 * abs(heights[0]) or 1.0)) if heights else 0.0
@@ -108,7 +79,7 @@ def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if not heights:
         axes.set_yticks([])
-    _plain(axes)
+    plain(axes)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
@@ -118,7 +89,7 @@ def _curves(study: Study, found: Findings) -> Any | None:
     trials = [t for t in study.trials if t.curve and t.kind != "confirm"]
     if not any(len(t.curve) > 1 for t in trials):  # of imported trials only the last point is known
         return None
-    figure = _figure(8.5, 4.2)
+    figure = sheet(8.5, 4.2)
     axes = figure.subplots()
     winner = found.ranked[0].number if found.ranked else None
     for trial in trials:
@@ -144,7 +115,7 @@ def _curves(study: Study, found: Findings) -> Any | None:
         axes.set_ylim(max(limits[0], values.min() - 0.05 * np.ptp(values)), limits[1])
     axes.set(xlabel="epoch", ylabel=study.metric)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _plain(axes)
+    plain(axes)
     axes.legend(fontsize=8, loc="lower right" if study.sign > 0 else "upper right")
     return figure
 
@@ -155,7 +126,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
         return None
     columns = min(2, len(found.effects))
     rows = -(-len(found.effects) // columns)
-    figure = _figure(4.6 * columns, 3.1 * rows + 0.35)
+    figure = sheet(4.6 * columns, 3.1 * rows + 0.35)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     pairs = zip(panels, found.effects, found.ranges, study.space.parameters, strict=False)
     for axes, effect, spread, parameter in pairs:
@@ -205,7 +176,7 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
     axes.set_xticks([parameter.unit(value) for value in ticks], [show(value) for value in ticks], fontsize=8)
     axes.tick_params(axis="y", labelsize=8, labelleft=True)
     axes.set_xlim(-0.05, 1.05)
-    _plain(axes)
+    plain(axes)
 
 
 def ticks_of(parameter: Parameter) -> list[Any]:
@@ -235,7 +206,7 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    figure = _figure(8.5, 3.6)
+    figure = sheet(8.5, 3.6)
     axes = figure.subplots()
     shown = trials[:COLOURED]
     worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].value  # colours for the better ones
@@ -275,7 +246,7 @@ def _epochs(study: Study) -> Any | None:
     if not trials:
         return None
     few = len(trials) <= 24  # that many have room for a line of text each
-    figure = _figure(8.5, 1.2 + (0.24 if few else 0.09) * min(len(trials), 200))
+    figure = sheet(8.5, 1.2 + (0.24 if few else 0.09) * min(len(trials), 200))
     axes = figure.subplots()
     places = np.arange(len(trials))
     for state, (_, colour) in MARKS.items():
@@ -296,6 +267,6 @@ def _epochs(study: Study) -> Any | None:
     axes.set_yticks(places[::every], [f"trial {t.number}" for t in trials[::every]], fontsize=8)
     axes.set(xlabel=f"epochs trained (a whole training has {whole})", xlim=(0, most * 1.12))
     axes.invert_yaxis()
-    _plain(axes)
+    plain(axes)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
