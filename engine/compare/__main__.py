@@ -33,6 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*", metavar="key=value", help="schedules, warmup, lrs, seeds; settings of all")
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: studies/compare-PRESET-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out; seeds=N adds seeds")
+    parser.add_argument("--report", action="store_true", help="report anew what has ended of --out, and leave")
     parser.add_argument("--agents", type=int, help="trainings at a time; each gets its share of the GPUs (default 1)")
     parser.add_argument("--executor", help="where trainings run: local, ray[:...], slurm[:...] (default local)")
     parser.add_argument("--objective", default="", help="module:function instead of trainings, as in engine.search")
@@ -46,6 +47,9 @@ def main(argv: list[str]) -> int:
     if flags.agents is not None and not 1 <= flags.agents <= 1000:
         raise UserError(f"--agents {flags.agents}: allowed is 1 to 1000")
     say = _say(flags.json)
+    if flags.report:
+        study, _ = plan.reopen(flags.out, flags.words)
+        return finish(study, flags.json)
     if flags.resume:
         return resume(flags, say)
     asked = plan.request(flags.words, flags.objective)
@@ -118,7 +122,6 @@ def drive(book: ledger.Ledger, executor: Any, as_json: bool) -> int:
     """Runs what is left, reports, and returns the exit code."""
     from rich.console import Console
 
-    from engine.compare import report
     from engine.search.dashboard import Dashboard
     from engine.search.driver import Driver, search
 
@@ -134,7 +137,15 @@ def drive(book: ledger.Ledger, executor: Any, as_json: bool) -> int:
     if all(trial.value is None for trial in book.study.trials):
         reason, logs = book.study.trials[-1].reason, book.folder / "logs"
         raise UserError(f"no training could be measured, the last one because of: {reason}; logs are in {logs}")
-    result, path = report.write(book.study)
+    return finish(book.study, as_json)
+
+
+def finish(study: Study, as_json: bool) -> int:
+    """Writes the report and says what was found."""
+    from engine.compare import report
+
+    say = _say(as_json)
+    result, path = report.write(study)
     if as_json:
         print(json.dumps(result), flush=True)
         return 0

@@ -232,16 +232,14 @@ def reopen(folder: Path | None, words: Sequence[str]) -> tuple[Study, list[Trial
         UserError: there is none, it is a search, or something other than seeds is given.
     """
     if folder is None:
-        raise UserError("--resume needs --out FOLDER: which comparison goes on")
+        raise UserError("which comparison? --resume and --report need --out FOLDER")
     study = ledger.read(folder)
     if study.method != GIVEN:
         raise UserError(f"{folder} is a search: `python -m engine.search --resume {folder}` goes on with it")
     own, _ = read(words)
     late = [word for word in words if word.partition("=")[0] != "seeds"]
     if late:
-        raise UserError(
-            f"{late[0]}: --resume keeps the comparison's own settings; it takes seeds="
-        )
+        raise UserError(f"{late[0]}: a comparison keeps its own settings; --resume takes seeds=")
     if "seeds" not in own:
         return study, []
     return study, missing(study, combinations(axes_of(study)), read_seeds(own["seeds"]))

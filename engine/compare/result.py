@@ -15,7 +15,7 @@ import numpy as np
 from engine.compare import verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of, combinations
 from engine.compare.verdict import Family
-from engine.search.study import Study, Trial
+from engine.search.study import ENDED, Study, Trial
 from engine.search.trials import plain_values
 from engine.search.words import show
 
@@ -66,12 +66,16 @@ class Result:
 
 
 def find(study: Study) -> Result:
-    """The result of a study whose trials have ended."""
+    """The result of a study: of those seeds whose trainings have all ended."""
     epochs = max((trial.curve[-1][0] for trial in study.trials if trial.curve), default=0)
-    seeds = list(dict.fromkeys(trial.seed for trial in study.trials))
-    cells = [_cell(study, values, epochs) for values in combinations(axes_of(study))]
+    every = list(dict.fromkeys(trial.seed for trial in study.trials))
+    open_seeds = {trial.seed for trial in study.trials if trial.state not in ENDED}
+    seeds = [seed for seed in every if seed not in open_seeds]
+    cells = [_cell(study, values, epochs, seeds) for values in combinations(axes_of(study))]
     families, left_out = _families(study, cells, seeds, "final")
     by_best, _ = _families(study, cells, seeds, "best")
+    if open_seeds:
+        left_out.insert(0, f"{len(seeds)} of {len(every)} seeds are done in all combinations; the others are left out")
     return Result(study, epochs, seeds, cells, families, by_best, left_out)
 
 
@@ -81,9 +85,9 @@ def label_of(values: dict[str, Any]) -> str:
     return ", ".join(words[key].format(show(value)) for key, value in values.items())
 
 
-def _cell(study: Study, values: dict[str, Any], epochs: int) -> Cell:
+def _cell(study: Study, values: dict[str, Any], epochs: int, seeds: list[int]) -> Cell:
     wanted = plain_values(study.space, values)
-    trials = tuple(trial for trial in study.trials if trial.values == wanted)
+    trials = tuple(trial for trial in study.trials if trial.values == wanted and trial.seed in seeds)
     final, best, failed = {}, {}, {}
     for trial in trials:
         if trial.state != "finished":
@@ -97,6 +101,8 @@ def _cell(study: Study, values: dict[str, Any], epochs: int) -> Cell:
 
 def _families(study: Study, cells: list[Cell], seeds: list[int], which: str) -> tuple[list[Family], list[str]]:
     """The families that can be compared, and why others cannot."""
+    if len(seeds) < 2:
+        return [], ["fewer than two seeds are done in all combinations: nothing can be told from luck yet"]
     whole = [cell for cell in cells if cell.whole]
     left_out = [
         f"{cell.label}: {len(cell.failed)} of {len(seeds)} trainings gave no value, so it is not compared: its mean "
