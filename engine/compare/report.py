@@ -57,11 +57,11 @@ def sections(result: Result, picture: Path | None) -> list[Block]:
 
 def _overview(result: Result) -> str:
     study, seeds = result.study, ", ".join(map(str, result.seeds))
-    minutes = math.fsum(trial.minutes for trial in study.trials)
+    minutes = math.fsum(trial.minutes for cell in result.cells for trial in cell.trials)
     done = sum(len(cell.trials) for cell in result.cells)
     return (
         f"{len(result.cells)} combinations, {len(result.seeds)} seeds each ({seeds}), {result.epochs} epochs, "
-        f"{done} trainings; all took {duration(minutes)} of running time together. Metric: {study.metric}."
+        f"{done} trainings that took {duration(minutes)} together. Metric: {study.metric}."
     )
 
 
