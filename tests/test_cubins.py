@@ -22,6 +22,17 @@ def found():
     return json.loads(done.stdout)
 
 
+def test_the_table_that_the_command_prints(found):
+    from bench import cubins
+
+    rows = cubins.markdown(found["kernels"]).splitlines()[-len(found["kernels"]) :]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in found["kernels"]]
+    assert all(
+        row.count("|") == 3 + len(ARCHS) and f"| {kernel['warps']} |" in row
+        for row, kernel in zip(rows, found["kernels"].values(), strict=True)
+    )
+
+
 def test_no_kernel_spills(found):
     for name, row in found["kernels"].items():
         assert [row[arch]["spills"] for arch in ARCHS] == [0, 0, 0], name

@@ -30,6 +30,8 @@ def _how(command: str) -> str | None:
         return None if after.startswith("pytest") else after  # pytest is what is running
     if command == "pytest bench/":
         return None  # test_benchmarks below
+    if command == "python -m bench.cubins":
+        return None  # tests/test_cubins.py compiles everything by this command, and prints its table
     if "faults.report" in command:
         return f"{command} restarts"  # one of its rows
     if "--max-restarts" in command:
@@ -118,12 +120,27 @@ def test_there_are_commands_and_none_names_a_place_of_ours():
     assert "@" not in re.sub(r"\S+@\S+\.\S+|USR1@60", "", TEXT), "a figure is missing"
 
 
+def _run_here() -> list[str]:
+    """The commands that are run here: of those that come to the same words in another order, the first."""
+    found = {}
+    for command in _commands():
+        if how := _how(command):
+            found.setdefault(" ".join(sorted(how.split())), command)
+    return list(found.values())
+
+
+def test_what_is_left_out_is_run_by_another_command():
+    """Only the weights of the hub, which tests do without, and weights from a file come to the same."""
+    (left,) = {command for command in _commands() if _how(command)} - set(_run_here())
+    assert "models.encoder.weights=hrnet_w44.safetensors" in left
+
+
 def _marked(command: str) -> object:
     """The fault suite's report is not CI's: the suite's quick tests are."""
     return pytest.param(command, marks=pytest.mark.slow) if "faults.report" in command else command
 
 
-@pytest.mark.parametrize("command", [_marked(c) for c in _commands() if _how(c)], ids=lambda c: c[:90])
+@pytest.mark.parametrize("command", [_marked(c) for c in _run_here()], ids=lambda c: c[:90])
 def test_command(command, desk):
     done = _run(_how(command), desk, timeout=600)
     if command.endswith("engine.train preset=demo"):

@@ -1,6 +1,6 @@
 """Pictures of a study, as small PNGs: order of trials, learning curves, influence, parallel coordinates, epochs.
 
-Colours are Okabe and Ito's, told apart by all common kinds of colour blindness; states differ in their marks as well.
+States differ in their marks as well as in their colours.
 """
 
 from pathlib import Path
@@ -10,15 +10,12 @@ import numpy as np
 
 from engine.search.effects import Z90, Effect, Range, measured, reached, whole_epochs
 from engine.search.findings import Findings
+from engine.search.sheet import BLACK, BLUE, GREEN, GREY, ORANGE, RED, SKY, plain, save, sheet
 from engine.search.space import Parameter
 from engine.search.study import Study
 from engine.search.words import number, short, show
 
-BLUE, ORANGE, GREEN, RED, SKY, GREY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#8A8F94", "#1B1F24",
-)  # fmt: skip
 MARKS = {"finished": ("o", BLUE), "stopped": ("D", ORANGE), "infeasible": ("X", RED)}
-DPI = 100
 COLOURED = 12  # lines of the parallel coordinates; more cannot be followed by eye
 
 
@@ -47,40 +44,12 @@ def draw(study: Study, found: Findings, folder: Path, baseline: float | None = N
     return paths
 
 
-def save(figure: Any, path: Path) -> None:
-    """A PNG with a palette: a third of the size. Maximum coverage, as median cut turns a lone red mark orange."""
-    from PIL import Image
-
-    figure.set_dpi(DPI)
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    Image.fromarray(np.ascontiguousarray(pixels)).quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot: no display is looked for and no global state is kept
-    return figure
-
-
-def plain(axes: Any) -> None:
-    """A faint grid, no frame."""
-    axes.grid(alpha=0.2)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
 def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
     """Value against the order of trials, with the best so far."""
     trials = [t for t in study.trials if t.kind != "confirm" and t.state in MARKS]
     if not trials:
         return None
-    figure = new_figure(8.5, 3.8)
+    figure = sheet(8.5, 3.8)
     axes = figure.subplots()
     heights = [t.value for t in trials if t.value is not None]
     floor = (min(heights) - 0.08 * (np.ptp(heights) or 0.01 * abs(heights[0]) or 1.0)) if heights else 0.0
@@ -120,7 +89,7 @@ def _curves(study: Study, found: Findings) -> Any | None:
     trials = [t for t in study.trials if t.curve and t.kind != "confirm"]
     if not any(len(t.curve) > 1 for t in trials):  # of imported trials only the last point is known
         return None
-    figure = new_figure(8.5, 4.2)
+    figure = sheet(8.5, 4.2)
     axes = figure.subplots()
     winner = found.ranked[0].number if found.ranked else None
     for trial in trials:
@@ -157,7 +126,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
         return None
     columns = min(2, len(found.effects))
     rows = -(-len(found.effects) // columns)
-    figure = new_figure(4.6 * columns, 3.1 * rows + 0.35)
+    figure = sheet(4.6 * columns, 3.1 * rows + 0.35)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     pairs = zip(panels, found.effects, found.ranges, study.space.parameters, strict=False)
     for axes, effect, spread, parameter in pairs:
@@ -237,7 +206,7 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    figure = new_figure(8.5, 3.6)
+    figure = sheet(8.5, 3.6)
     axes = figure.subplots()
     shown = trials[:COLOURED]
     worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].value  # colours for the better ones
@@ -277,7 +246,7 @@ def _epochs(study: Study) -> Any | None:
     if not trials:
         return None
     few = len(trials) <= 24  # that many have room for a line of text each
-    figure = new_figure(8.5, 1.2 + (0.24 if few else 0.09) * min(len(trials), 200))
+    figure = sheet(8.5, 1.2 + (0.24 if few else 0.09) * min(len(trials), 200))
     axes = figure.subplots()
     places = np.arange(len(trials))
     for state, (_, colour) in MARKS.items():

@@ -17,7 +17,7 @@ from engine.config import DEFAULT_PRESET, Config, load_config
 from engine.search import ledger, objective, rungs, sweep, table
 from engine.search.options import FIELDS, NEWEST, Options, value_of
 from engine.search.space import Parameter, Space
-from engine.search.study import SCORES, Study, Trial, field_of
+from engine.search.study import GIVEN, SCORES, Study, Trial, field_of
 from pipelines.errors import UserError
 
 OWN = {  # settings that the search gives to every trial itself, and what to use instead
@@ -173,6 +173,8 @@ def check_method(study: Study, known: bool) -> None:
     Args:
         known: whether there are results already.
     """
+    if study.method == GIVEN:
+        raise UserError(f"{study.folder} is a comparison: `python -m engine.compare --resume --out {study.folder}`")
     if study.method == "grid" and size(study.space) == math.inf:
         raise UserError("--method grid: a parameter with a continuous range has no grid; give values or a q_ step")
     if study.method == "bayes" and study.agents >= study.budget > 1 and not known:

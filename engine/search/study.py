@@ -15,8 +15,10 @@ from engine.search.space import Space
 STATES = ("asked", "running", "finished", "stopped", "infeasible")
 ENDED = ("finished", "stopped", "infeasible")
 # Where a trial's values come from: the preset's own configuration, near it, the surrogate, a uniform draw, a grid,
-# the model's recommendation once the budget is spent, another study or a table, a repeat with another seed.
-KINDS = ("preset", "prior", "model", "random", "grid", "recommended", "imported", "confirm")
+# the model's recommendation once the budget is spent, another study or a table, a repeat with another seed; given: by
+# engine.compare, all at once.
+KINDS = ("preset", "prior", "model", "random", "grid", "recommended", "imported", "confirm", "given")
+GIVEN = "given"  # method of a study whose trials are all decided at its start, each configuration with several seeds
 # Fields of engine.train's validation records that rank a model (engine.evaluate).
 SCORES = ("hmean", "precision", "recall", "hmean_macro", "precision_macro", "recall_macro", "score")
 
@@ -58,7 +60,7 @@ class Study:
     space: Space
     metric: str = "val/hmean"
     goal: str = "maximize"  # or minimize
-    method: str = "bayes"  # or prior (near the preset, no model), random, grid
+    method: str = "bayes"  # or prior (near the preset, no model), random, grid, given
     budget: int = 8  # number of trials, early-stopped ones included; those of --confirm and imported ones not
     agents: int = 1
     seed: int = 0

@@ -13,7 +13,7 @@ from engine.search import objective
 from engine.search.executors import Attempt
 from engine.search.plan import shown
 from engine.search.space import Space
-from engine.search.study import Study, Trial
+from engine.search.study import GIVEN, Study, Trial
 
 
 def command(study: Study, trial: Trial, gpus: int) -> list[str]:
@@ -25,6 +25,8 @@ def command(study: Study, trial: Trial, gpus: int) -> list[str]:
     folder = run_folder(study, trial)
     if study.objective:
         values = study.runner.get("fixed", {}) | trial.values  # the sweep file's single values are the function's too
+        if study.method == GIVEN:
+            values |= {"seed": trial.seed}  # what a comparison repeats a configuration with
         return objective.command(study.objective, values, folder, study.metric)
     launch = [sys.executable, "-m"]
     if gpus > 1:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import PostConfig
-from engine.search.figures import BLUE, GREEN, GREY, RED, new_figure, plain, save
+from engine.search.sheet import BLUE, GREEN, GREY, RED, plain, save, sheet
 
 COLUMNS = 3
 WORDS = {"max_candidates": "max_candidates (log scale)"}
@@ -21,7 +21,7 @@ def draw(
         old: H-mean of all pages with the start's settings.
     """
     rows = -(-len(curves) // COLUMNS)
-    figure = new_figure(3.4 * COLUMNS, 2.3 * rows + 0.35)
+    figure = sheet(3.4 * COLUMNS, 2.3 * rows + 0.35)
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, (name, values, heights) in zip(panels, curves):
         _panel(axes, name, values, heights, getattr(best, name), getattr(start, name))

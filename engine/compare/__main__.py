@@ -1,0 +1,158 @@
+"""Learning-rate schedules compared, with repeats.
+
+    python -m engine.compare preset=NAME schedules=cosine,onecycle,poly warmup=0,1,3 seeds=3 [section.key=value ...]
+
+Trains every schedule with every warm-up (in epochs) and every seed, and says which of them differ: the H-mean of the
+last epoch, its spread over the seeds, and whether a difference is more than luck. lrs=1e-4,3e-4 makes the learning rate
+a further axis: a schedule that was never tried at its own best rate has not lost. seeds=3 are 0, 1, 2; seeds=4,5 these.
+
+Everything is kept in --out FOLDER: trials.jsonl (the ledger), trials/ (run folders), logs/, report.md, report.html,
+comparison.json. Killed at any moment, --resume --out FOLDER goes on; with seeds=N it adds seeds.
+"""
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine import cli
+from engine.compare import plan
+from engine.search import ledger, trials
+from engine.search.study import Study
+from pipelines.errors import Parser, UserError
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = Parser(
+        prog="python -m engine.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="schedules, warmup, lrs, seeds; settings of all")
+    parser.add_argument("--out", type=Path, help="folder of the comparison (default: studies/compare-PRESET-TIME)")
+    parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out; seeds=N adds seeds")
+    parser.add_argument("--report", action="store_true", help="report anew what has ended of --out, and leave")
+    parser.add_argument("--agents", type=int, help="trainings at a time; each gets its share of the GPUs (default 1)")
+    parser.add_argument("--executor", help="where trainings run: local, ray[:...], slurm[:...] (default local)")
+    parser.add_argument("--objective", default="", help="module:function instead of trainings, as in engine.search")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object and nothing else")
+    parser.add_argument("--dry-run", action="store_true", help="list the trainings, measure the time of one, and leave")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    flags = arguments().parse_intermixed_args(argv)
+    if flags.agents is not None and not 1 <= flags.agents <= 1000:
+        raise UserError(f"--agents {flags.agents}: allowed is 1 to 1000")
+    say = _say(flags.json)
+    if flags.report:
+        study, _ = plan.reopen(flags.out, flags.words)
+        return finish(study, flags.json)
+    if flags.resume:
+        return resume(flags, say)
+    asked = plan.request(flags.words, flags.objective)
+    folder = plan.folder_of(flags.out, asked.settings, flags.objective)
+    runner = {"executor": flags.executor or "local"}
+    study = plan.study_of(asked, folder, flags.agents or 1, runner, flags.objective)
+    executor = plan.executor_of(study)
+    for line in [*asked.notices, executor.notice, *describe(study)]:
+        if line:
+            say(line)
+    if flags.dry_run:
+        return dry_run(study, executor, flags.json, say)
+    events = [ledger.trial_event(trial) for trial in study.trials]
+    study.trials = []
+    with contextlib.closing(ledger.create(study, events)) as book:
+        return drive(book, executor, flags.json)
+
+
+def _say(as_json: bool):
+    """With --json stdout holds the result alone."""
+    return lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def resume(flags: argparse.Namespace, say) -> int:
+    """--resume --out FOLDER [seeds=N]."""
+    study, new = plan.reopen(flags.out, flags.words)
+    runner = study.runner | ({"executor": flags.executor} if flags.executor else {})
+    if new and any(trial.value is not None for trial in study.trials):
+        runner["looked"] = len(study.trials)  # the report says that seeds were added after a look
+    study.runner, study.agents = runner, flags.agents or study.agents
+    executor = plan.executor_of(study)
+    if flags.dry_run:
+        study.trials = [trial for trial in study.trials if trial.state == "asked"] + new
+        return dry_run(study, executor, flags.json, say)
+    with contextlib.closing(ledger.Ledger(flags.out)) as book:
+        events = [ledger.trial_event(trial) for trial in new]
+        extend = {"event": "extend", "budget": len(study.trials) + len(new), "agents": study.agents, "runner": runner}
+        book.append_all([*events, extend])  # one write: a budget without its trials would ask the search's model
+        say(f"resuming {flags.out}")
+        return drive(book, executor, flags.json)
+
+
+def describe(study: Study) -> list[str]:
+    """What will be compared, in a few lines."""
+    lines = [f"comparison {study.folder}: {len(study.trials)} trainings, {study.metric} of the last epoch"]
+    for key, values in plan.axes_of(study).items():
+        lines.append(f"  {key}: {', '.join(map(plan.shown, values))}")
+    seeds = list(dict.fromkeys(trial.seed for trial in study.trials))
+    return [*lines, f"  seeds: {', '.join(map(str, seeds))}, the same for all: order of the pages and first weights"]
+
+
+def dry_run(study: Study, executor: Any, as_json: bool, say) -> int:
+    """Lists the trainings and estimates their time from a few steps of the first."""
+    from engine.compare import estimate
+
+    commands = [shlex.join(trials.command(study, trial, executor.gpus)) for trial in study.trials]
+    minutes = None if study.objective or not study.trials else estimate.minutes(study, executor.gpus)
+    if as_json:
+        print(json.dumps({"trainings": commands, "minutes_each": minutes, "agents": study.agents}), flush=True)
+        return 0
+    for trial, command in zip(study.trials, commands, strict=True):
+        say(f"{trial.number}: {command}")
+    if minutes is not None:
+        rounds = -(-len(study.trials) // study.agents)
+        say(f"about {minutes:.1f} minutes a training, {minutes * rounds:.0f} in all; {study.agents} at a time")
+    return 0
+
+
+def drive(book: ledger.Ledger, executor: Any, as_json: bool) -> int:
+    """Runs what is left, reports, and returns the exit code."""
+    from rich.console import Console
+
+    from engine.search.dashboard import Dashboard
+    from engine.search.driver import Driver, search
+
+    say = _say(as_json)
+    show = Dashboard(Console(stderr=as_json, highlight=False, soft_wrap=True))
+    try:
+        done = search(Driver(book, executor, show))
+    finally:
+        show.close()
+    if not done:
+        say(f"interrupted; `python -m engine.compare --resume --out {book.folder}` goes on")
+        return cli.EXIT_INTERRUPTED
+    if all(trial.value is None for trial in book.study.trials):
+        reason, logs = book.study.trials[-1].reason, book.folder / "logs"
+        raise UserError(f"no training could be measured, the last one because of: {reason}; logs are in {logs}")
+    return finish(book.study, as_json)
+
+
+def finish(study: Study, as_json: bool) -> int:
+    """Writes the report and says what was found."""
+    from engine.compare import report
+
+    say = _say(as_json)
+    result, path = report.write(study)
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return 0
+    say(report.text_of(result))
+    say(f"report: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
