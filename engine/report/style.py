@@ -49,7 +49,8 @@ details { margin: .8em 0; } summary { cursor: pointer; }
 .code pre { padding-top: 38px; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 640px) { body { margin: 1em auto; padding: 0 .7em; } .views { grid-template-columns: 1fr 1fr; }
   .views .whole { grid-column: 1 / -1; } .page { padding: 8px; } }
-@media print { body { max-width: none; margin: 0; } nav, .code button { display: none; }
+@media print { * { print-color-adjust: exact; }
+  body { max-width: none; margin: 0; } nav, .code button { display: none; }
   .code pre { padding-top: 10px; } .charts { grid-template-columns: 1fr 1fr; }
   .views img { max-height: 800px; } }
 """
