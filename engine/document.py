@@ -25,7 +25,7 @@ h1 { font-size: 1.7em; margin-bottom: .2em; overflow-wrap: anywhere; }
 h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .6em 0; }
 th, td { padding: 3px 9px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { background: var(--soft); } td.text, th.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th { background: var(--soft); } td.text, th.text { text-align: left; white-space: normal; overflow-wrap: break-word; }
 tr.strong td { font-weight: 650; background: var(--good); }
 div.wide { overflow-x: auto; } img { max-width: 100%; height: auto; } figure { margin: 1em 0; }
 figcaption { color: var(--dim); font-size: 13px; }
@@ -196,7 +196,8 @@ def _html_table(table: Table) -> str:
 def _html_cell(cell: str | Link) -> str:
     if isinstance(cell, Link):
         place = f"#{quote(cell.anchor)}" if cell.anchor else ""
-        return f'<a href="{html.escape(quote(cell.path) + place)}">{escaped(cell.text)}</a>'
+        address = quote(cell.path, errors="surrogateescape") + place  # names that are no UTF-8
+        return f'<a href="{html.escape(address)}">{escaped(cell.text)}</a>'
     return escaped(cell)
 
 

@@ -53,7 +53,7 @@ def test_both_stay_visible_where_they_agree():
     header = picture.shape[0] - 700
     assert edge(picture, SQUARE, draw.BLUE, header)
     band = picture[header + 97 : header + 104, 150].astype(int)
-    assert (band[:, 1] > band[:, [0, 2]].max(axis=1) + 20).any(), "green beside the blue"
+    assert np.abs(band - draw.GREEN).sum(axis=1).min() < 60, "green beside the blue"
 
 
 def test_the_page_is_copied_and_stands_below_the_header():
@@ -70,6 +70,15 @@ def test_narrow_pages_are_enlarged_and_polygons_with_them():
     header = picture.shape[0] - 600
     assert picture.shape[1] == 800 and edge(picture, 2 * SQUARE - 0.5, draw.RED, header)
     assert draw.overlay(page(100, 50)).shape[1] == 640
+
+
+def test_what_is_wrong_is_tinted_inside():
+    for status, colour in (("missed", draw.RED), ("split", draw.PURPLE), ("merged", draw.SKY), ("matched", None)):
+        picture = draw.overlay(page(), gt=[SQUARE], gt_status=[status])
+        inside = picture[picture.shape[0] - 700 + 130, 150]
+        mixed = np.full(3, 255) if colour is None else 255 * (1 - draw.TINT) + draw.TINT * np.array(colour)
+        assert np.abs(inside - mixed).max() <= 1, status
+    assert (draw.overlay(page(), gt=[SQUARE - 150], gt_status=["missed"])[-650:] == 255).all(), "partly off the page"
 
 
 def test_no_polygons_at_all():

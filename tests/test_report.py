@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine import draw
 from engine.cleval import evaluate_page
+from engine.document import Link, Table, to_html
 from engine.report import charts, history, sections
 from engine.report.__main__ import main
 from engine.report.heights import EDGES_PX, ByHeight, heights
@@ -193,9 +194,9 @@ def test_series_of_any_length_are_thinned_and_keep_their_peaks():
 def test_two_million_lines(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
+    head, tail = json.dumps({**STEP, "step": 777}).split("777")
     with (folder / "metrics.jsonl").open("w") as file:
-        for step in range(2_000_000):
-            file.write(json.dumps({**STEP, "step": step}) + "\n")
+        file.writelines(f"{head}{step}{tail}\n" for step in range(2_000_000))
     text = made(folder)
     assert "2000000 records" in text and len(text) < 500_000
 
@@ -217,6 +218,13 @@ def test_the_command_to_train_again_is_a_shell_s_and_takes_another_folder():
         "git checkout abc  # it had changes that are not committed",
         "torchrun --standalone --nproc_per_node 2 -m engine.train 'preset=a b' name=n-again",
     ]
+
+
+def test_links_to_images_of_any_name(tmp_path):
+    link = sections.link_to(tmp_path / "a b#?\udc80'\".jpg", tmp_path / "r" / "report.html")
+    assert link == "../a%20b%23%3F%80%27%22.jpg"
+    page = to_html("t", [Table(["page"], [[Link("x", "a\udc80#.jpg")], [Link("y", "", "page-1")]])])
+    assert 'href="a%80%23.jpg"' in page and 'href="#page-1"' in page
 
 
 def box(x, y, width, height):

@@ -171,7 +171,7 @@ def by_height(rows: list[HeightRow], judged: "Judgement") -> list[Block]:
 
 def link_to(path: Path, out: Path) -> str:
     """An image's address relative to the report's folder, quoted for an href."""
-    return quote(os.path.relpath(path, out.parent))
+    return quote(os.path.relpath(path, out.parent), errors="surrogateescape")  # names that are no UTF-8
 
 
 def by_page(judged: "Judgement", out: Path) -> list[Block]:

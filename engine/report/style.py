@@ -46,11 +46,12 @@ td meter { width: 90px; }
 details { margin: .8em 0; } summary { cursor: pointer; }
 .code { position: relative; } .code button { position: absolute; top: 6px; right: 6px; font: 12px system-ui, sans-serif;
   color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 4px; padding: 3px 9px; }
-.code pre { padding-top: 38px; }
+.code pre { padding-top: 38px; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 640px) { body { margin: 1em auto; padding: 0 .7em; } .views { grid-template-columns: 1fr 1fr; }
   .views .whole { grid-column: 1 / -1; } .page { padding: 8px; } }
-@media print { body { max-width: none; margin: 0; } nav, .code button { display: none; }
-  .code pre { padding-top: 10px; white-space: pre-wrap; } .charts { grid-template-columns: 1fr 1fr; }
+@media print { * { print-color-adjust: exact; }
+  body { max-width: none; margin: 0; } nav, .code button { display: none; }
+  .code pre { padding-top: 10px; } .charts { grid-template-columns: 1fr 1fr; }
   .views img { max-height: 800px; } }
 """
 
