@@ -23,8 +23,9 @@ MANY = ("post.box_thresh=0", "post.bin_thresh=0.05")  # the tiny detector is sur
 
 @pytest.fixture
 def source(trained):
-    """A folder with the images of the tiny detector's data, in a folder of its own."""
-    return next((trained.parent / ".synthetic").rglob("*.json")).parent
+    """The folder of the eight pages that the tiny detector was trained on."""
+    folders = [path.parent for path in (trained.parent / ".synthetic").rglob("*.json")]
+    return max(folders, key=lambda folder: len(list(folder.rglob("*.jpg"))))
 
 
 def _arguments(source, trained, out, *more):
