@@ -93,14 +93,10 @@ def predict(images: Images, path: Path, config: Config, ranks: Ranks, journal: J
     rest = images.since(first)
     pages = BareIndex(rest, config.data.limits, tolerate=True, refused=rest.refused)
     model = load_detector(path, config, ranks)
-    named = 0
     with progress("predicting") as bar, pixel_limit(config.data.limits.pixels):
         for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
             name, reason = rest.name(row), pages.bad.get(row)
             if reason is not None:
-                named += 1
-                if named <= NAMED:
-                    logger.warning("%s: %s; left out", rest[row], reason)
                 journal.add({"image": name, "error": reason})
             else:
                 if pictures is not None:  # before the line, so that a resume makes up for a picture that was cut off

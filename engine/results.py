@@ -115,7 +115,7 @@ class Journal:
 
 def _claimed(path: Path) -> BinaryIO:
     """The file opened for writing, locked for as long as it is open."""
-    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - the journal closes it
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")  # noqa: SIM115 - the journal closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
