@@ -228,7 +228,7 @@ def test_a_gain_is_written_and_the_run_goes_on(trained, tmp_path, monkeypatch, c
     from engine import train
 
     monkeypatch.setattr("engine.tune.search.GRID", QUICK)
-    monkeypatch.setattr(tune, "verdict", lambda tuned, real: "gain: planted")
+    monkeypatch.setattr(tune, "verdict", lambda tuned, real: (True, "planted"))
     run = _copy(trained, tmp_path)
     base = [f"checkpoint={run}", "data.val=" + _val(trained), "data.threads=1", "eval.protocol=contest"]
     assert tune.main([*base, "--folds", "2", "--trials", "1", "--json"]) == 0
