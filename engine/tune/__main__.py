@@ -91,7 +91,7 @@ def tune(
         start, searched[0].ranked, [one.ranked[0].post for one in searched[1:]],
         gain_of(before, chosen, groups, select), sum(one.tried for one in searched),
         list(slices(judge, best, start, select)), int(groups.max()) + 1,
-        tuple(float(hmeans(judge.exact(post), select)) for post in (start, best)),
+        (float(hmeans(before, select)), float(hmeans(judge.exact(best), select))),
     )  # fmt: skip
 
 
@@ -112,17 +112,21 @@ def unrounded(
     return [float(hmeans(np.array(kept), config.eval.select)) for kept in counts]
 
 
-def verdict(tuned: Tuned, real: tuple[float, float]) -> str:
-    """Why the settings are to be written, or "" with the reason first: `noise: ...`, `apply: ...`."""
+def verdict(tuned: Tuned, real: tuple[float, float]) -> tuple[bool, str]:
+    """Whether the best settings are to be written, and why (not).
+
+    Args:
+        real: H-means of start and best on the network's own maps.
+    """
     gain = tuned.gain
-    words = f"{gain.gain:+.4f} +- {gain.standard_error:.4f} on pages not searched on"
+    words = f"{gain.gain:+.4f} +- {gain.standard_error:.4f} on pages that were not searched on"
     if tuned.best == tuned.start:
-        return "same: nothing scores better than the start's settings"
+        return False, "nothing scores better than the start's settings"
     if not gain.real:
-        return f"noise: {words} is less than {SURE:g} standard errors"
+        return False, f"noise: {words} is less than {SURE:g} standard errors; not applied"
     if real[1] <= real[0]:
-        return f"noise: {words}, but on unrounded maps of all pages the H-mean does not rise"
-    return f"gain: {words}"
+        return False, f"noise: {words}, but on the network's own maps of all pages it does not rise; not applied"
+    return True, f"a gain: {words}"
 
 
 def as_json(tuned: Tuned, real: tuple[float, float], config: Config, path: Path, words: str) -> dict[str, Any]:
@@ -192,9 +196,9 @@ def main(argv: list[str]) -> int:
         with record.alone(path):  # before the work, not after it
             pass
     tuned, real, seconds = _work(config, path, args.trials, args.folds)
-    words = verdict(tuned, real)
+    better, words = verdict(tuned, real)
     result = as_json(tuned, real, config, path, words) | {"seconds": seconds}
-    result["applied"] = words.startswith("gain") and not args.no_write
+    result["applied"] = better and not args.no_write
     print(json.dumps(result) if args.json else table(tuned, real, words))
     sys.stdout.flush()  # the result is not lost by what cannot be written
     if not args.no_write:

@@ -33,7 +33,7 @@ def hmeans(counts: np.ndarray, select: str) -> np.ndarray:
     precision = np.maximum(hit - counts[..., COLUMN["penalty_precision"]], 0) / np.where(pred > 0, pred, np.inf)
     both = recall + precision
     h = 2 * recall * precision / np.where(both > 0, both, 1.0)
-    return h if select == "micro" or not h.shape[-1] else h.mean(-1)
+    return h if select == "micro" else h.sum(-1) / max(h.shape[-1], 1)
 
 
 class Judge:
