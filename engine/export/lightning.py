@@ -17,12 +17,10 @@ tensors' names and shapes among the encoders that entrants used, or given.
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 
 from engine.config import from_dict
-from engine.loading import load_model
 from engine.model import DBNet
 from engine.model.encoder import build_encoder
 from pipelines.errors import UserError
@@ -83,7 +81,12 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
     }
     converted = {**body, **decoder, **head}
     with torch.device("meta"):  # names and shapes: whatever else is odd about the file shows here
-        load_model(DBNet(from_dict({"models": models}).models), converted, Path("the converted detector"))
+        own = {key: tensor.shape for key, tensor in DBNet(from_dict({"models": models}).models).state_dict().items()}
+    odd = sorted(
+        key for key in own.keys() | converted.keys() if key not in converted or own.get(key) != converted[key].shape
+    )
+    if odd:
+        raise UserError(f"{len(odd)} tensors of this baseline are missing or of another shape, e.g. {odd[0]} of ours")
     return models, converted
 
 
