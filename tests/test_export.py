@@ -245,6 +245,18 @@ def test_the_presets_encoders_export(tmp_path, preset):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not RECEIPTS, reason="DBNET_RECEIPTS does not name a folder of receipts")
+def test_on_real_receipts(trained, tmp_path, capsys):
+    """The tiny network finds little there; its maps and boxes are the same in onnxruntime all the same."""
+    files = ["--onnx", str(tmp_path / "m.onnx"), "--rapidocr", str(tmp_path / "rapid")]
+    pages = [f"data.val={RECEIPTS}/val.txt", f"run_root={tmp_path}", "data.image_size=[640,320]"]
+    assert export.main([str(trained), *files, *pages, "--json", *LOW]) == 0
+    rows = json.loads(capsys.readouterr().out)["files"]
+    assert all(row["max_abs_diff"] <= 1e-4 and row["sizes"][0] == [1, 640, 320] for row in rows)
+    assert all(0 <= rows[1][name] <= 1 for name in ("hmean_rapidocr", "hmean_engine"))
+
+
+@pytest.mark.slow
 def test_aot_inductor(trained, tmp_path, capsys):
     path = tmp_path / "m.pt2"
     assert export.main([str(trained), "--aoti", str(path), "--json", *LOW]) == 0

@@ -17,19 +17,16 @@ tensors' names and shapes among the encoders that entrants used, or given.
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 
 from engine.config import from_dict
-from engine.loading import load_model
 from engine.model import DBNet
 from engine.model.encoder import build_encoder
 from pipelines.errors import UserError
 
 MARKS = ("encoder.model.", "decoder.inners.", "head.binarize.")  # of this baseline, after its prefixes are stripped
 LEVELS = 4
-COUNTER = "num_batches_tracked"
 # What entrants reported, by a module that only their family has: making a model to look at takes up to a second.
 ENCODERS = {
     "stage4": (
@@ -73,8 +70,13 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
     channels = [tensors[f"decoder.inners.{i}.weight"].shape[1] for i in range(LEVELS)]
     given = {n.removeprefix(MARKS[0]): t for n, t in tensors.items() if n.startswith(MARKS[0])}
     incre = channels != _branch_widths(given)
-    name = _find_encoder(given, incre, encoder)
-    body = _encoder(given, channels, name, incre)
+    name, reads = _find_encoder(given, incre, encoder)
+    if reads != channels:
+        raise UserError(
+            f"this baseline reads maps of {channels} channels from {name}; this engine reads {reads}, those of strides "
+            "4 to 32"
+        )
+    body = {f"encoder.{key}": tensor for key, tensor in given.items()}
     inner, output = tensors["decoder.inners.0.weight"].shape[0], decoder["decoder.outs.0.0.weight"].shape[0]
     models = {
         "encoder": {"name": name, "hrnet_incre_head": incre},
@@ -83,7 +85,12 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
     }
     converted = {**body, **decoder, **head}
     with torch.device("meta"):  # names and shapes: whatever else is odd about the file shows here
-        load_model(DBNet(from_dict({"models": models}).models), converted, Path("the converted detector"))
+        own = {key: tensor.shape for key, tensor in DBNet(from_dict({"models": models}).models).state_dict().items()}
+    odd = sorted(
+        key for key in own.keys() | converted.keys() if key not in converted or own.get(key) != converted[key].shape
+    )
+    if odd:
+        raise UserError(f"{len(odd)} tensors of this baseline are missing or of another shape, e.g. {odd[0]} of ours")
     return models, converted
 
 
@@ -141,32 +148,21 @@ def _branch_widths(given: Mapping[str, torch.Tensor]) -> list[int]:
     return [given[name].shape[0] for name in names if name in given and given[name].ndim]
 
 
-def _find_encoder(given: Mapping[str, torch.Tensor], incre: bool, named: str) -> str:
-    """The timm name of an encoder with exactly these tensors: the one that is named, or one that entrants used.
+def _find_encoder(given: Mapping[str, torch.Tensor], incre: bool, named: str) -> tuple[str, list[int]]:
+    """An encoder with exactly these tensors, the one that is named or one that entrants used: timm name, channels.
 
     Exactly: ResNet-18's are all in ResNet-34's.
     """
     family = next((names for part, names in ENCODERS.items() if any(key.split(".")[0] == part for key in given)), ())
     names = [named] if named else family
-    shapes = {key: tensor.shape for key, tensor in given.items() if not key.endswith(COUNTER)}
+    shapes = {key: tensor.shape for key, tensor in given.items()}
     for name in names:
         with torch.device("meta"):
-            own = build_encoder(name, "", incre).state_dict()
-        if {key: tensor.shape for key, tensor in own.items() if not key.endswith(COUNTER)} == shapes:
-            return name
+            encoder = build_encoder(name, "", incre)
+        own = encoder.state_dict()
+        if {key: tensor.shape for key, tensor in own.items()} == shapes:
+            return name, list(encoder.channels)
     tried = named or f"one of the {len(names)} that were tried ({', '.join(names) or 'none looks like it'})"
     raise UserError(
         f"the encoder of this file is not {tried}; name the timm model it was trained with: models.encoder.name=NAME"
     )
-
-
-def _encoder(given: Mapping[str, torch.Tensor], channels: list[int], name: str, incre: bool) -> dict[str, torch.Tensor]:
-    with torch.device("meta"):
-        encoder = build_encoder(name, "", incre)
-    if list(encoder.channels) != channels:
-        raise UserError(
-            f"this baseline reads maps of {channels} channels from {name}; this engine reads {list(encoder.channels)}, "
-            "those of strides 4 to 32"
-        )
-    zero = torch.zeros((), dtype=torch.int64)  # counters of BatchNorm, which weights may lack and nothing reads
-    return {f"encoder.{key}": given.get(key, zero) for key in encoder.state_dict()}
