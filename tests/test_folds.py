@@ -131,11 +131,11 @@ def test_a_folder_of_another_command_is_refused(source, tmp_path):
 def test_folds_from_end_to_end(source, tmp_path):
     """Two real trainings, then the same command again, which trains nothing."""
     command = [*_settings(source, tmp_path), "--folds", "2", "--out", str(tmp_path / "out"), "--json"]
-    first = run_module("engine.folds", *command, check=True)
+    first = run_module("engine.folds", *command, timeout=900, check=True)
     result = json.loads(first.stdout)
     logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "logs").iterdir()}
     assert len(logs) == 2 and len(result["folds"]) == 2 and result["out_of_fold"]["pages"] == 8
-    again = run_module("engine.folds", *command, check=True)
+    again = run_module("engine.folds", *command, timeout=900, check=True)
     assert json.loads(again.stdout)["out_of_fold"] == result["out_of_fold"]
     assert logs == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "logs").iterdir()}
     for fold in range(2):
