@@ -26,8 +26,9 @@ from torch.nn import functional
 from engine import checkpoint
 from engine.config import load_config
 from engine.distributed import Ranks
+from engine.ensemble import members
+from engine.ensemble.mean import Ensemble, Member
 from engine.evaluate import load_detector
-from engine.maps import prob_maps
 from engine.postprocess import detect
 from pipelines import geometry
 from pipelines.errors import UserError
@@ -51,7 +52,7 @@ class Detector:
     Calls from several threads are safe: they share the weights only; files are decoded one at a time.
 
     Args:
-        path: run folder (its best checkpoint, else its last) or checkpoint.
+        path: run folder (its best checkpoint, else its last), checkpoint, or an ensemble's file or folder.
         settings: `section.key=value` each, over the checkpoint's own.
         device: auto (the GPU when there is one), cpu, cuda or cuda:N.
 
@@ -60,15 +61,17 @@ class Detector:
     """
 
     def __init__(self, path: str | Path, *settings: str, device: str = "auto") -> None:
-        found = checkpoint.locate(path)
-        self.config, _ = load_config(
-            [*settings, f"trainer.device={device.partition(':')[0]}", "trainer.compile=false"],
-            base=checkpoint.load_settings(found),
-        )
+        settings = (*settings, f"trainer.device={device.partition(':')[0]}", "trainer.compile=false")
         self.device = _device(device)
-        self._model = load_detector(found, self.config, Ranks(0, 0, 1, self.device))
+        ranks = Ranks(0, 0, 1, self.device)
+        if members.is_ensemble(path):
+            ensemble, self.config = members.load(path, ranks, settings)
+        else:
+            found = checkpoint.locate(path)
+            self.config, _ = load_config(list(settings), base=checkpoint.load_settings(found))
+            ensemble = Ensemble([Member(str(path), self.config, load_detector(found, self.config, ranks))])
+        self._ensemble = ensemble  # of one; its mean is that one's map to the bit
         self._reading = threading.Lock()  # Pillow's limit on pixels is a global of the process
-        self._canvas_hw = tuple(self.config.eval.image_size or self.config.data.image_size)
 
     def detect(self, image: Picture) -> Regions:
         """Text regions of one image; see `detect_batch`."""
@@ -90,11 +93,13 @@ class Detector:
     def _detect(self, images: Sequence[Picture]) -> list[Regions]:
         pages = [self._read(image) for image in images]
         sizes_wh = np.array([page.shape[1::-1] for page in pages])
-        matrices = np.array([geometry.letterbox((int(w), int(h)), self._canvas_hw) for w, h in sizes_wh])
-        canvases = [place(page, m, self._canvas_hw) for page, m in zip(pages, matrices, strict=True)]
-        batch = normalised(torch.from_numpy(np.stack(canvases)).to(self.device))
-        maps = prob_maps(self._model, batch, self.config)
-        found = detect(maps, matrices, sizes_wh, self.config.post, self.config.trainer.kernels)  # sync: the result
+        images, matrices = {}, {}
+        for hw in self._ensemble.canvases:
+            matrices[hw] = np.array([geometry.letterbox((int(w), int(h)), hw) for w, h in sizes_wh])
+            placed = [place(page, matrix, hw) for page, matrix in zip(pages, matrices[hw], strict=True)]
+            images[hw] = normalised(torch.from_numpy(np.stack(placed)).to(self.device))
+        maps, to_canvas = self._ensemble.maps(images, matrices), matrices[self._ensemble.canvas]
+        found = detect(maps, to_canvas, sizes_wh, self.config.post, self.config.trainer.kernels)  # sync: the result
         return [Regions(page.polygons, page.scores) for page in found]
 
     def _read(self, image: Picture) -> np.ndarray:

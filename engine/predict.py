@@ -3,9 +3,10 @@
     python -m engine.predict PATH... --checkpoint RUN --out DIR [--format csv,coco,paddle,json] [--draw] [--resume]
                              [section.key=value ...]
 
-PATH is an image or a folder (searched for images, in all its folders). Writes `DIR/results.jsonl`, one line an image in
-sorted order as they are found; of any number of images only the names are in memory. An interrupted prediction goes on
-with --resume. Images that cannot be read have a line with the reason and are named at the end; the exit code is then 2.
+RUN is a run folder, a checkpoint, or the ensemble.yaml that engine.ensemble wrote. PATH is an image or a folder
+(searched for images, in all its folders). Writes `DIR/results.jsonl`, one line an image in sorted order as they are
+found; of any number of images only the names are in memory. An interrupted prediction goes on with --resume. Images
+that cannot be read have a line with the reason and are named at the end; the exit code is then 2.
 
 --format adds, when all is found: csv (DIR/results.csv, the contest's table `filename,polygons`, at most 500 regions an
 image, whole pixels), coco (DIR/results.coco.json), paddle (DIR/results.paddle.txt, PaddleOCR label lines) and json (one
@@ -21,15 +22,17 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine import checkpoint, cli, distributed, draw, results
-from engine.config import Config, keys_and_values, load_config
+from engine.config import Config, keys_and_values, load_config, split_extra
 from engine.detector import Detector
 from engine.distributed import Ranks
+from engine.ensemble import members
 from engine.evaluate import detect_pages, load_detector
 from engine.results import Journal
 from engine.say import warn
@@ -78,21 +81,56 @@ class Tally:
             raise UserError(f"{self.bad_images} of {total} images cannot be read: {listed}{more}; {MEND}")
 
 
-def predict(images: Images, path: Path, config: Config, ranks: Ranks, journal: Journal, pictures: Path | None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What predicts: a checkpoint, or the ensemble that a file names."""
+
+    config: Config
+    ranks: Ranks
+    load: Callable[[], Callable]  # the detector on the device
+    files: list[Path]  # what decides its maps
+
+
+def open_named(named: str, settings: list[str]) -> Opened:
+    """The checkpoint or the ensemble of a name, with `settings` over its own.
+
+    Raises:
+        UserError: there is none, it is damaged, or a setting is wrong.
+    """
+    if members.is_ensemble(named):
+        ranks = distributed.start(split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"])
+        ensemble, config = members.load(named, ranks, settings)
+        file = Path(named) / members.FILE if Path(named).is_dir() else Path(named)
+        files = [file, *(_weights(place.path, config) for place in members.read(named)[0])]
+        return Opened(config, ranks, lambda: ensemble, files)
+    path = checkpoint.locate(named)
+    config, _ = load_config(settings, base=checkpoint.load_settings(path))
+    ranks = distributed.start(config.trainer.device)
+    return Opened(config, ranks, lambda: load_detector(path, config, ranks), [_weights(path, config)])
+
+
+def _weights(path: Path, config: Config) -> Path:
+    """The file that `load_detector` reads."""
+    averaged = path / "ema.safetensors"
+    return averaged if config.eval.ema and averaged.exists() else path / "model.safetensors"
+
+
+def predict(images: Images, opened: Opened, journal: Journal, pictures: Path | None) -> None:
     """Detects on the images that the journal has no line of, and appends their lines.
 
     Args:
         images: all of them.
-        path: the checkpoint.
+        opened: the detector.
         journal: open.
         pictures: folder for overlay pictures; None = no pictures.
     """
+    config, ranks = opened.config, opened.ranks
     first = journal.done
     if first == len(images):
         return
     rest = images.since(first)
     pages = BareIndex(rest, config.data.limits, tolerate=True, refused=rest.refused)
-    model = load_detector(path, config, ranks)
+    model = opened.load()
     with progress("predicting") as bar, pixel_limit(config.data.limits.pixels):
         for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
             name, reason = rest.name(row), pages.bad.get(row)
@@ -119,18 +157,17 @@ def _draw(file: Path, name: str, found: Any, out: Path, config: Config) -> None:
     draw.save_image(target, draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name))
 
 
-def _state(path: Path, config: Config, device: str, images: Images, pictures: bool) -> dict[str, Any]:
+def _state(opened: Opened, images: Images, pictures: bool) -> dict[str, Any]:
     """What decides the results: weights (SHA-256), settings, images (their number and names), pictures."""
     names = hashlib.sha256()
     for name in images.names():
         names.update(os.fsencode(name) + b"\0")
-    weights = path / ("ema.safetensors" if config.eval.ema else "model.safetensors")
-    if not weights.exists():
-        weights = path / "model.safetensors"
-    with weights.open("rb") as file:
-        state = {"checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
-    state |= {"number of images": len(images), "names of images": names.hexdigest(), "--draw": pictures}
-    return state | {"device": device} | keys_and_values(config)
+    sums = []
+    for path in opened.files:
+        with path.open("rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    state = {"checkpoint": " ".join(sums), "number of images": len(images), "names of images": names.hexdigest()}
+    return state | {"--draw": pictures, "device": opened.ranks.device.type} | keys_and_values(opened.config)
 
 
 def _refuse_if_none_is_good(images: Images, config: Config) -> None:
@@ -145,7 +182,7 @@ def _parser() -> Parser:
         prog="python -m engine.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
-    parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint or ensemble.yaml")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--format", default="", help=f"also: {', '.join(FORMATS)}; several with commas")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the contest's table to this file")
@@ -174,23 +211,22 @@ def main(argv: list[str]) -> int:
     formats = _formats(args.format)
     settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
     paths = [item for item in args.paths if item not in settings]
-    path = checkpoint.locate(args.checkpoint)
-    config, _ = load_config(settings, base=checkpoint.load_settings(path))
     if not paths:
         raise UserError("PATH is missing: name images or folders")
+    opened = open_named(args.checkpoint, settings)
+    config = opened.config
     images = find_images(paths, args.follow_links)
     _refuse_if_none_is_good(images, config)
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    ranks, start = distributed.start(config.trainer.device), time.perf_counter()
-    state = _state(path, config, ranks.device.type, images, args.draw)
+    start = time.perf_counter()
     mode = "resume" if args.resume else "overwrite" if args.overwrite else "new"
-    journal = Journal(args.out, state, images.names(), config.eval.batch_size, mode)
+    journal = Journal(args.out, _state(opened, images, args.draw), images.names(), config.eval.batch_size, mode)
     before = journal.done
     try:
-        predict(images, path, config, ranks, journal, args.out if args.draw else None)
+        predict(images, opened, journal, args.out if args.draw else None)
         seconds = time.perf_counter() - start
         tally = _finish(images, journal.path, formats, args.csv)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from engine import predict
 from engine.detector import normalised, place
+from engine.ensemble import __main__ as ensemble
 from engine.predict import Detector
 from engine.results import LINES
 from pipelines import geometry
@@ -134,3 +135,23 @@ def test_threads_get_what_one_thread_gets(pages, detector):
         thread.join()
     assert len(found) == 4
     assert all(_same(a, b) for pages_of in found.values() for a, b in zip(pages_of, expected, strict=True))
+
+
+def test_an_ensemble_is_a_detector_and_predicts(trained, pages, tmp_path):
+    val = next((trained.parent / ".synthetic").rglob("*.json"))
+    made = [f"data.val={val}", "--flips", "h", "--scales", "1,1.5", "--out", str(tmp_path / "ensemble")]
+    assert ensemble.main([str(trained), *made, *MANY]) == 0
+    out, file = tmp_path / "out", tmp_path / "ensemble" / "ensemble.yaml"
+    command = [*map(str, pages), "--checkpoint", str(file), "--out", str(out), *MANY]
+    assert predict.main(command) == 0
+    lines = [json.loads(line) for line in (out / LINES).read_text().splitlines()]
+    both = Detector(file.parent, *MANY).detect_batch(pages)
+    plain = Detector(trained, *MANY).detect_batch(pages)
+    assert all(abs(a.scores[0] - b.scores[0]) > 1e-6 for a, b in zip(both, plain, strict=True)), "the views count"
+    for line, found in zip(lines, both, strict=True):
+        assert len(line["regions"]) == len(found.polygons) > 0
+        for region, polygon in zip(line["regions"], found.polygons, strict=True):
+            assert np.abs(np.array(region["points"]) - polygon).max() < 0.1
+    file.write_text(file.read_text().replace("flips: h", "flips: none"))
+    with pytest.raises(UserError, match="checkpoint"):  # another detector than the lines are from
+        predict.main([*command, "--resume"])
