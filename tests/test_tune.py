@@ -20,7 +20,7 @@ from bench import receipts
 from engine import checkpoint
 from engine.cleval import CLEval, evaluate_page
 from engine.config import PostConfig
-from engine.evaluate import sides
+from engine.evaluate import cleval_arguments
 from engine.lock import Lock
 from engine.maps import MapStore
 from engine.postprocess import detect
@@ -99,7 +99,7 @@ def test_the_shared_path_is_exact(real, protocol):
                 assert len(which) == len(page.polygons)
                 for a, b in zip((regions[row].polygons[i] for i in which), page.polygons, strict=True):
                     np.testing.assert_array_equal(a, b)
-                result = evaluate_page(*sides(page.polygons, row, pages, protocol))
+                result = evaluate_page(*cleval_arguments(page.polygons, row, pages, protocol))
                 assert counts[row].tolist() == list(result.counts.values())
                 kept += len(which)
     assert kept > 500, "nothing was compared"
@@ -113,7 +113,7 @@ def test_h_means_are_clevals(real, select):
     for row, page in enumerate(
         detect(store.maps(range(6)), store.matrices, store.sizes_wh, PostConfig(min_size_px=2.0))
     ):
-        metric.add(evaluate_page(*sides(page.polygons, row, pages, "contest")))
+        metric.add(evaluate_page(*cleval_arguments(page.polygons, row, pages, "contest")))
     key = "hmean" if select == "micro" else "hmean_macro"
     assert float(hmeans(counts, select)) == pytest.approx(metric.compute()[key], abs=1e-12)
     assert hmeans(np.zeros((0, 10)), select) == 0 and hmeans(np.zeros((4, 3, 10)), select).tolist() == [0.0] * 4

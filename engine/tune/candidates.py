@@ -70,7 +70,7 @@ class Finder:
         ]
 
     def _find_quads(self, post: PostConfig, maps: torch.Tensor) -> list[tuple]:
-        """(scores, short cleval_arguments, Rectangles) of every map, best first."""
+        """(scores, short sides, Rectangles) of every map, best first."""
         with torch.inference_mode():
             box, score, page, _ = find_boxes(
                 maps, post.bin_thresh, self.least.min_size_px, post.connectivity, post.score_mode
@@ -85,7 +85,7 @@ class Finder:
         return [(score[part], short[part], Rectangles(*(field[part] for field in box))) for part in parts]
 
     def _find_outlines(self, post: PostConfig, maps: torch.Tensor) -> list[tuple]:
-        """(scores, short cleval_arguments, outlines) of every map, best first."""
+        """(scores, short sides, outlines) of every map, best first."""
         masks = maps > post.bin_thresh
         labels = [None] * len(maps) if post.connectivity == 8 else label(masks, 4).numpy()
         rules = dataclasses.replace(post, min_size_px=self.least.min_size_px)
@@ -106,7 +106,7 @@ class Finder:
 
 
 def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(short cleval_arguments, corners in canvas pixels) after the growth."""
+    """(short sides, corners in canvas pixels) after the growth."""
     with torch.inference_mode():
         wide = box.grow(unclip_distance(box, unclip_ratio))
         return wide.short_side().numpy(), list(wide.corners().float().numpy())
