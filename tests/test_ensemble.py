@@ -164,7 +164,11 @@ def test_detections_of_a_run_with_itself_are_its_own(trained, tmp_path):
         ({"scales": [0.5]}, "1 must be among them"),
         ({"scales": [1, 1000]}, "0.25 to 4"),
         ({"scales": "big"}, "expected numbers"),
+        ({"flips": ["h"]}, "flips="),
+        ({"flips": {"h": 1}}, "flips="),
         ({"post": [1]}, "post must be settings"),
+        ({"post": {"bin_tresh": 0.2}}, r"ensemble.yaml: .*post.bin_tresh"),
+        ({"post": {"bin_thresh": "low"}}, r"ensemble.yaml: .*post.bin_thresh"),
         ({"members": [{"checkpoint": "x", "weight": 10**400}]}, "weight must be a number above 0"),
         ({"extra": 1}, "has no key extra"),
     ],
@@ -176,6 +180,31 @@ def test_an_ensemble_file_is_checked_field_by_field(trained, tmp_path, change, w
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(values | change))
     with pytest.raises(UserError, match=words):
         members.read(tmp_path)
+
+
+@pytest.mark.parametrize("canvas", ["large", [True, 32], [33, 32], [32, 32, 32], [1 << 40, 32], {}, None, [[32], 32]])
+def test_the_canvas_of_a_file_is_checked_as_eval_image_size(trained, tmp_path, canvas):
+    values = {"kind": "dbnet-ensemble", "version": 1, "members": [{"checkpoint": str(trained), "canvas": canvas}]}
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="ensemble.yaml: member 1: canvas must be"):
+        members.read(tmp_path)
+
+
+def test_settings_of_the_command_line_come_after_those_of_the_file(trained, tmp_path):
+    values = {"kind": "dbnet-ensemble", "version": 1, "post": {"bin_thresh": 0.2, "box_thresh": 0.6}}
+    values["members"] = [{"checkpoint": str(trained), "canvas": [64, 96]}]
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(values))
+    ensemble, config = load(tmp_path, start("auto"))
+    assert ensemble.canvas == (64, 96) and (config.post.bin_thresh, config.post.box_thresh) == (0.2, 0.6)
+    ensemble, config = load(tmp_path, start("auto"), ["eval.image_size=[128,128]", "post.box_thresh=0.1"])
+    assert ensemble.canvas == (128, 128) and (config.post.bin_thresh, config.post.box_thresh) == (0.2, 0.1)
+
+
+def test_a_run_folder_with_an_ensembles_file_in_it_stays_a_run(trained, tmp_path):
+    (tmp_path / "ensemble.yaml").write_text("kind: dbnet-ensemble")
+    assert members.is_ensemble(tmp_path) and members.is_ensemble(tmp_path / "ensemble.yaml")
+    (tmp_path / "checkpoints").mkdir()
+    assert not members.is_ensemble(tmp_path) and members.is_ensemble(tmp_path / "ensemble.yaml")
 
 
 def test_a_studys_best_three_finished_trials(trained, tmp_path):

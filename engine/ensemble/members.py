@@ -85,9 +85,10 @@ def best_trials(study: Path, top: int = TOP) -> list[Place]:
 
 def open_member(place: Place, settings: Sequence[str], ranks: Ranks) -> Member:
     """A member with its weights on the device; `settings` (key=value) override its own."""
-    config, _ = load_config(list(settings), base=checkpoint.load_settings(place.path))
+    own = from_dict(checkpoint.load_settings(place.path))
     if place.canvas:
-        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, image_size=list(place.canvas)))
+        own = dataclasses.replace(own, eval=dataclasses.replace(own.eval, image_size=list(place.canvas)))
+    config, _ = load_config(list(settings), base=to_dict(own))
     return Member(place.name, config, load_detector(place.path, config, ranks), place.weight)
 
 
@@ -122,9 +123,11 @@ def save(folder: Path, ensemble: Ensemble, places: Sequence[Place], config: Conf
 
 
 def is_ensemble(path: str | Path) -> bool:
-    """Whether a path means an ensemble's file, or the folder it lies in, and no checkpoint."""
+    """Whether a path means an ensemble's file, or the folder it lies in; a run folder or checkpoint stays one."""
     path = Path(path)
-    return (path.suffix in (".yaml", ".yml") and path.is_file()) or (path / FILE).is_file()
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return True
+    return (path / FILE).is_file() and not any((path / name).exists() for name in ("checkpoints", "manifest.json"))
 
 
 def read(path: str | Path) -> tuple[list[Place], str, tuple[float, ...], dict]:
@@ -146,6 +149,7 @@ def read(path: str | Path) -> tuple[list[Place], str, tuple[float, ...], dict]:
         post = values.get("post") or {}
         if not isinstance(post, dict) or not all(isinstance(key, str) for key in post):
             raise UserError("post must be settings and their values")
+        from_dict({"post": post})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return places, flips, scales, post
@@ -161,9 +165,11 @@ def _places(members: object, folder: Path) -> list[Place]:
             raise UserError(f"member {number}: expected checkpoint: PATH, and canvas and weight if any")
         if not _is_number(entry["weight"]) or not entry["weight"] > 0:
             raise UserError(f"member {number}: weight must be a number above 0")
-        canvas = entry["canvas"]  # its sides are checked as eval.image_size
-        if not isinstance(canvas, list) or not all(isinstance(side, int) for side in canvas):
-            raise UserError(f"member {number}: canvas must be [height, width]")
+        canvas = entry["canvas"]
+        try:
+            from_dict({"eval": {"image_size": canvas}})
+        except UserError as error:
+            raise UserError(f"member {number}: canvas must be [height, width] ({error})") from None
         path = checkpoint.locate(folder / entry["checkpoint"], key="member")
         places.append(Place(entry["checkpoint"], path, float(entry["weight"]), tuple(canvas)))
     return places
@@ -175,7 +181,7 @@ def check_views(flips: object, scales: object) -> tuple[str, tuple[float, ...]]:
     Raises:
         UserError: unknown flips, no numbers, beyond 0.25 to 4, twice the same, or 1 is missing.
     """
-    if flips not in FLIPS:
+    if not isinstance(flips, str) or flips not in FLIPS:
         raise UserError(f"flips={flips}: allowed is {', '.join(FLIPS)}")
     if not isinstance(scales, (list, tuple)) or not all(_is_number(scale) for scale in scales):
         raise UserError(f"scales={scales}: expected numbers, e.g. 0.8,1,1.25")
@@ -184,7 +190,7 @@ def check_views(flips: object, scales: object) -> tuple[str, tuple[float, ...]]:
         raise UserError(f"scales={scales}: each must be {LEAST_SCALE:g} to {MOST_SCALE:g}")
     if 1.0 not in numbers or len(set(numbers)) < len(numbers):
         raise UserError(f"scales={scales}: 1 must be among them, and none twice")
-    return str(flips), numbers
+    return flips, numbers
 
 
 def _is_number(value: object) -> bool:
