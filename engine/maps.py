@@ -17,7 +17,7 @@ from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch
 from pipelines.errors import UserError
 from pipelines.index import ConcatIndex
-from pipelines.loader import eval_loader
+from pipelines.loader import EvalLoader, eval_loader
 
 RAM_BYTES = 1 << 30  # 655 maps of 1280x1280, the contest's 404 validation pages among them; more go to a file
 
@@ -61,9 +61,26 @@ def prob_batches(
     if hasattr(forward, "prob_batches"):
         yield from forward.prob_batches(pages, config, ranks, fate, bad)
         return
-    loader = eval_loader(
+    with contextlib.closing(page_loader(pages, canvas_hw(config), config, ranks, fate, bad)) as loader:
+        for batch in loader:
+            image = batch.image.to(ranks.device, non_blocking=True)
+            if config.trainer.compile:
+                image = _filled(image, config.eval.batch_size)
+            yield batch, prob_maps(forward, image, config)[: len(batch.index)]
+
+
+def page_loader(
+    pages: ConcatIndex | BareIndex,
+    canvas: tuple[int, int],
+    config: Config,
+    ranks: Ranks,
+    fate: str = "",
+    bad: dict[int, str] | None = None,
+) -> EvalLoader:
+    """This rank's pages, letterboxed on a canvas (height, width); other arguments as for `prob_batches`. Close it."""
+    return eval_loader(
         pages,
-        image_size=canvas_hw(config),
+        image_size=canvas,
         batch_size=config.eval.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -75,14 +92,6 @@ def prob_batches(
         named=pages.bad,
         fate=fate,
     )
-    try:
-        for batch in loader:
-            image = batch.image.to(ranks.device, non_blocking=True)
-            if config.trainer.compile:
-                image = _filled(image, config.eval.batch_size)
-            yield batch, prob_maps(forward, image, config)[: len(batch.index)]
-    finally:
-        loader.close()
 
 
 def _filled(image: torch.Tensor, batch_size: int) -> torch.Tensor:

@@ -186,7 +186,7 @@ def test_an_ensemble_file_is_checked_field_by_field(trained, tmp_path, change, w
 def test_the_canvas_of_a_file_is_checked_as_eval_image_size(trained, tmp_path, canvas):
     values = {"kind": "dbnet-ensemble", "version": 1, "members": [{"checkpoint": str(trained), "canvas": canvas}]}
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match="ensemble.yaml: member 1: canvas must be"):
+    with pytest.raises(UserError, match=r"ensemble.yaml: member 1: canvas must be"):
         members.read(tmp_path)
 
 
@@ -311,6 +311,24 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     assert "the best member" in table and "flips h, scales 1,1.5" in table
     again = [line for line in table.splitlines() if line.startswith("mean of maps")]
     assert f"{result['rows'][3]['hmean']:.4f}" in again[0]
+
+
+def test_a_soup_is_judged_with_the_settings_it_is_written_with(trained, tmp_path, capsys):
+    """The second checkpoint alone has settings with which it finds anything, as a tuned one may."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, symlinks=True)
+    first, second = sorted((run / "checkpoints").glob("step_*"))
+    for path, post in ((first, {"box_thresh": 1.0}), (second, {"bin_thresh": 0.05, "box_thresh": 0.0})):
+        values = checkpoint.load_settings(path)
+        checkpoint.replace_settings(path, yaml.safe_dump(values | {"post": values["post"] | post}))
+    val = f"data.val={_val(trained)}"
+    out = tmp_path / "out"
+    assert main([str(first), str(second), val, "--soup", "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rows"][1]["hmean"] > result["rows"][0]["hmean"] == 0 and result["rows"][-1]["kind"] == "soup"
+    assert evaluate.main([f"checkpoint={out / 'soup'}", val]) == 0
+    assert json.loads(capsys.readouterr().out)["hmean"] == pytest.approx(result["rows"][-1]["hmean"], abs=1e-12)
+    assert result["rows"][-1]["hmean"] > 0
 
 
 @pytest.mark.parametrize(

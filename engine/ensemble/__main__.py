@@ -29,6 +29,7 @@ from engine.ensemble.members import Place
 from engine.evaluate import load_detector
 from engine.model import build_model
 from engine.precise_bn import estimate, trained_norms
+from engine.runlog import write_text
 from engine.say import optional
 from engine.scoring import worker_pool
 from pipelines.bars import progress
@@ -139,16 +140,20 @@ def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tenso
 def cook(
     work: Work, tensors: list[dict[str, torch.Tensor]], judged: list[Judged], select: ConcatIndex | None, batches: int
 ) -> tuple[soup.Soup, Judged]:
-    """The soup, chosen on `select` (None: on the pages of the report), and how it does on those."""
-    every = work.ensemble.members
-    chosen_on, config = select or work.pages, every[0].config
+    """The soup, chosen on `select` (None: on the pages of the report), and how it does on those.
+
+    It has the settings of its best ingredient, which are also written with it: members may be tuned differently.
+    """
+    every, chosen_on = work.ensemble.members, select or work.pages
     known = [item for item in judged if item.kind == "member"]
     if select is not None:
         known = [work.judge(member.name, "member", member.forward, select, member.config) for member in every]
+    best = soup.ranking(known)[0]
+    config, source = every[best].config, work.places[best].path
 
     def model_of(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-        model = load_detector(work.places[0].path, config, work.ranks)
-        checkpoint.load_model(model, weights, work.places[0].path)
+        model = load_detector(source, config, work.ranks)
+        checkpoint.load_model(model, weights, source)
         return model
 
     def finish(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -231,7 +236,7 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
             first = ensemble.members[made.ingredients[0]].config
             path = soup.write(args.out / "soup", made, [place.path for place in places], first)
             result["soup"]["checkpoint"] = str(path)
-        (args.out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_text(args.out / "report.json", json.dumps(result, indent=1) + "\n")
         title = f"{len(pages)} pages, CLEval {config.eval.protocol}, H-mean {config.eval.select}"
         with optional(args.out / "ensemble.png"):
             figure.draw(args.out / "ensemble.png", result["rows"], title)

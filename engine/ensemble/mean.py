@@ -20,13 +20,12 @@ import torch.nn.functional as F
 
 from engine.config import Config
 from engine.distributed import Ranks
-from engine.maps import prob_maps
+from engine.maps import canvas_hw, page_loader, prob_maps
 from engine.settings import SIZE_MULTIPLE
 from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch
 from pipelines.geometry import ANTIALIAS, compose, invert, scaling
 from pipelines.index import ConcatIndex
-from pipelines.loader import eval_loader
 
 FLIPS = {"none": ((),), "h": ((), (-1,)), "v": ((), (-2,)), "hv": ((), (-1,), (-2,), (-1, -2))}  # axes of each view
 Canvas = tuple[int, int]  # height, width in pixels
@@ -44,8 +43,7 @@ class Member:
     @property
     def canvas(self) -> Canvas:
         """Height and width of the canvas it is judged on."""
-        height, width = self.config.eval.image_size or self.config.data.image_size
-        return height, width
+        return canvas_hw(self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Ensemble:
         canvases = self.canvases
         with contextlib.ExitStack() as open_:
             loaders = [
-                open_.enter_context(contextlib.closing(_loader(pages, canvas, config, ranks, fate, bad)))
+                open_.enter_context(contextlib.closing(page_loader(pages, canvas, config, ranks, fate, bad)))
                 for canvas in canvases
             ]
             for batches in zip(*loaders, strict=True):
@@ -159,20 +157,3 @@ def onto(maps: torch.Tensor, to_view: np.ndarray, canvas: Canvas) -> torch.Tenso
     # border: within half a pixel of the canvas' edge a text keeps its value; past the edge there is none
     found = F.grid_sample(maps[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
     return found * (grid.abs() <= 1 + 1e-6).all(-1)
-
-
-def _loader(pages, canvas: Canvas, config: Config, ranks: Ranks, fate: str, bad: dict[int, str] | None):
-    return eval_loader(
-        pages,
-        image_size=canvas,
-        batch_size=config.eval.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        hw_decoder_load=config.data.hw_decoder_load,
-        bad=bad,
-        named=pages.bad,
-        fate=fate,
-    )

@@ -13,7 +13,6 @@ post: {bin_thresh: 0.3}     settings of the mean map's regions; those left out a
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from engine.config import Config, from_dict, load_config, to_dict
 from engine.distributed import Ranks
 from engine.ensemble.mean import FLIPS, Ensemble, Member
 from engine.evaluate import load_detector
+from engine.runlog import write_text
 from engine.search import ledger
 from pipelines.errors import UserError
 
@@ -116,9 +116,7 @@ def save(folder: Path, ensemble: Ensemble, places: Sequence[Place], config: Conf
     ]
     values = {"kind": KIND, "version": VERSION, "members": members, "flips": ensemble.flips}
     values |= {"scales": list(ensemble.scales), "post": to_dict(config.post)}
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-    temporary.replace(folder / FILE)
+    write_text(folder / FILE, yaml.safe_dump(values, sort_keys=False))
     return folder / FILE
 
 

@@ -64,6 +64,11 @@ def mean(tensors: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     }
 
 
+def ranking(members: Sequence[Judged]) -> list[int]:
+    """Positions of the members, best score first; the first of equals."""
+    return sorted(range(len(members)), key=lambda i: -members[i].scores["score"])
+
+
 def greedy(
     tensors: Sequence[dict[str, torch.Tensor]],
     members: Sequence[Judged],
@@ -78,10 +83,9 @@ def greedy(
         finish: weights as averaged -> as used (BatchNorm statistics estimated anew), not called for one alone.
         judge: weights -> judged on the same pages.
     """
-    order = sorted(range(len(members)), key=lambda i: -members[i].scores["score"])  # stable: the first of equals
-    best = order[0]
+    best, *others = ranking(members)
     soup = Soup([best], dict(tensors[best]), members[best])
-    for candidate in order[1:]:
+    for candidate in others:
         mixed = finish(mean([tensors[i] for i in [*soup.ingredients, candidate]]))
         judged = judge(mixed)
         if judged.scores["score"] >= soup.judged.scores["score"]:
