@@ -18,20 +18,22 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine import cli
-from engine.config import Config, load_config
+from engine.config import Config, EvalConfig, load_config
 from engine.reading import json_object
+from engine.runlog import write_text
 from engine.search.executors import Attempt, Exit
 from engine.search.executors.local import LocalExecutor, visible_gpus
 from engine.search.fence import read_json, side_file
-from engine.search.ledger import take_lock
+from engine.search.ledger import LOCK, take_lock
 from engine.search.trials import Tail
+from engine.significance import counts_of, groups_of, standard_error, without_each
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
-from pipelines.index import open_index
+from pipelines.index import ConcatIndex, open_index
 from pipelines.split import fold_folders, split
 
 OWN = ("data.train", "data.val", "data.test", "name", "run_root", "resume")  # settings that each fold gets from here
@@ -59,18 +61,42 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, args.settings
 
 
-def prepare(args: argparse.Namespace, settings: Sequence[str], config: Config) -> Path:
-    """The folder of the folds, split, and sure to be of this command; made on the first call.
+@contextlib.contextmanager
+def claimed(args: argparse.Namespace, settings: Sequence[str], config: Config) -> Iterator[Path]:
+    """The folder of the folds, made on the first call, split, and held by this process inside the context.
 
     Raises:
-        UserError: no training pages, several sources, or the folder is of another command.
+        UserError: no training pages, several sources, the folder is of another command, or another process has it.
     """
     if len(config.data.train) != 1:
         raise UserError("data.train=SOURCE: engine.folds splits one source of pages")
     out = args.out or Path(config.run_root) / (config.name or "folds")
-    kept = [item for item in settings if item.partition("=")[0] not in ("data.val", "data.test", "run_root", "name")]
-    command = {"folds": args.folds, "seed": args.seed, "settings": kept}
-    told = out / "folds.json"
+    told, command = out / "folds.json", _command(args, settings)
+    _refuse_other(out, told, command)
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, take_lock(out))
+        _refuse_other(out, told, command)  # again under the lock: another may have been quicker
+        if not told.exists() or len(fold_folders(out / "split")) != args.folds:
+            with contextlib.ExitStack() as forget:
+                forget.callback(told.unlink)  # a command that cannot be is not kept
+                write_text(told, json.dumps(command) + "\n")
+                limits = config.data.limits
+                index = open_index(config.data.train[0], config.data.format, Path(config.run_root) / ".index", limits)
+                with progress("looking for copies") as count:
+                    split(index, out / "split", args.folds, args.seed, limits=limits, progress=count)
+                forget.pop_all()
+        yield out
+
+
+def _command(args: argparse.Namespace, settings: Sequence[str]) -> dict:
+    """What decides the folds and their trainings."""
+    other = ("data.val", "data.test", "run_root", "name")
+    kept = [item for item in settings if item.partition("=")[0] not in other]
+    return {"folds": args.folds, "seed": args.seed, "settings": kept}
+
+
+def _refuse_other(out: Path, told: Path, command: dict) -> None:
     if told.exists():
         try:
             before = json_object(told)
@@ -82,18 +108,8 @@ def prepare(args: argparse.Namespace, settings: Sequence[str], config: Config) -
                 f"{out}: holds folds of another command (--folds {before.get('folds')} --seed {before.get('seed')} "
                 f"{was}); repeat it to go on, or name another --out"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise UserError(f"{out}: exists and holds no folds; name another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".folds.json.{os.getpid()}"
-    temporary.write_text(json.dumps(command) + "\n")
-    temporary.replace(told)
-    if len(fold_folders(out / "split")) != args.folds:
-        limits = config.data.limits
-        index = open_index(config.data.train[0], config.data.format, Path(config.run_root) / ".index", limits)
-        with progress("looking for copies") as count:
-            split(index, out / "split", args.folds, args.seed, limits=limits, progress=count)
-    return out
 
 
 def fold_settings(settings: Sequence[str], out: Path, fold: int) -> list[str]:
@@ -166,7 +182,7 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
     Returns:
         folds: scores of each on its own validation pages; out_of_fold: of all pages together (counts summed), `spread`
         the standard deviation over folds and `standard_error` the jackknife's over pages; test: rows of the models and
-        their mean on data.test (or data.val), where given.
+        their mean on data.test (or data.val), where given. All as eval.select says.
     """
     import torch  # here: the driver holds no device while the folds train
 
@@ -195,43 +211,52 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
 
             return compare.judge(name, kind, forward, pages, own, ranks, pool, tell)
 
-        for fold, member in enumerate(ensemble.members):
-            pages = open_pages(config, [str(out / "split" / f"fold_{fold}" / "val")], ranks)
+        parts = [open_pages(config, [str(out / "split" / f"fold_{k}" / "val")], ranks) for k in range(args.folds)]
+        for member, pages in zip(ensemble.members, parts, strict=True):
             judged.append(judge(member.name, "member", member.forward, pages, member.config))
-        result = {"folds": [_scores(item) for item in judged], "out_of_fold": _pooled(judged, config)}
+        result = {"folds": [_scores(item, config.eval.select) for item in judged]}
+        result["out_of_fold"] = _pooled(
+            judged, config.eval, groups_of(ConcatIndex([part for pages in parts for part in pages.parts]), config)
+        )
         held_out = config.data.test or config.data.val
         if held_out:
             pages = open_pages(config, held_out, ranks, "test" if config.data.test else "val")
             rows = [judge(m.name, "member", m.forward, pages, m.config) for m in ensemble.members]
             rows.append(judge(f"mean of {args.folds} maps", "ensemble", ensemble, pages, joint))
-            result["test"] = {"pages": len(pages), "rows": compare.rows(rows, config.eval.select)}
+            result["test"] = {
+                "pages": len(pages),
+                "rows": compare.rows(rows, config.eval.select, groups_of(pages, config)),
+            }
     result["checkpoint"] = args.checkpoint
     result["ensemble"] = str(members.save(out, ensemble, places, joint))
-    (out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _scores(judged) -> dict:
-    names = ("hmean", "precision", "recall", "hmean_macro", "score")
-    return {"pages": len(judged.pages), **{name: judged.scores[name] for name in names}}
+def _scores(judged, select: str) -> dict:
+    return {"pages": len(judged.pages), **_chosen(judged.scores, select), "score": judged.scores["score"]}
 
 
-def _pooled(judged: Sequence, config: Config) -> dict:
-    """Scores of all out-of-fold pages, each judged by the model that has not seen it."""
+def _chosen(scores: dict, select: str) -> dict:
+    """H-mean, precision and recall that eval.select names."""
+    ending = "" if select == "micro" else "_macro"
+    return {name: scores[name + ending] for name in ("hmean", "precision", "recall")}
+
+
+def _pooled(judged: Sequence, rules: EvalConfig, groups) -> dict:
+    """Scores of all out-of-fold pages, each judged by the model that has not seen it; groups: copies together."""
     from engine.cleval import CLEval
-    from engine.ensemble.compare import standard_error
 
-    metric = CLEval(config.eval.protocol)
+    metric = CLEval(rules.protocol)
     pages = [page for item in judged for page in item.pages]
     for page in pages:
         metric.add(page)
-    scores = {name: value for name, value in metric.compute().items() if name.startswith(("hmean", "prec", "recall"))}
-    spread = statistics.stdev(item.scores["score"] for item in judged)
+    without = without_each(counts_of(pages), rules.select, groups)
     return {
         "pages": len(pages),
-        **scores,
-        "spread": spread,
-        "standard_error": standard_error(pages, config.eval.select),
+        **_chosen(metric.compute(), rules.select),
+        "spread": statistics.stdev(item.scores["score"] for item in judged),
+        "standard_error": standard_error(without),
     }
 
 
@@ -261,13 +286,9 @@ def main(argv: list[str]) -> int:
     if args.folds < 2 or args.agents < 1:
         raise UserError("--folds must be at least 2 and --agents at least 1")
     config, _ = load_config(settings)
-    out = prepare(args, settings, config)
-    lock = take_lock(out)
-    try:
+    with claimed(args, settings, config) as out:
         train_all(settings, out, args.folds, args.agents, config)
         result = report(args, settings, out, config)
-    finally:
-        os.close(lock)
     if args.checkpoint == "best":
         print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
     print(json.dumps(result) if args.json else describe(result, out), flush=True)

@@ -313,6 +313,20 @@ def test_the_command_from_end_to_end(trained, tmp_path, capsys):
     assert f"{result['rows'][3]['hmean']:.4f}" in again[0]
 
 
+def test_members_of_other_protocols_are_judged_by_the_same(trained, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other, symlinks=True)
+    path = checkpoint.locate(other)
+    values = checkpoint.load_settings(path)
+    changed = {"protocol": "contest", "select": "macro"}
+    checkpoint.replace_settings(path, yaml.safe_dump(values | {"eval": values["eval"] | changed}))
+    loose = ["post.bin_thresh=0.05", "post.box_thresh=0"]
+    assert main([str(trained), str(other), f"data.val={_val(trained)}", *loose, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["protocol"] == "official" and result["rows"][0]["hmean"] > 0
+    assert result["rows"][0]["hmean"] == result["rows"][1]["hmean"] == result["rows"][2]["hmean"]
+
+
 def test_a_soup_is_judged_with_the_settings_it_is_written_with(trained, tmp_path, capsys):
     """The second checkpoint alone has settings with which it finds anything, as a tuned one may."""
     run = tmp_path / "run"

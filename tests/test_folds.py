@@ -73,7 +73,8 @@ def test_each_page_is_judged_by_the_model_that_has_not_seen_it(trained, source, 
     """Folds that are finished already (copies of a run) are judged, pooled and joined."""
     settings = _settings(source, tmp_path)
     args, given = folds.parse([*settings, "--folds", "2", "--out", str(tmp_path / "out")])
-    out = folds.prepare(args, given, load_config(given)[0])
+    with folds.claimed(args, given, load_config(given)[0]) as out:
+        pass
     for fold in range(2):
         shutil.copytree(trained, folds.run_folder(out, fold), symlinks=True)
         side_file(folds.run_folder(out, fold), "exit").write_text('{"code": 0}')
@@ -113,16 +114,22 @@ def test_a_folder_of_another_command_is_refused(source, tmp_path):
 
     def prepare(*more):
         args, given = folds.parse([*settings, "--folds", "2", "--out", str(tmp_path / "out"), *more])
-        return folds.prepare(args, given, load_config(given)[0])
+        with folds.claimed(args, given, load_config(given)[0]) as out:
+            return out
 
-    assert prepare() == prepare(), "the same command goes on"
+    with pytest.raises(UserError, match="--folds 99: there are 8 different pages"):
+        prepare("--folds", "99")
+    assert prepare() == prepare(), "what cannot be is not kept; the same command goes on"
+    args, given = folds.parse([*settings, "--folds", "2", "--out", str(tmp_path / "out")])
+    with folds.claimed(args, given, load_config(given)[0]), pytest.raises(UserError, match="already"):
+        prepare()
     for other in (("--folds", "3"), ("--seed", "1"), ("seed=5",)):
         with pytest.raises(UserError, match="holds folds of another command"):
             prepare(*other)
     with pytest.raises(UserError, match="holds no folds"):
         prepare("--out", str(source.parent))
     with pytest.raises(UserError, match="splits one source"):
-        folds.prepare(*folds.parse(["preset=demo"]), load_config(["preset=demo"])[0])
+        prepare("data.train=[]")
     with pytest.raises(UserError, match="at least 2"):
         folds.main([*settings, "--folds", "1"])
 

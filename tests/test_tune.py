@@ -15,21 +15,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from PIL import Image
 
 from bench import receipts
 from engine import checkpoint
 from engine.cleval import CLEval, evaluate_page
-from engine.config import PostConfig
+from engine.config import PostConfig, load_config
 from engine.evaluate import cleval_arguments
 from engine.lock import Lock
 from engine.maps import MapStore
 from engine.postprocess import detect
+from engine.significance import groups_of, hmeans
 from engine.tune import __main__ as tune
 from engine.tune import record
 from engine.tune.candidates import FILTERS
-from engine.tune.folds import deal, gain_of, groups_of
-from engine.tune.scores import Judge, hmeans
+from engine.tune.folds import deal, gain_of
+from engine.tune.scores import Judge
 from engine.tune.search import Found, Search, grid, growth_of, least_filters, options, space, study_of
+from pipelines.bare_index import BareIndex
 from pipelines.errors import UserError
 
 HEIGHT, WIDTH = 640, 640  # of a receipt's upper half: 90 ms instead of 200 a growth of polygons
@@ -108,7 +111,9 @@ def test_the_shared_path_is_exact(real, protocol):
 @pytest.mark.parametrize("select", ["micro", "macro"])
 def test_h_means_are_clevals(real, select):
     store, pages = real
-    counts = Judge(store, pages, "contest", least_filters(PostConfig())).exact(PostConfig(min_size_px=2.0))
+    counts = Judge(store, pages, "contest", least_filters(PostConfig())).exact(
+        PostConfig(min_size_px=2.0), np.arange(6)
+    )
     metric = CLEval("contest")
     for row, page in enumerate(
         detect(store.maps(range(6)), store.matrices, store.sizes_wh, PostConfig(min_size_px=2.0))
@@ -150,15 +155,20 @@ def test_the_standard_error_is_that_of_a_mean():
     assert doubled.standard_error == pytest.approx(gain.standard_error), "a copy is no new page"
 
 
-def test_copies_of_a_page_share_a_fold():
-    with MapStore(7, (4, 8)) as store:
-        store.bytes[:] = np.arange(7, dtype=np.uint8)[:, None, None]
-        store.bytes[5] = store.bytes[1]
-        groups = groups_of(store)
-        assert groups.tolist() == [0, 1, 2, 3, 4, 1, 5]
-        assert deal(groups, 3).tolist() == [0, 1, 2, 0, 1, 1, 2]
-        with pytest.raises(UserError, match=r"--folds 7: data\.val has 6 different pages"):
-            deal(groups, 7)
+def test_copies_of_a_page_share_a_fold(tmp_path):
+    """Also a copy that was saved anew: another file, nearly the same picture."""
+    config, _ = load_config(["preset=demo"])
+    rng = np.random.default_rng(0)
+    for row in range(6):
+        Image.fromarray(rng.integers(0, 255, (32, 24), np.uint8)).resize((240, 320)).save(tmp_path / f"{row}.png")
+    with Image.open(tmp_path / "1.png") as picture:
+        picture.resize((180, 240)).save(tmp_path / "5b.jpg", quality=60)
+    pages = BareIndex(sorted(tmp_path.iterdir()))
+    groups = groups_of(pages, config)
+    assert groups.tolist() == [0, 1, 2, 3, 4, 5, 1]
+    assert deal(groups, 3).tolist() == [0, 1, 2, 0, 1, 2, 1]
+    with pytest.raises(UserError, match=r"--folds 7: data\.val has 6 different pages"):
+        deal(groups, 7)
 
 
 def test_what_is_tried_has_the_start_in_it():
@@ -185,10 +195,10 @@ def test_the_search_finds_settings_that_each_set_decides_alone(real, monkeypatch
     for these in (pages, Other()):
         judge = Judge(store, these, "contest", least_filters(start))
         results.append(Search(judge, start, "micro", [first, rest], 2).run())
-        before = float(hmeans(judge.exact(start)[:3], "micro"))
+        before = float(hmeans(judge.exact(start, np.arange(3)), "micro"))
         found = results[-1][0].ranked[0]
         assert found.score > before + 0.01 and results[-1][0].tried > 200
-        assert float(hmeans(judge.exact(found.post)[:3], "micro")) == pytest.approx(found.score, abs=1e-12)
+        assert float(hmeans(judge.exact(found.post, np.arange(3)), "micro")) == pytest.approx(found.score, abs=1e-12)
     assert results[0][0].ranked == results[1][0].ranked and results[0][1].ranked != results[1][1].ranked
 
 

@@ -32,6 +32,7 @@ from engine.precise_bn import estimate, trained_norms
 from engine.runlog import write_text
 from engine.say import optional
 from engine.scoring import worker_pool
+from engine.significance import groups_of
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
 from pipelines.index import ConcatIndex
@@ -192,7 +193,7 @@ def _without_start(config: Config) -> Config:
 
 
 def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:
-    """Judges everything, writes what --out asks for, and returns the result as plain values."""
+    """Judges everything, writes what --out asks for, and returns the result as plain values; {} above rank 0."""
     ensemble, config, places = open_all(args, paths, settings, ranks)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
@@ -208,29 +209,35 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
         done = [0]
 
-        def judge_one(name, kind, forward, pages, config) -> Judged:
+        def like(own: Config) -> Config:  # one protocol for all, whatever each was trained with
+            same = {"protocol": config.eval.protocol, "select": config.eval.select}
+            return dataclasses.replace(own, eval=dataclasses.replace(own.eval, **same))
+
+        def judge_one(name, kind, forward, pages, own) -> Judged:
             def tell(count: int) -> None:
                 done[0] += count
                 bar(done[0], None)
 
-            return judge(name, kind, forward, pages, config, ranks, pool, tell)
+            return judge(name, kind, forward, pages, like(own), ranks, pool, tell)
 
         work = Work(ensemble, config, places, pages, ranks, judge_one)
         judged, made = compare_all(work), None
         if args.soup:
             made, shown = cook(work, tensors, judged, select, args.bn_batches)
             judged.append(shown)
+    if not ranks.main:
+        return {}
     result = {
         "pages": len(pages),
         "protocol": config.eval.protocol,
         "select": config.eval.select,
         "canvas": list(ensemble.canvas),
-        "rows": compare.rows(judged, config.eval.select),
+        "rows": compare.rows(judged, config.eval.select, groups_of(pages, config)),
     }
     if made is not None:
         names = [ensemble.members[i].name for i in made.ingredients]
         result["soup"] = {"ingredients": names, "chosen_on": args.select or config.data.val, "bn": args.bn_batches}
-    if args.out is not None and ranks.main:
+    if args.out is not None:
         result["ensemble"] = str(members.save(args.out, ensemble, places, config))
         if made is not None:
             first = ensemble.members[made.ingredients[0]].config

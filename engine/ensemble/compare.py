@@ -1,12 +1,6 @@
 """Detectors judged on the same pages by the same protocol, and whether one is better than another beyond chance.
 
-The standard error of a difference is the jackknife's over pages, in pairs: with D(i) the difference of the two H-means
-without page i, and M the mean of all n of them,
-
-    se = sqrt((n - 1) / n * sum (D(i) - M)^2)
-
-Texts of one page are easy or hard together, and both detectors see the same pages: so pages are what is left out, and
-what they have in common cancels. Source: Efron & Stein 1981, "The jackknife estimate of variance".
+The standard error of a difference is the jackknife's over pages, in pairs: see `engine.significance`.
 """
 
 import contextlib
@@ -25,10 +19,10 @@ from engine.ensemble.mean import Ensemble
 from engine.evaluate import cleval_arguments, detect_pages
 from engine.maps import prob_batches
 from engine.scoring import score_in_order
+from engine.significance import SURE, counts_of, hmeans, standard_error, without_each
 from pipelines.errors import printable
 from pipelines.index import ConcatIndex
 
-WITHIN_NOISE = 2.0  # standard errors: a difference this small shows in one of 20 pairs that do not differ
 Tell = Callable[[int], None]
 
 
@@ -92,58 +86,36 @@ def judge(
     return Judged(name, kind, results, scores, max(part[0] for part in gathered))
 
 
-def difference(ours: Sequence[PageResult], theirs: Sequence[PageResult], select: str) -> tuple[float, float | None]:
+def difference(
+    ours: Sequence[PageResult], theirs: Sequence[PageResult], select: str, groups: np.ndarray | None = None
+) -> tuple[float, float | None]:
     """H-mean of one detector minus another's on the same pages, and the standard error of that.
 
     Args:
         ours, theirs: N pages each, in the same order.
         select: micro (of all texts) or macro (mean over pages), as eval.select.
+        groups: (N,), copies of a page together; None: no page is another's copy.
 
     Returns:
-        difference and standard error, None for a single page.
+        difference and standard error, None where there are no two different pages.
     """
     assert len(ours) == len(theirs)
-    statistic = _micro if select == "micro" else _macro
-    return float((statistic(ours) - statistic(theirs))[0]), _jackknife(statistic(ours, True) - statistic(theirs, True))
-
-
-def standard_error(pages: Sequence[PageResult], select: str) -> float | None:
-    """The jackknife's standard error of an H-mean over pages; None for a single page."""
-    return _jackknife((_micro if select == "micro" else _macro)(pages, True))
-
-
-def _jackknife(without: np.ndarray) -> float | None:
-    """Standard error of a statistic from its values (n,) without each of n pages."""
-    n = len(without)
-    return float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())) if n > 1 else None
-
-
-def _micro(pages: Sequence[PageResult], leave_out: bool = False) -> np.ndarray:
-    """(1,) H-mean of the summed counts, or (N,) without each page: `engine.cleval`'s formula for many sums at once."""
-    names = ("chars_hit", "chars_gt", "chars_pred", "penalty_recall", "penalty_precision")
-    counts = np.array([[page.counts[name] for name in names] for page in pages], np.float64)
-    total = counts.sum(0, keepdims=True)
-    hit, gt, pred, recall_penalty, precision_penalty = (total - counts if leave_out else total).T
-    recall = np.maximum(0, hit - recall_penalty) / np.maximum(gt, 1)
-    precision = np.maximum(0, hit - precision_penalty) / np.maximum(pred, 1)
-    both = recall + precision
-    return 2 * recall * precision / np.where(both > 0, both, 1)
-
-
-def _macro(pages: Sequence[PageResult], leave_out: bool = False) -> np.ndarray:
-    values = np.array([page.hmean for page in pages])
-    return (values.sum() - values) / max(len(values) - 1, 1) if leave_out else values.mean(keepdims=True)
+    one, other = counts_of(ours), counts_of(theirs)
+    error = standard_error(without_each(one, select, groups) - without_each(other, select, groups))
+    return float(hmeans(one, select) - hmeans(other, select)), error
 
 
 def verdict(gain: float, error: float | None) -> str:
     """gain, loss, or noise where the difference is within two standard errors of 0 (or there is no error to tell)."""
-    if error is None or abs(gain) <= WITHIN_NOISE * error:
+    if error is None or abs(gain) <= SURE * error:
         return "noise"
     return "gain" if gain > 0 else "loss"
 
 
-def rows(judged: Sequence[Judged], select: str) -> list[dict]:
+def rows(judged: Sequence[Judged], select: str, groups: np.ndarray | None = None) -> list[dict]:
     """The table as plain values: every row beside the best member.
+
+    Args: as for `difference`.
 
     Returns:
         per row name, kind, hmean, precision, recall (by eval.select), images_per_second, difference to the best member,
@@ -158,7 +130,7 @@ def rows(judged: Sequence[Judged], select: str) -> list[dict]:
         own |= {"images_per_second": item.images_per_second, "difference": None, "standard_error": None}
         own |= {"verdict": None}
         if item is not best:
-            gain, error = difference(item.pages, best.pages, select)
+            gain, error = difference(item.pages, best.pages, select, groups)
             own |= {"difference": gain, "standard_error": error, "verdict": verdict(gain, error)}
         table.append(own)
     return table

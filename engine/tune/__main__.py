@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,21 +23,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import cli, distributed
+from engine import checkpoint, cli, distributed
 from engine.cleval import evaluate_page
-from engine.config import Config, PostConfig
+from engine.config import Config, PostConfig, from_dict
 from engine.data import open_pages
 from engine.distributed import Ranks
 from engine.evaluate import checkpoint_settings, cleval_arguments, load_detector
-from engine.maps import prob_batches, store_maps
+from engine.maps import MapStore, canvas_hw, prob_batches, store_maps
 from engine.postprocess import detect
 from engine.say import reason, warn
+from engine.significance import SURE, groups_of, hmeans
 from engine.tune import figure, record
-from engine.tune.folds import SURE, Gain, deal, gain_of, groups_of
-from engine.tune.scores import Judge, hmeans
+from engine.tune.folds import Gain, deal, gain_of
+from engine.tune.scores import Judge
 from engine.tune.search import Found, Search, least_filters, slices
 from pipelines.bars import progress
-from pipelines.errors import Parser, UserError
+from pipelines.errors import Parser, UserError, printable
 from pipelines.index import ConcatIndex
 
 SHOWN = 5  # settings in the table
@@ -65,33 +65,34 @@ class Tuned:
 
 
 def tune(
-    store: Any, pages: ConcatIndex, config: Config, trials: int, folds: int,
+    store: MapStore, pages: ConcatIndex, groups: np.ndarray, config: Config, trials: int, folds: int,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuned:  # fmt: skip
     """Searches on stored maps, with all pages and without each fold; no file is touched.
 
     Args:
-        store: maps of the pages. config: eval and post settings, the latter where it starts.
+        store: maps of the pages. groups: (N,), copies of a page together.
+        config: eval and post settings, the latter where it starts.
         trials, folds: see the command. tell: called after every growth that was looked at.
 
     Raises:
         UserError: too few pages for the folds.
     """
     start, select = config.post, config.eval.select
-    groups = groups_of(store)
-    fold = deal(groups, folds)
+    fold, every = deal(groups, folds), np.arange(len(store))
     judge = Judge(store, pages, config.eval.protocol, least_filters(start))
     sets = [np.ones(len(store), bool), *(fold != k for k in range(folds))]
     searched = Search(judge, start, select, sets, trials, tell).run()
-    before, chosen = judge.exact(start), np.zeros((len(store), 10), np.int64)
+    before = judge.exact(start, every)
+    chosen = np.zeros_like(before)
     for k, found in enumerate(searched[1:]):
-        chosen[fold == k] = judge.exact(found.ranked[0].post)[fold == k]
+        chosen[fold == k] = judge.exact(found.ranked[0].post, every[fold == k])
     best = searched[0].ranked[0].post
     return Tuned(
         start, searched[0].ranked, [one.ranked[0].post for one in searched[1:]],
         gain_of(before, chosen, groups, select), sum(one.tried for one in searched),
         list(slices(judge, best, start, select)), int(groups.max()) + 1,
-        (float(hmeans(before, select)), float(hmeans(judge.exact(best), select))),
+        (float(hmeans(before, select)), float(hmeans(judge.exact(best, every), select))),
     )  # fmt: skip
 
 
@@ -197,12 +198,17 @@ def main(argv: list[str]) -> int:
             pass
     tuned, real, seconds = _work(config, path, args.trials, args.folds)
     better, words = verdict(tuned, real)
-    result = as_json(tuned, real, config, path, words) | {"seconds": seconds}
-    result["applied"] = better and not args.no_write
-    print(json.dumps(result) if args.json else table(tuned, real, words))
-    sys.stdout.flush()  # the result is not lost by what cannot be written
+    result = as_json(tuned, real, config, path, words) | {"seconds": seconds, "applied": False}
+    try:
+        if better and not args.no_write:
+            record.apply(path, tuned.best, result | {"applied": True})
+            result["applied"] = True
+    finally:  # the result is not lost by what cannot be written
+        print(json.dumps(result) if args.json else table(tuned, real, words), flush=True)
+    if result["applied"]:
+        _say_written(config, path, quiet=args.json)
     if not args.no_write:
-        _write(tuned, result, path, quiet=args.json)
+        _draw(tuned, path, quiet=args.json)
     return 0
 
 
@@ -211,12 +217,14 @@ def _work(config: Config, path: Path, trials: int, folds: int) -> tuple[Tuned, t
         torch.set_num_threads(config.trainer.threads)
     ranks = distributed.start(config.trainer.device)
     pages = open_pages(config, config.data.val, ranks)
+    groups = groups_of(pages, config)
+    deal(groups, folds)  # too few pages are said before the work
     model = load_detector(path, config, ranks)
     seconds: dict[str, float] = {}
     with _timed(seconds, "maps"), progress("maps") as tell:
         store = store_maps(model, pages, config, ranks, tell)
     with store, _timed(seconds, "search"), progress("settings") as tell:
-        tuned = tune(store, pages, config, trials, folds, tell)
+        tuned = tune(store, pages, groups, config, trials, folds, tell)
     with _timed(seconds, "check"), progress("check") as tell:
         real = unrounded(model, pages, config, ranks, [tuned.start, tuned.best], tell)
     return tuned, (real[0], real[1]), seconds
@@ -229,17 +237,31 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begin, 2)
 
 
-def _write(tuned: Tuned, result: dict[str, Any], path: Path, quiet: bool) -> None:
-    """The picture, and the settings into the checkpoint if they are to be applied."""
+def _say_written(config: Config, path: Path, quiet: bool) -> None:
+    """Where the settings are now, and what they were found with that is not written there."""
+    saved = from_dict(checkpoint.load_settings(path))
+    for key, here, there in (
+        ("eval.image_size", list(canvas_hw(config)), list(canvas_hw(saved))),
+        ("eval.ema", config.eval.ema, saved.eval.ema),
+    ):
+        if here != there:
+            warn(
+                f"WARNING: these settings were found with {key}={here}, and the checkpoint has {there}: give "
+                "evaluation and prediction the same"
+            )
+    if not quiet:
+        print(printable(f"written: {path}/config.yaml and {record.NAME}"))
+
+
+def _draw(tuned: Tuned, path: Path, quiet: bool) -> None:
     picture = (record.run_folder(path) or path.resolve()) / "tune.png"
     try:
         figure.draw(picture, tuned.curves, tuned.best, tuned.start, tuned.stored[0])
     except OSError as error:
         warn(f"WARNING: {picture} not written ({reason(error)})")
-    if result["applied"]:
-        record.apply(path, tuned.best, result)
-    if not quiet:
-        print(f"written: {picture}" + (f", {path}/config.yaml and {record.NAME}" if result["applied"] else ""))
+    else:
+        if not quiet:
+            print(printable(f"picture: {picture}"))
 
 
 if __name__ == "__main__":

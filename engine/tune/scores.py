@@ -1,10 +1,8 @@
-"""CLEval of many settings: counts per page, and H-means of sets of pages."""
-
-from collections.abc import Callable
+"""CLEval of many settings: counts per page."""
 
 import numpy as np
 
-from engine.cleval import COUNTS, count_some, evaluate_page, relate
+from engine.cleval import count_some, evaluate_page, relate
 from engine.config import PostConfig
 from engine.evaluate import cleval_arguments
 from engine.maps import MapStore
@@ -12,28 +10,7 @@ from engine.postprocess import Detections, detect
 from engine.tune.candidates import Finder, Regions
 from pipelines.index import ConcatIndex
 
-COLUMN = {name: i for i, name in enumerate(COUNTS)}
 BATCH = 8  # maps turned into floats together
-
-
-def hmeans(counts: np.ndarray, select: str) -> np.ndarray:
-    """H-mean of sets of pages, as `engine.cleval.CLEval.compute` has it.
-
-    Args:
-        counts: (..., P, 10) integers, COUNTS of P pages.
-        select: micro (of the summed counts) or macro (mean over the pages).
-
-    Returns:
-        (...) float64, 0 of no pages.
-    """
-    if select == "micro":
-        counts = counts.sum(-2)
-    hit, gt, pred = (counts[..., COLUMN[name]].astype(float) for name in ("chars_hit", "chars_gt", "chars_pred"))
-    recall = np.maximum(hit - counts[..., COLUMN["penalty_recall"]], 0) / np.where(gt > 0, gt, np.inf)
-    precision = np.maximum(hit - counts[..., COLUMN["penalty_precision"]], 0) / np.where(pred > 0, pred, np.inf)
-    both = recall + precision
-    h = 2 * recall * precision / np.where(both > 0, both, 1.0)
-    return h if select == "micro" else h.sum(-1) / max(h.shape[-1], 1)
 
 
 class Judge:
@@ -54,14 +31,13 @@ class Judge:
             [_Page(self, row, found) for row, found in zip(rows, self._finder.regions(post, rows), strict=True)]
         )
 
-    def exact(self, post: PostConfig, tell: Callable[[], None] = lambda: None) -> np.ndarray:
-        """(N, 10) COUNTS of all pages by engine.postprocess and engine.cleval themselves, nothing shared."""
+    def exact(self, post: PostConfig, rows: np.ndarray) -> np.ndarray:
+        """(P, 10) COUNTS of some pages by engine.postprocess and engine.cleval themselves, nothing shared."""
         found: list[Detections] = []
-        for start in range(0, len(self.store), BATCH):
-            rows = np.arange(start, min(start + BATCH, len(self.store)))
-            found += detect(self.store.maps(rows), self.store.matrices[rows], self.store.sizes_wh[rows], post)
-            tell()
-        return np.array([self.page_counts(row, page.polygons) for row, page in enumerate(found)])
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            found += detect(self.store.maps(some), self.store.matrices[some], self.store.sizes_wh[some], post)
+        return np.array([self.page_counts(row, page.polygons) for row, page in zip(rows.tolist(), found, strict=True)])
 
     def page_counts(self, row: int, polygons: list[np.ndarray]) -> list[int]:
         """COUNTS of one page with these detections."""

@@ -21,8 +21,9 @@ from engine.config import PostConfig
 from engine.search import surrogate
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
+from engine.significance import hmeans
 from engine.tune.candidates import FILTERS, GROWTH
-from engine.tune.scores import Judge, hmeans
+from engine.tune.scores import Judge
 
 GRID = {
     "shape": ("quad", "polygon"),
