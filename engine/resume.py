@@ -7,7 +7,9 @@ from engine import bad_pages, checkpoint, distributed, runlog
 from engine.config import Config
 from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
+from engine.say import warn
 from engine.trainee import Trainee
+from engine.tune import record
 from pipelines.errors import UserError
 
 
@@ -34,7 +36,7 @@ def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False)
     `resume=auto`, whatever was asked for.
     """
     again = again or config.resume == "auto" or distributed.from_main(ranks, lambda: runlog.same_job(folder))
-    newest = distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints")) if again else None
+    newest = distributed.from_main(ranks, lambda: _newest(folder / "checkpoints")) if again else None
     if newest or config.resume in ("none", "auto"):
         return newest
     source = distributed.from_main(ranks, lambda: checkpoint.locate(config.resume, prefer="last", key="resume"))
@@ -42,6 +44,16 @@ def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False)
     if foreign and not again:
         raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
     return source
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    tuned = sorted(path.parent.name for path in checkpoints.glob(f"step_*/{record.NAME}"))
+    if tuned:
+        warn(
+            f"note: engine.tune has written post settings into {', '.join(tuned)}; the run goes on with its own, so "
+            "that its scores can be compared: tune its best again when it has ended"
+        )
+    return checkpoint.newest(checkpoints)
 
 
 def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> tuple[Config, str]:

@@ -241,6 +241,7 @@ def test_a_gain_is_written_and_the_run_goes_on(trained, tmp_path, monkeypatch, c
     monkeypatch.setattr(tune, "verdict", lambda tuned, real: (True, "planted"))
     run = _copy(trained, tmp_path)
     base = [f"checkpoint={run}", "data.val=" + _val(trained), "data.threads=1", "eval.protocol=contest"]
+    saved_before = checkpoint.load_settings(checkpoint.locate(run))["post"]
     assert tune.main([*base, "--folds", "2", "--trials", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     best = checkpoint.locate(run)
@@ -251,6 +252,8 @@ def test_a_gain_is_written_and_the_run_goes_on(trained, tmp_path, monkeypatch, c
     assert (run / "tune.png").stat().st_size > 5000
     assert train.main([*TINY, "name=run", f"run_root={tmp_path}", "resume=auto", "trainer.max_epochs=3"]) == 0
     assert checkpoint.load_state(run / "checkpoints" / "last")["epoch"] == 3
+    assert f"note: engine.tune has written post settings into {best.resolve().name}" in capsys.readouterr().err
+    assert checkpoint.load_settings(run / "checkpoints" / "last")["post"] == saved_before
 
 
 class Killed(BaseException):
@@ -310,7 +313,7 @@ def test_what_cannot_be_done_is_said(trained, tmp_path):
         ([f"checkpoint={run}", val, "--folds", "9"], "--folds 9: data.val has 4 different pages"),
         ([f"checkpoint={run}", val, "--trials", "many"], "invalid int value"),
         ([f"checkpoint={run}", val, "post.bin_tresh=1"], "did you mean post.bin_thresh"),
-        ([f"checkpoint={run}", val, "models.decoder.inner_channels=16"], "of another model"),
+        ([f"checkpoint={run}", val, "--folds", "4", "models.decoder.inner_channels=16"], "of another model"),
         ([f"checkpoint={run}", f"data.val={tmp_path / 'none'}"], "none"),
     ):
         with pytest.raises(UserError, match=words):
@@ -321,6 +324,27 @@ def test_what_cannot_be_done_is_said(trained, tmp_path):
             tune.main([f"checkpoint={run}", val])
     finally:
         lock.close()
+
+
+def test_a_result_is_shown_as_it_is_when_it_cannot_be_written(trained, tmp_path, monkeypatch, capsys):
+    """A training that began meanwhile, or a full disk: the settings are not lost, and not called applied."""
+    monkeypatch.setattr("engine.tune.search.GRID", QUICK)
+    monkeypatch.setattr(tune, "verdict", lambda tuned, real: (True, "planted"))
+
+    def refuse(*_):
+        raise UserError("in use")
+
+    monkeypatch.setattr(record, "apply", refuse)
+    run = _copy(trained, tmp_path)
+    command = [f"checkpoint={run}", "data.val=" + _val(trained), "data.threads=1", "eval.image_size=[64,96]"]
+    with pytest.raises(UserError, match="in use"):
+        tune.main([*command, "--folds", "2", "--trials", "1", "--json"])
+    assert json.loads(capsys.readouterr().out)["applied"] is False
+    monkeypatch.setattr(record, "apply", lambda *_: None)
+    assert tune.main([*command, "--folds", "2", "--trials", "1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["applied"] is True
+    assert "found with eval.image_size=[64, 96], and the checkpoint has [96, 128]" in shown.err
 
 
 def test_help_comes_without_a_checkpoint():
