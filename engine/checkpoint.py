@@ -6,6 +6,7 @@
                                 state.json             step, epoch, samples_in_epoch, scores, pages known to be bad
                                 config.yaml            the resolved configuration
                                 manifest.json          size and SHA-256 of every file above
+                                tune.json              only if engine.tune has written into config.yaml: its result
     checkpoints/last, best      symbolic links to the above
 
 A directory is written under a temporary name, every file and the directory fsynced, then renamed: a kill at any byte
@@ -35,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 LINKS = ("last", "best")
+TUNED = "tune.json"  # not in the manifest: nothing depends on it
 NAME = re.compile(r"step_(\d+)(?:\.(\d+))?")
 NEEDED = {"model.safetensors", "state.json", "config.yaml"}  # in every checkpoint
 

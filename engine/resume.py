@@ -9,7 +9,6 @@ from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
 from engine.say import warn
 from engine.trainee import Trainee
-from engine.tune import record
 from pipelines.errors import UserError
 
 
@@ -47,7 +46,7 @@ def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False)
 
 
 def _newest(checkpoints: Path) -> Path | None:
-    tuned = sorted(path.parent.name for path in checkpoints.glob(f"step_*/{record.NAME}"))
+    tuned = sorted(path.parent.name for path in checkpoints.glob(f"step_*/{checkpoint.TUNED}"))
     if tuned:
         warn(
             f"note: engine.tune has written post settings into {', '.join(tuned)}; the run goes on with its own, so "

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, TINY
 from PIL import Image
 
@@ -344,7 +345,28 @@ def test_a_result_is_shown_as_it_is_when_it_cannot_be_written(trained, tmp_path,
     assert tune.main([*command, "--folds", "2", "--trials", "1", "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["applied"] is True
-    assert "found with eval.image_size=[64, 96], and the checkpoint has [96, 128]" in shown.err
+    assert "found with eval.image_size=[64,96], which is not written" in shown.err
+
+
+def test_an_ensemble_is_tuned_as_one_detector(trained, tmp_path, monkeypatch, capsys):
+    """Of one model on its own canvas, so that engine.evaluate must say the same; its file keeps the settings."""
+    from engine import evaluate
+
+    monkeypatch.setattr("engine.tune.search.GRID", QUICK)
+    monkeypatch.setattr(tune, "verdict", lambda tuned, real: (True, "planted"))
+    file = tmp_path / "ensemble.yaml"
+    values = {"kind": "dbnet-ensemble", "version": 1, "members": [{"checkpoint": str(trained)}], "flips": "none"}
+    file.write_text(yaml.safe_dump(values | {"post": {"box_thresh": 0.1}}))
+    base = ["data.val=" + _val(trained), "data.threads=1", "eval.protocol=contest"]
+    assert tune.main([f"checkpoint={tmp_path}", *base, "--folds", "2", "--trials", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["applied"] and result["start"]["box_thresh"] == 0.1 and result["checkpoint"] == str(file)
+    assert yaml.safe_load(file.read_text()) == values | {"post": result["best"]}
+    assert json.loads((tmp_path / record.NAME).read_text())["best"] == result["best"]
+    assert (tmp_path / "tune.png").exists()
+    post = [f"post.{key}={value}" for key, value in result["best"].items()]
+    assert evaluate.main([f"checkpoint={trained}", *base, *post]) == 0
+    assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(result["hmean"]["best"], abs=1e-12)
 
 
 def test_help_comes_without_a_checkpoint():

@@ -120,6 +120,12 @@ def save(folder: Path, ensemble: Ensemble, places: Sequence[Place], config: Conf
     return folder / FILE
 
 
+def replace_post(path: Path, post: dict) -> None:
+    """Replaces the post settings of an ensemble's file; a kill leaves the old one or the new."""
+    values = reading.yaml_values(reading.read_text(path)) | {"post": post}
+    write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+
 def is_ensemble(path: str | Path) -> bool:
     """Whether a path means an ensemble's file, or the folder it lies in; a run folder or checkpoint stays one."""
     path = Path(path)

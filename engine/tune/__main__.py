@@ -7,7 +7,8 @@ The network runs once; its probability maps are kept with 8 bits a pixel. Settin
 eval.protocol and eval.select of the checkpoint say. The gain is cross-validated over the pages: where it is more than
 noise, the settings are written into the checkpoint's config.yaml (with a record, tune.json), so that evaluation and
 prediction use them from then on. RUN/tune.png shows H-mean around the best. `post.*` settings given here are where the
-search starts and what the gain is against.
+search starts and what the gain is against. An ensemble (checkpoint=FOLDER/ensemble.yaml) is tuned likewise, its file
+then holds the settings.
 """
 
 import argparse
@@ -23,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import checkpoint, cli, distributed
+from engine import cli, distributed
 from engine.cleval import evaluate_page
-from engine.config import Config, PostConfig, from_dict
+from engine.config import Config, PostConfig, split_extra
 from engine.data import open_pages
 from engine.distributed import Ranks
+from engine.ensemble import members
 from engine.evaluate import checkpoint_settings, cleval_arguments, load_detector
-from engine.maps import MapStore, canvas_hw, prob_batches, store_maps
+from engine.maps import MapStore, prob_batches, store_maps
 from engine.postprocess import detect
 from engine.say import reason, warn
 from engine.significance import SURE, groups_of, hmeans
@@ -42,7 +44,18 @@ from pipelines.errors import Parser, UserError, printable
 from pipelines.index import ConcatIndex
 
 SHOWN = 5  # settings in the table
+OF_MAPS = ("data.image_size", "eval.image_size", "eval.ema")  # settings that decide the maps
 COLUMNS = tuple(field.name for field in dataclasses.fields(PostConfig) if field.name != "polygon_epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What is tuned: a checkpoint, or an ensemble."""
+
+    config: Config
+    path: Path  # of the checkpoint, or the ensemble's file
+    ranks: Ranks
+    load: Callable[[], Callable]  # the detector on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +75,24 @@ class Tuned:
     def best(self) -> PostConfig:
         """The settings found with all pages."""
         return self.ranked[0].post
+
+
+def open_named(settings: list[str]) -> Opened:
+    """What `checkpoint=` names, with the other settings over its own.
+
+    Raises:
+        UserError: there is none, it is damaged, or a setting is wrong.
+    """
+    own, rest = split_extra(settings, {"checkpoint": ""})
+    named = own["checkpoint"]
+    if named and members.is_ensemble(named):
+        path = Path(named) / members.FILE if Path(named).is_dir() else Path(named)
+        ranks = distributed.start(split_extra(rest, {"trainer.device": "auto"})[0]["trainer.device"])
+        ensemble, config = members.load(path, ranks, rest)
+        return Opened(config, path, ranks, lambda: ensemble)
+    config, _, path = checkpoint_settings(settings, {}, __doc__)
+    ranks = distributed.start(config.trainer.device)
+    return Opened(config, path, ranks, lambda: load_detector(path, config, ranks))
 
 
 def tune(
@@ -186,7 +217,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-write", action="store_true", help="show the result only; no file is written")
     parser.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
     args = parser.parse_intermixed_args(argv)
-    config, _, path = checkpoint_settings(args.settings, {}, __doc__)
+    opened = open_named(args.settings)
+    config, path = opened.config, opened.path
     if args.trials < 1 or args.folds < 2:
         raise UserError(f"--trials {args.trials} --folds {args.folds}: at least 1 trial and 2 folds are needed")
     if not config.data.val:
@@ -196,7 +228,7 @@ def main(argv: list[str]) -> int:
     if not args.no_write:
         with record.alone(path):  # before the work, not after it
             pass
-    tuned, real, seconds = _work(config, path, args.trials, args.folds)
+    tuned, real, seconds = _work(opened, args.trials, args.folds)
     better, words = verdict(tuned, real)
     result = as_json(tuned, real, config, path, words) | {"seconds": seconds, "applied": False}
     try:
@@ -206,20 +238,20 @@ def main(argv: list[str]) -> int:
     finally:  # the result is not lost by what cannot be written
         print(json.dumps(result) if args.json else table(tuned, real, words), flush=True)
     if result["applied"]:
-        _say_written(config, path, quiet=args.json)
+        _say_written(args.settings, path, quiet=args.json)
     if not args.no_write:
         _draw(tuned, path, quiet=args.json)
     return 0
 
 
-def _work(config: Config, path: Path, trials: int, folds: int) -> tuple[Tuned, tuple[float, float], dict[str, float]]:
+def _work(opened: Opened, trials: int, folds: int) -> tuple[Tuned, tuple[float, float], dict[str, float]]:
+    config, ranks = opened.config, opened.ranks
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    ranks = distributed.start(config.trainer.device)
     pages = open_pages(config, config.data.val, ranks)
     groups = groups_of(pages, config)
     deal(groups, folds)  # too few pages are said before the work
-    model = load_detector(path, config, ranks)
+    model = opened.load()
     seconds: dict[str, float] = {}
     with _timed(seconds, "maps"), progress("maps") as tell:
         store = store_maps(model, pages, config, ranks, tell)
@@ -237,24 +269,19 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begin, 2)
 
 
-def _say_written(config: Config, path: Path, quiet: bool) -> None:
+def _say_written(settings: list[str], path: Path, quiet: bool) -> None:
     """Where the settings are now, and what they were found with that is not written there."""
-    saved = from_dict(checkpoint.load_settings(path))
-    for key, here, there in (
-        ("eval.image_size", list(canvas_hw(config)), list(canvas_hw(saved))),
-        ("eval.ema", config.eval.ema, saved.eval.ema),
-    ):
-        if here != there:
-            warn(
-                f"WARNING: these settings were found with {key}={here}, and the checkpoint has {there}: give "
-                "evaluation and prediction the same"
-            )
+    if other := [item for item in settings if item.partition("=")[0] in OF_MAPS]:
+        warn(
+            f"WARNING: these settings were found with {' '.join(other)}, which is not written: give evaluation and "
+            "prediction the same"
+        )
     if not quiet:
-        print(printable(f"written: {path}/config.yaml and {record.NAME}"))
+        print(printable(f"written: {path if path.is_file() else path / 'config.yaml'} and {record.NAME}"))
 
 
 def _draw(tuned: Tuned, path: Path, quiet: bool) -> None:
-    picture = (record.run_folder(path) or path.resolve()) / "tune.png"
+    picture = (record.run_folder(path) or record.folder_of(path)) / "tune.png"
     try:
         figure.draw(picture, tuned.curves, tuned.best, tuned.start, tuned.stored[0])
     except OSError as error:

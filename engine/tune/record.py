@@ -1,4 +1,4 @@
-"""What a tuning leaves behind: the settings in the checkpoint, and tune.json beside them."""
+"""What a tuning leaves behind: the settings in the checkpoint (or the ensemble), and tune.json beside them."""
 
 import contextlib
 import dataclasses
@@ -8,11 +8,12 @@ from pathlib import Path
 
 from engine import checkpoint
 from engine.config import PostConfig, from_dict, to_yaml
+from engine.ensemble import members
 from engine.lock import InUse, Lock
 from engine.runlog import write_text
 from pipelines.errors import UserError
 
-NAME = "tune.json"
+NAME = checkpoint.TUNED
 
 
 def run_folder(path: Path) -> Path | None:
@@ -38,19 +39,28 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
+def folder_of(path: Path) -> Path:
+    """Where the record of a checkpoint, or of an ensemble's file, lies."""
+    return path.resolve().parent if path.is_file() else path.resolve()
+
+
 def apply(path: Path, post: PostConfig, record: dict) -> None:
-    """Writes settings into a checkpoint's config.yaml, and tune.json beside it. A kill leaves the old or the new.
+    """Writes settings into a checkpoint's config.yaml, or an ensemble's file, and tune.json beside it.
+
+    A kill leaves the old or the new.
 
     Args:
-        path: the checkpoint, or a link to it.
+        path: the checkpoint, or a link to it, or ensemble.yaml.
         post: the settings; all others stay as they were saved.
         record: JSON-ready.
 
     Raises:
         UserError: a training is at work in the run. OSError: it cannot be written.
     """
-    path = path.resolve()
-    values = checkpoint.load_settings(path) | {"post": dataclasses.asdict(post)}
+    path, values = path.resolve(), dataclasses.asdict(post)
     with alone(path):
-        checkpoint.replace_settings(path, to_yaml(from_dict(values)))
-        write_text(path / NAME, json.dumps(record, indent=1) + "\n")
+        if path.is_file():
+            members.replace_post(path, values)
+        else:
+            checkpoint.replace_settings(path, to_yaml(from_dict(checkpoint.load_settings(path) | {"post": values})))
+        write_text(folder_of(path) / NAME, json.dumps(record, indent=1) + "\n")
