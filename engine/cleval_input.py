@@ -43,6 +43,7 @@ def flags(size: int, texts: Sequence[str] | None, ignore: Sequence[bool] | None,
 
 
 def to_shapes(points: np.ndarray, counts: np.ndarray, kept: np.ndarray, kind: str) -> Shapes:
+    """The polygons that `kept` (P,) bool marks, of vertices (T, 2) and numbers of them (P,); kind: see `Relations`."""
     if not kept.all():
         points, counts = points[np.repeat(kept, counts)], counts[kept]
     if kind == "poly":
