@@ -24,13 +24,13 @@ from engine.data import build_train_loader, open_pages
 from engine.distributed import Ranks
 from engine.ensemble import compare, figure, members, soup
 from engine.ensemble.compare import Judged, judge
-from engine.ensemble.mean import FLIPS, Ensemble
+from engine.ensemble.mean import FLIPS, Ensemble, Member
 from engine.ensemble.members import Place
 from engine.evaluate import load_detector
 from engine.model import build_model
 from engine.precise_bn import estimate, trained_norms
 from engine.runlog import write_text
-from engine.say import optional
+from engine.say import optional, warn
 from engine.scoring import worker_pool
 from engine.significance import groups_of
 from pipelines.bars import progress
@@ -112,7 +112,14 @@ def open_all(
     )
     ensemble = Ensemble([members.open_member(place, settings, ranks) for place in places], flips, scales)
     own = {item.partition("=")[0].removeprefix("post.") for item in settings if item.startswith("post.")}
-    return ensemble, members.joint_config(ensemble, {k: v for k, v in (post or {}).items() if k not in own}), places
+    config = members.joint_config(ensemble, {k: v for k, v in (post or {}).items() if k not in own})
+    return dataclasses.replace(ensemble, members=[_judged_as(m, config) for m in ensemble.members]), config, places
+
+
+def _judged_as(member: Member, config: Config) -> Member:
+    """The member with the protocol of `config`, whatever it was trained with: rows of one table are comparable."""
+    rules = dataclasses.replace(member.config.eval, protocol=config.eval.protocol, select=config.eval.select)
+    return dataclasses.replace(member, config=dataclasses.replace(member.config, eval=rules))
 
 
 def compare_all(work: Work) -> list[Judged]:
@@ -209,16 +216,12 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
         done = [0]
 
-        def like(own: Config) -> Config:  # one protocol for all, whatever each was trained with
-            same = {"protocol": config.eval.protocol, "select": config.eval.select}
-            return dataclasses.replace(own, eval=dataclasses.replace(own.eval, **same))
-
         def judge_one(name, kind, forward, pages, own) -> Judged:
             def tell(count: int) -> None:
                 done[0] += count
                 bar(done[0], None)
 
-            return judge(name, kind, forward, pages, like(own), ranks, pool, tell)
+            return judge(name, kind, forward, pages, own, ranks, pool, tell)
 
         work = Work(ensemble, config, places, pages, ranks, judge_one)
         judged, made = compare_all(work), None
@@ -232,22 +235,30 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         "protocol": config.eval.protocol,
         "select": config.eval.select,
         "canvas": list(ensemble.canvas),
-        "rows": compare.rows(judged, config.eval.select, groups_of(pages, config)),
+        "rows": compare.rows(judged, config.eval.select, groups_of(pages, config) if len(judged) > 1 else None),
     }
     if made is not None:
         names = [ensemble.members[i].name for i in made.ingredients]
         result["soup"] = {"ingredients": names, "chosen_on": args.select or config.data.val, "bn": args.bn_batches}
     if args.out is not None:
-        result["ensemble"] = str(members.save(args.out, ensemble, places, config))
-        if made is not None:
-            first = ensemble.members[made.ingredients[0]].config
-            path = soup.write(args.out / "soup", made, [place.path for place in places], first)
-            result["soup"]["checkpoint"] = str(path)
-        write_text(args.out / "report.json", json.dumps(result, indent=1) + "\n")
-        title = f"{len(pages)} pages, CLEval {config.eval.protocol}, H-mean {config.eval.select}"
-        with optional(args.out / "ensemble.png"):
-            figure.draw(args.out / "ensemble.png", result["rows"], title)
+        if other := [item for item in settings if item.startswith("eval.ema=")]:
+            warn(f"WARNING: the ensemble's file does not keep {other[-1]}: give it to what reads the file, too")
+        _write(args.out, result, work, made)
     return result
+
+
+def _write(out: Path, result: dict, work: Work, made: soup.Soup | None) -> None:
+    """Writes what --out asks for, and its paths into `result`."""
+    every, rules = work.ensemble.members, work.config.eval
+    result["ensemble"] = str(members.save(out, work.ensemble, work.places, work.config))
+    if made is not None:
+        first = every[made.ingredients[0]].config
+        path = soup.write(out / "soup", made, [place.path for place in work.places], first)
+        result["soup"]["checkpoint"] = str(path)
+    write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
+    title = f"{len(work.pages)} pages, CLEval {rules.protocol}, H-mean {rules.select}"
+    with optional(out / "ensemble.png"):
+        figure.draw(out / "ensemble.png", result["rows"], title)
 
 
 def describe(result: dict) -> str:

@@ -15,12 +15,12 @@ from engine.config import PostConfig
 from engine.maps import MapStore
 from engine.postprocess import offset, outlines, short_side, to_page
 from kernels.components import label
+from kernels.components.op import PIXELS
 from kernels.components.rectangles import Rectangles, unclip_distance
 from kernels.components.reference import find_boxes
 
 GROWTH = ("shape", "score_mode", "bin_thresh", "unclip_ratio", "connectivity")
 FILTERS = ("box_thresh", "min_size_px", "min_unclipped_px", "max_candidates")
-PIXELS = 1 << 24  # of the maps worked on together, as in kernels.components
 
 
 @dataclasses.dataclass(frozen=True)
