@@ -11,7 +11,7 @@ from engine.compare import figures, verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, find, same_by_best, sentences
 from engine.compare.verdict import Family
-from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
+from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
 from engine.search.plan import shown
 from engine.search.study import Study
 from engine.search.words import duration, number
