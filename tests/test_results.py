@@ -9,6 +9,7 @@ from engine import results
 from engine.postprocess import Detections
 from engine.results import LINES, Journal
 from pipelines import formats
+from pipelines.bare_index import BareIndex
 from pipelines.errors import UserError
 from pipelines.listing import LEADS_OUT, find_images
 
@@ -152,6 +153,16 @@ def test_links_out_of_a_folder_are_left_out_and_folders_taken_once(tmp_path):
     assert list(alone.names()) == ["out.jpg"] and not alone.refused
     (tmp_path / "named").symlink_to(data)
     assert len(find_images([str(tmp_path / "named")])) == 5
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_link_to_itself_is_one_bad_page(tmp_path, follow):
+    for name in ("a.jpg", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    (tmp_path / "b.jpg").write_bytes(b"")
+    images = find_images([str(tmp_path)], follow)
+    assert list(images.names()) == ["a.jpg", "b.jpg"]
+    assert BareIndex(images, tolerate=True, refused=images.refused).bad.keys() == {0, 1}
 
 
 def test_order_is_by_the_parts_of_names(tmp_path):

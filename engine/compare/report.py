@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from engine.compare import figures, verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, find, same_by_best, sentences
 from engine.compare.verdict import Family
-from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
+from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, save, to_html, to_markdown
 from engine.search.plan import shown
 from engine.search.study import Study
 from engine.search.words import duration, number
@@ -28,17 +27,9 @@ def write(study: Study) -> tuple[dict[str, Any], Path]:
     picture = figures.draw(result, study.folder / "figures")
     blocks, title = sections(result, picture), f"Comparison {study.name}"
     plain = as_json(result)
-    _replace(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
-    _replace(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    return plain, _replace(study.folder / "report.html", to_html(title, blocks))
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Whole or not at all: a reader may have the old one open."""
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-    return path
+    save(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
+    save(study.folder / "report.md", to_markdown(title, blocks, study.folder))
+    return plain, save(study.folder / "report.html", to_html(title, blocks))
 
 
 def sections(result: Result, picture: Path | None) -> list[Block]:
