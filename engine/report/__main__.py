@@ -26,6 +26,8 @@ from pipelines.errors import Parser, UserError, printable
 if TYPE_CHECKING:
     from engine.report.judge import Judgement
 
+MOST_PAGES = 100  # with pictures: 0.6 MB each in the page, and 13 MB of maps each in memory until they are drawn
+
 
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
     """(flags, run folder, settings).
@@ -46,8 +48,8 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
     runs = [item for item in args.items if item not in settings]
     if len(runs) != 1:
         raise UserError(f"expected one run folder, got {len(runs)}: {' '.join(runs) or 'none'}")
-    if not 0 <= args.pages <= 1000:
-        raise UserError(f"--pages {args.pages}: expected 0 to 1000")
+    if not 0 <= args.pages <= MOST_PAGES:
+        raise UserError(f"--pages {args.pages}: expected 0 to {MOST_PAGES}")
     if args.no_eval and settings:
         raise UserError(f"{settings[0]}: settings are the evaluation's; leave --no-eval out")
     return args, Path(runs[0]), settings
