@@ -20,12 +20,18 @@ import re
 import shutil
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
 from engine import reading
-from engine.loading import PARTS, load_model, load_optimizer, load_part, load_settings, load_state
+from engine.loading import (
+    PARTS,
+    load_model,
+    load_optimizer,
+    load_part,
+    load_settings,
+    load_state,
+    write_safetensors,
+)
 from engine.runlog import write_text
 from engine.say import warn
 from pipelines.errors import UserError
@@ -98,7 +104,7 @@ def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
 def _fill(temporary: Path, parts: dict, state: dict, config_yaml: str) -> None:
     """Writes all files of a checkpoint, the manifest last, and makes them durable."""
     for part, tensors in parts.items():
-        safetensors.torch.save_file(tensors, temporary / f"{part}.safetensors")
+        write_safetensors(tensors, temporary / f"{part}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state, indent=1))
     (temporary / "config.yaml").write_text(config_yaml)
     manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(temporary.iterdir())}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional
 
 from engine import checkpoint
@@ -33,7 +33,7 @@ from engine.postprocess import detect
 from pipelines import geometry
 from pipelines.errors import UserError
 from pipelines.graph import MEAN, STD
-from pipelines.images import read_rgb
+from pipelines.images import UNDECODABLE, as_rgb, read_rgb
 
 
 class Regions(NamedTuple):
@@ -67,7 +67,7 @@ class Detector:
         if members.is_ensemble(path):
             ensemble, self.config = members.load(path, ranks, settings)
         else:
-            found = checkpoint.locate(path)
+            found = checkpoint.locate(path).resolve()  # `best` of a run that goes on may move
             self.config, _ = load_config(list(settings), base=checkpoint.load_settings(found))
             ensemble = Ensemble([Member(str(path), self.config, load_detector(found, self.config, ranks))])
         self._ensemble = ensemble  # of one; its mean is that one's map to the bit
@@ -110,7 +110,7 @@ class Detector:
                 return read_rgb(Path(image), limits)
         if isinstance(image, Image.Image):
             pixels = image.width * image.height
-            image = np.asarray(ImageOps.exif_transpose(image).convert("RGB")) if pixels <= limits.pixels else image
+            image = _decoded(image) if pixels <= limits.pixels else image
         else:
             image = _as_rgb(image)
             pixels = image.shape[0] * image.shape[1]
@@ -130,6 +130,13 @@ def _device(name: str) -> torch.device:
     ):
         raise UserError(f"device={name}: torch sees no such GPU here; use cpu or auto")
     return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
+def _decoded(image: Image.Image) -> np.ndarray:
+    try:
+        return as_rgb(image)
+    except UNDECODABLE as error:  # Image.open reads the header only
+        raise UserError(f"{getattr(image, 'filename', '') or 'an image'}: cannot be decoded ({error})") from None
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:

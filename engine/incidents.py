@@ -6,12 +6,12 @@ import json
 import resource
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from engine.config import Config
 from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
+from engine.loading import write_safetensors
 from engine.resume import Position
 from engine.runlog import RunLog
 from engine.say import one_line, reason, warn
@@ -80,7 +80,7 @@ def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: t
             tensors = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
             tensors = {k: torch.as_tensor(v).contiguous() for k, v in tensors.items() if k != "image"}
             tensors["image"] = batch.image.half().contiguous()
-            safetensors.torch.save_file(tensors, target / f"batch_{micro}.safetensors")
+            write_safetensors(tensors, target / f"batch_{micro}.safetensors")
             pages.append([str(data.train.path(int(row))) for row in batch.index])
     info = {"step": step, "epoch": epoch, "rank": ranks.rank, "canvas": canvas_at(config, epoch), "pages": pages}
     (target / "info.json").write_text(json.dumps(info, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """What is read from a checkpoint or a weights file, none of it trusted: safetensors, JSON, YAML, never a pickle."""
 
 import dataclasses
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -38,6 +40,21 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def write_safetensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes contiguous tensors, with the rights a new file gets here: safetensors gives 0600 whatever the umask says.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+        ValueError, KeyError, UnicodeEncodeError: the format cannot hold the tensors.
+    """
+    path.touch()  # under the umask, which can be asked for only by setting it, for all threads
+    rights = stat.S_IMODE(path.stat().st_mode)
+    safetensors.torch.save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(rights)
 
 
 def load_state(path: Path, position: type | None = None) -> dict:

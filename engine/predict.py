@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ from engine.detector import Detector
 from engine.distributed import Ranks
 from engine.ensemble import members
 from engine.evaluate import detect_pages, load_detector
-from engine.results import Journal
+from engine.results import LINES, STATE, Journal
 from engine.say import warn
 from pipelines.bare_index import BareIndex
 from pipelines.bars import progress
@@ -101,18 +102,17 @@ def open_named(named: str, settings: list[str]) -> Opened:
         ranks = distributed.start(split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"])
         ensemble, config = members.load(named, ranks, settings)
         file = Path(named) / members.FILE if Path(named).is_dir() else Path(named)
-        files = [file, *(_weights(place.path, config) for place in members.read(named)[0])]
+        files = [file, *(weights for place in members.read(named)[0] for weights in _weights(place.path))]
         return Opened(config, ranks, lambda: ensemble, files)
-    path = checkpoint.locate(named)
+    path = checkpoint.locate(named).resolve()  # of a run that goes on, `best` may be another one a moment later
     config, _ = load_config(settings, base=checkpoint.load_settings(path))
     ranks = distributed.start(config.trainer.device)
-    return Opened(config, ranks, lambda: load_detector(path, config, ranks), [_weights(path, config)])
+    return Opened(config, ranks, lambda: load_detector(path, config, ranks), _weights(path))
 
 
-def _weights(path: Path, config: Config) -> Path:
-    """The file that `load_detector` reads."""
-    averaged = path / "ema.safetensors"
-    return averaged if config.eval.ema and averaged.exists() else path / "model.safetensors"
+def _weights(path: Path) -> list[Path]:
+    """The files of a checkpoint that `load_detector` may read; which of them, eval.ema decides."""
+    return [path / f"{part}.safetensors" for part in ("ema", "model") if (path / f"{part}.safetensors").exists()]
 
 
 def predict(images: Images, opened: Opened, journal: Journal, pictures: Path | None) -> None:
@@ -203,6 +203,18 @@ def _formats(given: str) -> list[str]:
     return chosen
 
 
+def _check_places(args: argparse.Namespace, paths: list[str]) -> None:
+    """What could not be written, or would be in the way, is refused before the work and not after it."""
+    for path in paths:
+        if args.draw and os.path.isdir(path) and args.out.resolve().is_relative_to(Path(path).resolve()):
+            raise UserError(f"--out {args.out}: lies in {path}, where its pictures would be taken for pages; move it")
+    if args.csv:
+        if args.csv.is_dir() or args.csv.resolve() in [(args.out / name).resolve() for name in (LINES, STATE)]:
+            raise UserError(f"--csv {args.csv}: is a folder or the results themselves; name another file")
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.csv.parent).close()
+
+
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
     args = _parser().parse_intermixed_args(argv)
@@ -217,8 +229,7 @@ def main(argv: list[str]) -> int:
     config = opened.config
     images = find_images(paths, args.follow_links)
     _refuse_if_none_is_good(images, config)
-    if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    _check_places(args, paths)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     start = time.perf_counter()

@@ -15,11 +15,11 @@ import fcntl
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from engine.say import warn
 from pipelines.errors import UserError, printable
 from pipelines.geometry import area
 
-LINES, STATE = "results.jsonl", "results.state.json"
+LINES, STATE, DRAFT = "results.jsonl", "results.state.json", ".results."
 MAX_CSV_REGIONS = 500  # the contest's limit
 UNFIT = re.compile("[\t\r\n\ud800-\udfff]")  # for a label line: its marks, and bytes that are no UTF-8
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
@@ -85,26 +85,38 @@ class Journal:
     def __init__(self, out: Path, state: dict[str, Any], names: Iterator[str], batch: int, mode: str) -> None:
         self.path = out / LINES
         out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-        if mode == "new" and self.path.exists():
-            raise UserError(f"{self.path} exists: go on with it by --resume, or delete it by --overwrite")
         self._file = _claimed(self.path)
+        size = os.path.getsize(self.path)  # under the lock: what another process has finished meanwhile counts
+        if size and mode == "new":
+            raise UserError(f"{self.path} exists: go on with it by --resume, or delete it by --overwrite")
+        for draft in out.glob(f"{DRAFT}*"):  # of a process that was killed
+            draft.unlink(missing_ok=True)
         self.done = 0
-        if mode == "resume" and os.path.getsize(self.path):
+        if size and mode == "resume":
             _refuse_other(out / STATE, state)
             self.done, size = _whole(self.path, names, batch)
             self._file.truncate(size)
         else:
+            _delete_formats(out, mode == "overwrite")
             self._file.truncate(0)
-            for name, _ in FORMATS.values():  # of an earlier prediction
-                (out / name).unlink(missing_ok=True)
             with replacing(out / STATE) as file:
                 json.dump(state, file, indent=1)
         self._file.seek(0, os.SEEK_END)
 
     def add(self, result: dict) -> None:
-        """Appends one result; on the disk's side of a kill when this returns."""
-        self._file.write(json.dumps(result).encode() + b"\n")
-        self._file.flush()
+        """Appends one result; on the disk's side of a kill when this returns.
+
+        Raises:
+            UserError: it cannot be written. What was of it is a torn line, which a resume takes away.
+        """
+        rest = memoryview(json.dumps(result).encode() + b"\n")
+        try:
+            while rest:  # a disk that gets full takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and go on with --resume"
+            ) from None
         self.done += 1
 
     def close(self) -> None:
@@ -113,9 +125,19 @@ class Journal:
         self._file.close()
 
 
-def _claimed(path: Path) -> BinaryIO:
-    """The file opened for writing, locked for as long as it is open."""
-    file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")  # noqa: SIM115 - the journal closes it
+def _delete_formats(out: Path, asked: bool) -> None:
+    """Deletes the formats of an earlier prediction; unless that was asked for, they are somebody's and are refused."""
+    for name, _ in FORMATS.values():
+        if asked:
+            (out / name).unlink(missing_ok=True)
+        elif os.path.lexists(out / name):
+            raise UserError(f"{out / name} exists, without {LINES}: delete it by --overwrite, or choose another --out")
+
+
+def _claimed(path: Path) -> FileIO:
+    """The file opened for writing, unbuffered, locked for as long as it is open."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - the journal closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -157,12 +179,15 @@ def _whole(path: Path, names: Iterator[str], batch: int) -> tuple[int, int]:
 def replacing(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """A text file (UTF-8, line ends as written) that takes its name when the block ends well, and is gone otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".results.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=DRAFT, dir=path.parent)
     try:
         with open(handle, "w", newline="", encoding="utf-8", errors=errors) as file:
             yield file
         os.chmod(name, 0o644)
         os.replace(name, path)
+    except OSError as error:
+        words = f"{path}: cannot be written ({error.strerror}); make room and go on with --resume"
+        raise UserError(words) from None
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -178,19 +203,22 @@ def write_csv(path: Path, results: Callable[[], Iterator[dict]]) -> None:
     """The contest's table `filename,polygons`, at most 500 regions an image; images with an error are left out.
 
     Names stay as they are, since they are looked up: bytes that are no UTF-8 too. So a name like `=1+1.jpg` stays one
-    that a spreadsheet would run; that is said on stderr.
+    that a spreadsheet would run; that is said on stderr, as is a file name that images of two folders have.
     """
-    formula = ""
+    formula, seen, twice = "", set(), ""
     with replacing(path, "surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(["filename", "polygons"])
         for result in _good(results):
             row = csv_row(result)
             formula = formula or (row[0] if row[0].startswith(FORMULA) else "")
+            twice = twice or (row[0] if row[0] in seen else "")
+            seen.add(row[0])
             rows.writerow(row)
     if formula:
-        words = f"WARNING: {path}: a spreadsheet would run names in it as formulas (e.g. {formula}): import as text"
-        print(printable(words), file=sys.stderr)
+        warn(f"WARNING: {path}: a spreadsheet would run names in it as formulas (e.g. {formula}): import as text")
+    if twice:
+        warn(f"WARNING: {path}: rows with one file name (e.g. {twice}): the table has no folders, the other formats do")
 
 
 def write_coco(path: Path, results: Callable[[], Iterator[dict]]) -> None:

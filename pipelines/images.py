@@ -21,6 +21,8 @@ PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
 # Text chunks of a PNG that may hold an orientation: ImageMagick's profile and XMP.
 _TURNING_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow's decoders raise for damage
+
 
 class Header(NamedTuple):
     """What a file says about itself. `width`, `height` are oriented pixels; `problem` is "" for a good header."""
@@ -144,6 +146,21 @@ def read_rgb(path: Path, limits: Limits = DEFAULT) -> np.ndarray:
             raise UserError(f"{path}: {header.problem} ({header.detail})")
         try:
             with Image.open(path, formats=PILLOW_FORMATS) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+                return as_rgb(image)
+        except UNDECODABLE as error:
             raise UserError(f"{path}: cannot be decoded ({error})") from None
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """An image of Pillow's as (H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    Grey of 16 bits is scaled as DALI does it, to the bit; Pillow's own conversion cuts at 255: a white page.
+
+    Raises:
+        what is in UNDECODABLE: its file is damaged, of which Pillow may tell only now.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))

@@ -115,12 +115,11 @@ def _walk(root: str, follow_links: bool) -> Iterator[_Found]:
         with os.scandir(os.path.join(root, below)) as entries:
             for entry in entries:
                 name, link = f"{below}{entry.name}", entry.is_symlink()
-                if entry.is_dir():
+                if os.path.isdir(entry.path) if link else entry.is_dir():  # entry's own raises for a link to itself
                     if not link:
                         waiting.append(f"{name}/")
                     elif follow_links:
                         linked.append(f"{name}/")
                 elif name.lower().endswith(IMAGE_SUFFIXES) and (link or entry.is_file()):
-                    yield _Found(
-                        name, link and not follow_links and not Path(entry.path).resolve().is_relative_to(real)
-                    )
+                    out = link and not follow_links and not Path(os.path.realpath(entry.path)).is_relative_to(real)
+                    yield _Found(name, out)

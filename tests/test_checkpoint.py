@@ -51,6 +51,18 @@ def test_round_trip_is_bit_exact_and_training_goes_on_alike(tmp_path):
         assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("umask, rights", [(0o022, 0o644), (0o007, 0o660)])
+def test_its_files_have_the_rights_of_new_files(tmp_path, umask, rights):
+    before = os.umask(umask)
+    try:
+        path = _write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {
+        file.name: oct(rights) for file in path.iterdir()
+    }
+
+
 def test_a_flipped_byte_and_a_truncation_are_found_and_the_one_before_is_used(tmp_path, capsys):
     first, second = _write(tmp_path, 1), _write(tmp_path, 2)
     assert checkpoint.newest(tmp_path) == second

@@ -160,6 +160,21 @@ def test_values_without_any_noise(tmp_path):
     assert {pair.first for pair in other.families[0].shown} == {"poly"}
 
 
+def test_spreads_that_differ_are_said_wherever_the_verdict_is(tmp_path):
+    luck = np.random.default_rng(4)
+    sd = {"cosine": 0.001, "onecycle": 0.001, "poly": 0.03}
+    plain, _ = report.write(study_of(tmp_path, lambda v, s, e: 0.9 + luck.normal(0, sd[v[SCHEDULE]])))
+    assert len(plain["cautions"]) == 1 and plain["cautions"][0] in report.text_of(plain)
+    assert plain["cautions"][0] in (tmp_path / "report.md").read_text()
+
+
+def test_more_schedules_than_colours_are_drawn(tmp_path):
+    """Functions (--objective) name schedules as they like."""
+    study = study_of(tmp_path, lambda v, s, e: 0.9 + 0.001 * s, ("schedules=a,b,c,d,e,f", "seeds=2"))
+    report.write(study)
+    assert (tmp_path / "figures" / "curves.png").stat().st_size > 10_000
+
+
 # ---- plan
 
 
@@ -253,6 +268,7 @@ def test_a_comparison_runs_to_its_end_grows_by_seeds_and_is_no_search(place, cap
     found = json.loads(capsys.readouterr().out)
     assert found["seeds"] == [0, 1, 2] and (place / "c" / ledger.FILE).read_bytes().startswith(before)
     assert "Seeds were added after 4 trainings" in (place / "c" / "report.md").read_text()
+    assert "Seeds were added after 4 trainings" in found["cautions"][0]
     assert [trial.attempts for trial in ledger.read(place / "c").trials] == [1] * 6
 
 

@@ -16,7 +16,7 @@ from engine.predict import Detector
 from engine.results import LINES
 from pipelines import geometry
 from pipelines.errors import UserError
-from pipelines.images import EXIF_ORIENTATION
+from pipelines.images import EXIF_ORIENTATION, read_rgb
 from pipelines.loader import predict_loader
 
 MANY = ("post.box_thresh=0", "post.bin_thresh=0.05")  # the tiny detector is sure of nothing
@@ -93,6 +93,22 @@ def test_every_kind_of_image_gives_the_same(pages, detector, tmp_path):
     assert detector.detect_batch([]) == []
 
 
+def test_grey_of_16_bits_is_what_the_command_sees(pages, detector, tmp_path):
+    """Pillow's own conversion cuts at 255, and the page is white."""
+    grey = np.asarray(Image.open(pages[0]).convert("L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    images = [tmp_path / "16.png", tmp_path / "8.png"]
+    eight, sixteen = (read_rgb(path) for path in images)
+    assert np.array_equal(eight, sixteen)
+    one, other = next(iter(predict_loader(images, image_size=(128, 96), batch_size=2, threads=1))).image
+    assert torch.equal(one, other)
+    expected = detector.detect(grey)
+    assert len(expected.polygons)
+    for image in (images[0], Image.open(images[0])):
+        assert _same(detector.detect(image), expected)
+
+
 def test_settings_of_the_call(trained, pages):
     assert not len(Detector(trained, "post.box_thresh=1").detect(pages[0]).scores)
     many = Detector(trained, *MANY, "post.shape=polygon", device="cpu").detect(pages[0])
@@ -101,6 +117,8 @@ def test_settings_of_the_call(trained, pages):
 
 def test_what_is_no_image_is_refused_in_one_line(detector, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
+    Image.effect_noise((40, 40), 50).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:300])
     for image, words in [
         (np.zeros((8, 8, 3), np.float32), r"array \(8, 8, 3\) of float32 is no image"),
         (np.zeros((8, 8, 2), np.uint8), "is no image"),
@@ -108,6 +126,8 @@ def test_what_is_no_image_is_refused_in_one_line(detector, tmp_path):
         (None, "NoneType is no image"),
         (tmp_path / "a.png", "a.png: unreadable"),
         (tmp_path / "nowhere.png", "nowhere.png: missing"),
+        (tmp_path / "cut.png", "cut.png: cannot be decoded"),
+        (Image.open(tmp_path / "cut.png"), "cut.png: cannot be decoded"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
             detector.detect(image)

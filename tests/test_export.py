@@ -4,6 +4,9 @@ import ast
 import importlib
 import json
 import os
+import runpy
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import cv2
@@ -14,43 +17,49 @@ import safetensors.torch
 import timm
 import torch
 
-from bench.receipts import lines, prob_maps
+from bench.receipts import prob_maps
 from engine import checkpoint
 from engine.config import PostConfig, from_dict
 from engine.distributed import Ranks
 from engine.evaluate import detect_pages, load_detector
 from engine.export import __main__ as export
-from engine.export import check, exports, network, onnx_file, program, weights
+from engine.export import check, exports, network, program, weights
 from engine.postprocess import Detections, detect
 from pipelines.bare_index import BareIndex
 from pipelines.errors import UserError
 
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
-# a tiny network's maps hardly rise: low thresholds, so that there are quads to compare
-LOW = ["post.bin_thresh=0.25", "post.box_thresh=0.2", "post.min_size_px=1", "post.min_unclipped_px=2"]
+LOW = ["post.bin_thresh=0.6", "post.box_thresh=0.62", "post.min_size_px=1", "post.min_unclipped_px=2"]
 RECEIPTS = os.environ.get("DBNET_RECEIPTS")
 
 
 @pytest.fixture(scope="module")
-def made(trained, tmp_path_factory):
-    """(folder of what one command wrote, its JSON)."""
-    from contextlib import redirect_stdout
-    from io import StringIO
+def sharp(trained, tmp_path_factory):
+    """A checkpoint of the tiny detector, whose maps hardly rise, with 30 times the contrast: dozens of quads by LOW."""
+    source = checkpoint.locate(trained)
+    tensors = checkpoint.load_part(source, "model")
+    config = from_dict(checkpoint.load_settings(source))
+    with torch.inference_mode():
+        middle = load_detector(source, config, ALONE)(torch.zeros(1, 3, 96, 128)).median()
+    weight, bias = "head.prob.6.weight", "head.prob.6.bias"
+    tensors |= {weight: tensors[weight] * 30, bias: (tensors[bias] - middle) * 30}
+    folder = tmp_path_factory.mktemp("sharp")
+    return checkpoint.write(folder, {"model": tensors}, {"step": 1}, (source / "config.yaml").read_text())
 
+
+@pytest.fixture(scope="module")
+def made(sharp, tmp_path_factory):
+    """(folder of what one command wrote, its JSON)."""
     out, said = tmp_path_factory.mktemp("export"), StringIO()
-    names = {
-        "--onnx": "m.onnx",
-        "--weights": "m.safetensors",
-    }  # each network traced takes 3 s: the others are slow tests
-    with redirect_stdout(said):
-        files = [word for flag, name in names.items() for word in (flag, str(out / name))]
-        assert export.main([str(trained), *files, "--json", *LOW]) == 0
+    files = ["--onnx", str(out / "m.onnx"), "--weights", str(out / "m.safetensors")]
+    with redirect_stdout(said):  # each network traced takes 3 s: the others are slow tests
+        assert export.main([str(sharp), *files, "--json", *LOW]) == 0
     return out, json.loads(said.getvalue())
 
 
 def assert_compared(row):
-    assert 0 <= row["max_abs_diff"] <= 1e-4 and row["quads"] > 5, row
+    assert 0 <= row["max_abs_diff"] <= 1e-4 and row["quads"] > 50, row
     assert row["sizes"] == [[1, 96, 128], [2, 64, 64], [3, 64, 64]]
 
 
@@ -61,12 +70,15 @@ def test_a_network_is_compared_and_its_figures_given(made):
     assert_compared(kinds["onnx"])
     assert kinds["onnx"]["opset"] == 18 and kinds["onnx"]["bytes"] == (out / "m.onnx").stat().st_size
     assert sorted(p.name for p in out.iterdir()) == ["m.onnx", "m.safetensors"], "no drafts"
+    (out / "new").touch()  # under the umask
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
+    (out / "new").unlink()
 
 
 @pytest.mark.slow
-def test_rapidocr_and_torch_export(trained, tmp_path, capsys):
+def test_rapidocr_and_torch_export(sharp, tmp_path, capsys):
     files = ["--rapidocr", str(tmp_path / "rapid"), "--program", str(tmp_path / "m.pt2")]
-    assert export.main([str(trained), *files, "--json", *LOW]) == 0
+    assert export.main([str(sharp), *files, "--json", *LOW]) == 0
     rapid, traced = json.loads(capsys.readouterr().out)["files"]
     assert_compared(rapid)
     assert_compared(traced)
@@ -74,14 +86,14 @@ def test_rapidocr_and_torch_export(trained, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["det.onnx", "m.pt2", "rapid", "rapidocr.yaml"], "no drafts"
 
 
-def test_the_onnx_file_says_how_to_use_it(made, trained):
+def test_the_onnx_file_says_how_to_use_it(made):
     import onnx
 
     model = onnx.load(made[0] / "m.onnx")
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["channels"] == "RGB" and json.loads(facts["mean"]) == [123.675, 116.28, 103.53]
     assert json.loads(facts["std"]) == [58.395, 57.12, 57.375] and json.loads(facts["image_size"]) == [96, 128]
-    assert json.loads(facts["post"])["bin_thresh"] == 0.25
+    assert json.loads(facts["post"])["bin_thresh"] == 0.6
     (image,), (prob,) = model.graph.input, model.graph.output
     shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (image, prob)]
     assert shapes == [["batch", 3, "height", "width"], ["batch", 1, "height", "width"]]
@@ -90,19 +102,18 @@ def test_the_onnx_file_says_how_to_use_it(made, trained):
     assert b"/engine/" not in (made[0] / "m.onnx").read_bytes(), "it names no place of this machine"
 
 
-def test_a_network_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
-    write = onnx_file.write
+def test_a_network_that_differs_is_not_kept(made, sharp, tmp_path, monkeypatch):
+    import onnx
 
     def wrong(module, path, facts, opset=18):
-        with torch.no_grad():
-            bias = module.detector.head.prob[-1].bias
-            bias += 0.01
-            write(module, path, facts, opset)
-            bias -= 0.01
+        model = onnx.load(made[0] / "m.onnx")
+        (bias,) = (i for i in model.graph.initializer if i.name.endswith("head.prob.6.bias"))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+        onnx.save(model, path)
 
     monkeypatch.setattr(exports.onnx_file, "write", wrong)
     with pytest.raises(UserError, match=r"m\.onnx: not kept, its maps differ from PyTorch's by 0\.00"):
-        export.main([str(trained), "--onnx", str(tmp_path / "m.onnx")])
+        export.main([str(sharp), "--onnx", str(tmp_path / "m.onnx")])
     assert not list(tmp_path.iterdir())
 
 
@@ -133,14 +144,14 @@ def test_same_ignores_the_order_of_equal_scores_and_nothing_else():
     assert not check.same(page, Detections([a, b], page.scores - 0.1))
 
 
-def test_weights_load_with_one_call_and_in_plain_timm(made, trained):
+def test_weights_load_with_one_call_and_in_plain_timm(made, sharp):
     path = made[0] / "m.safetensors"
     model = weights.load(path)
-    source = checkpoint.locate(trained)
-    config = from_dict(checkpoint.load_settings(source))
+    config = from_dict(checkpoint.load_settings(sharp))
     image = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
-        assert torch.equal(model(image), load_detector(source, config, ALONE)(image))
+        # the run's own memory format sums in another order
+        torch.testing.assert_close(model(image), load_detector(sharp, config, ALONE)(image), rtol=0, atol=1e-4)
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata()
         indices = json.loads(header["out_indices"])
@@ -168,24 +179,27 @@ def test_averaged_weights_are_preferred_as_evaluation_does(trained, tmp_path):
         assert torch.equal(found["head.prob.0.weight"], parts[part]["head.prob.0.weight"])
 
 
-def iou(a, b):
-    area, _ = cv2.intersectConvexConvex(a.astype(np.float32), b.astype(np.float32))
-    return area / (cv2.contourArea(a.astype(np.float32)) + cv2.contourArea(b.astype(np.float32)) - area)
+def gap(a, b):
+    """Pixels between the corners of two quads, whichever they start with."""
+    return min(np.abs(np.roll(a, k, 0) - b).max() for k in range(4))
 
 
-def assert_same_boxes(theirs, ours, least):
-    assert len(theirs) == len(ours.polygons)
-    for polygon in ours.polygons:
-        assert max(iou(quad, polygon) for quad, _ in theirs) >= least
+def assert_same_boxes(theirs, ours, most):
+    assert len(theirs) == len(ours.polygons) > 0
+    left = list(theirs)
+    for polygon, score in zip(ours.polygons, ours.scores, strict=True):
+        nearest = min(left, key=lambda box: gap(box[1], polygon))
+        left.remove(nearest)
+        assert gap(nearest[1], polygon) <= most and abs(nearest[0] - score) <= 1e-4, (nearest, polygon, score)
 
 
 def test_the_example_needs_nothing_of_this_project_and_is_short():
     path = Path(network.__file__).with_name("example.py")
-    text = path.read_text()
-    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert {alias.name for node in nodes for alias in node.names} == {"json", "sys", "cv2", "numpy", "onnxruntime"}
-    functions = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
-    assert sum(n.end_lineno - n.lineno for n in functions) < 45
+    tree = ast.parse(path.read_text())
+    imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert {alias.name for node in imports for alias in node.names} == {"json", "sys", "cv2", "numpy", "onnxruntime"}
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+    assert sum(n.end_lineno - n.body[0].end_lineno for n in functions) <= 30, "without names and docstrings"
 
 
 @pytest.mark.parametrize("score_mode", ["fast", "slow"])
@@ -195,23 +209,34 @@ def test_the_example_finds_the_engines_boxes_on_maps_of_real_receipts(score_mode
     for prob in prob_maps():
         height, width = prob.shape
         (ours,) = detect(torch.from_numpy(prob)[None], np.eye(2, 3)[None], np.array([[width, height]]), post)
-        theirs = [(np.clip(quad, 0, (width, height)), s) for quad, s in example.boxes(prob, vars(post))]
-        assert_same_boxes(theirs, ours, 0.97)
-    assert len(lines()) == len(prob_maps())
+        theirs = [(score, np.clip(quad, 0, (width, height))) for score, quad in example.boxes(prob, vars(post))]
+        assert_same_boxes(theirs, ours, 0.1)
 
 
-def test_the_example_on_an_image_file(made, trained):
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_the_example_on_an_image_file(made, sharp, trained, tmp_path, capsys, monkeypatch, kind):
+    """The engine's boxes: of a page as large as the canvas, not compressed, and of one that is decoded and shrunk."""
     import onnxruntime
 
     example = importlib.import_module("engine.export.example")
     image = sorted((trained.parent / ".synthetic").rglob("*.jpg"))[0]
+    if kind == "png":
+        cv2.imwrite(str(tmp_path / "page.png"), cv2.resize(cv2.imread(str(image)), (128, 96)))
+        image = tmp_path / "page.png"
     session = onnxruntime.InferenceSession(str(made[0] / "m.onnx"), providers=["CPUExecutionProvider"])
-    exported = network.load(str(trained), LOW)
+    exported = network.load(str(sharp), LOW)
     ((_, ours),) = detect_pages(exported.module.detector, BareIndex([image]), exported.config, ALONE)
     theirs = example.detect(session, cv2.imread(str(image)))
-    assert len(ours.polygons) > 2 and abs(len(theirs) - len(ours.polygons)) <= 0.2 * len(ours.polygons)
-    best = [max(iou(quad, polygon) for quad, _ in theirs) for polygon in ours.polygons]
-    assert np.median(best) > 0.9, "another decoder and resize: the same boxes but for a pixel here and there"
+    if kind == "png":
+        assert len(ours.polygons) > 50
+        assert_same_boxes(theirs, ours, 0.1)
+    else:  # another decoder and resize move a speck here and there; most boxes are the same
+        assert abs(len(theirs) - len(ours.polygons)) <= 0.1 * len(ours.polygons)
+        assert np.median([min(gap(quad, polygon) for _, quad in theirs) for polygon in ours.polygons]) <= 1
+    monkeypatch.setattr("sys.argv", ["example.py", str(made[0] / "m.onnx"), str(image)])
+    runpy.run_path(example.__file__, run_name="__main__")  # as the README has it
+    numbers = [[float(word) for word in line.split()] for line in capsys.readouterr().out.splitlines()]
+    assert np.allclose(numbers, [[score, *quad.ravel()] for score, quad in theirs], atol=0.06)
 
 
 def test_wrong_words_are_one_line_each(trained, tmp_path):
@@ -261,20 +286,20 @@ def test_the_presets_encoders_export(tmp_path, preset):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not RECEIPTS, reason="DBNET_RECEIPTS does not name a folder of receipts")
-def test_on_real_receipts(trained, tmp_path, capsys):
+def test_on_real_receipts(sharp, tmp_path, capsys):
     """The tiny network finds little there; its maps and boxes are the same in onnxruntime all the same."""
     files = ["--onnx", str(tmp_path / "m.onnx"), "--rapidocr", str(tmp_path / "rapid")]
     pages = [f"data.val={RECEIPTS}/val.txt", f"run_root={tmp_path}", "data.image_size=[640,320]"]
-    assert export.main([str(trained), *files, *pages, "--json", *LOW]) == 0
+    assert export.main([str(sharp), *files, *pages, "--json", *LOW]) == 0
     rows = json.loads(capsys.readouterr().out)["files"]
     assert all(row["max_abs_diff"] <= 1e-4 and row["sizes"][0] == [1, 640, 320] for row in rows)
     assert all(0 <= rows[1][name] <= 1 for name in ("hmean_rapidocr", "hmean_engine"))
 
 
 @pytest.mark.slow
-def test_aot_inductor(trained, tmp_path, capsys):
+def test_aot_inductor(sharp, tmp_path, capsys):
     path = tmp_path / "m.pt2"
-    assert export.main([str(trained), "--aoti", str(path), "--json", *LOW]) == 0
+    assert export.main([str(sharp), "--aoti", str(path), "--json", *LOW]) == 0
     (row,) = json.loads(capsys.readouterr().out)["files"]
     assert row["max_abs_diff"] <= 1e-4 and row["quads"] > 5
     maps = program.open_package(path)(np.zeros((4, 3, 160, 32), np.float32))

@@ -108,6 +108,18 @@ def test_a_resume_refuses_what_would_mix_results(trained, source, tmp_path):
     assert (out / LINES).read_bytes() == before
 
 
+def test_places_that_would_be_in_the_way_are_refused_before_the_work(trained, source, tmp_path):
+    out = tmp_path / "out"
+    for more, words in (
+        (["--csv", str(tmp_path)], "is a folder"),
+        (["--csv", str(out / LINES)], "the results themselves"),
+        (["--draw", "--out", str(source / "out")], "taken for pages"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predict.main(_arguments(source, trained, out, *more))
+    assert not out.exists() and not (source / "out").exists()
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(trained, source, tmp_path):
     """SIGKILL; the children are forks, since a start of Python with torch takes longer than the prediction."""

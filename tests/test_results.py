@@ -1,6 +1,7 @@
 """What prediction leaves behind: writers, and readers that prove them."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from engine import results
 from engine.postprocess import Detections
 from engine.results import LINES, Journal
 from pipelines import formats
+from pipelines.bare_index import BareIndex
 from pipelines.errors import UserError
 from pipelines.listing import LEADS_OUT, find_images
 
@@ -125,6 +127,60 @@ def test_a_new_prediction_takes_the_old_ones_formats_away(tmp_path):
     assert not (tmp_path / "results.csv").exists()
 
 
+def test_what_others_left_under_the_names_of_results_is_not_deleted_unasked(tmp_path):
+    (tmp_path / "results.csv").write_text("mine")
+    for mode in ("new", "resume"):
+        with pytest.raises(UserError, match=r"results\.csv exists, without"):
+            _journal(tmp_path, ["a"], mode)
+    assert (tmp_path / "results.csv").read_text() == "mine"
+
+
+def test_the_draft_of_a_killed_process_goes_with_the_next(tmp_path):
+    (tmp_path / ".results.abcdefg").write_text("half")
+    _journal(tmp_path, ["a"]).close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [LINES, "results.state.json"]
+
+
+@pytest.fixture
+def full():
+    """A function after which no file of this process gets longer than so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_with_one_line_and_loses_nothing(tmp_path, full):
+    """The line that does not fit is torn; a resume goes back to the last whole batch and the bytes are the same."""
+    names = ["a", "b", "c", "d"]
+    journal = _journal(tmp_path, names, batch=1)
+    journal.add(_result("a", (1, 1)))
+    size = (tmp_path / LINES).stat().st_size
+    full(2 * size + 9)
+    journal.add(_result("b", (1, 1)))
+    with pytest.raises(UserError, match=r"results\.jsonl: cannot be written .* --resume"):
+        journal.add(_result("c", (1, 1)))
+    journal.close()
+    assert journal.done == 2 and (tmp_path / LINES).stat().st_size == 2 * size + 9
+    many = [_result("a", *[(1, 1)] * 9)]
+    with pytest.raises(UserError, match=r"results\.csv: cannot be written"):
+        results.write_coco(tmp_path / "results.csv", lambda: iter(many))
+    assert not list(tmp_path.glob(".results.*"))
+    full(1 << 30)
+    again = _journal(tmp_path, names, "resume", batch=1)
+    assert again.done == 2
+    for name in names[2:]:
+        again.add(_result(name, (1, 1)))
+    again.close()
+    assert [line["image"] for line in results.read_lines(tmp_path / LINES)] == names
+
+
+def test_file_names_that_come_twice_in_the_table_are_said(tmp_path, capsys):
+    results.write_csv(tmp_path / "r.csv", lambda: iter([_result("a/1.png"), _result("b/2.png")]))
+    assert not capsys.readouterr().err
+    results.write_csv(tmp_path / "r.csv", lambda: iter([_result("a/1.png"), _result("b/1.png")]))
+    assert "one file name (e.g. 1.png)" in capsys.readouterr().err
+
+
 # ---- listing
 
 
@@ -152,6 +208,16 @@ def test_links_out_of_a_folder_are_left_out_and_folders_taken_once(tmp_path):
     assert list(alone.names()) == ["out.jpg"] and not alone.refused
     (tmp_path / "named").symlink_to(data)
     assert len(find_images([str(tmp_path / "named")])) == 5
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_link_to_itself_is_one_bad_page(tmp_path, follow):
+    for name in ("a.jpg", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    (tmp_path / "b.jpg").write_bytes(b"")
+    images = find_images([str(tmp_path)], follow)
+    assert list(images.names()) == ["a.jpg", "b.jpg"]
+    assert BareIndex(images, tolerate=True, refused=images.refused).bad.keys() == {0, 1}
 
 
 def test_order_is_by_the_parts_of_names(tmp_path):

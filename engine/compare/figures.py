@@ -42,9 +42,9 @@ def draw(result: Result, folder: Path) -> Path | None:
 def _looks(cells: list[Cell]) -> dict[str, dict[str, Any]]:
     """Colour and style of each combination."""
     looks = {}
-    for colour, group in zip(COLOURS, by_schedule(cells)):
+    for number, group in enumerate(by_schedule(cells)):  # a function may have more schedules than there are colours
         for place, cell in enumerate(group):
-            looks[cell.label] = {"color": colour, "ls": STYLES[place % len(STYLES)]}
+            looks[cell.label] = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[place % len(STYLES)]}
     return looks
 
 

@@ -2,16 +2,15 @@
 
 import json
 import math
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from engine.compare import figures, verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
-from engine.compare.result import Cell, Result, as_json, find, same_by_best, sentences
+from engine.compare.result import Cell, Result, as_json, cautions, find, same_by_best, sentences
 from engine.compare.verdict import Family
-from engine.search.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
+from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, save, to_html, to_markdown
 from engine.search.plan import shown
 from engine.search.study import Study
 from engine.search.words import duration, number
@@ -28,17 +27,9 @@ def write(study: Study) -> tuple[dict[str, Any], Path]:
     picture = figures.draw(result, study.folder / "figures")
     blocks, title = sections(result, picture), f"Comparison {study.name}"
     plain = as_json(result)
-    _replace(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
-    _replace(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    return plain, _replace(study.folder / "report.html", to_html(title, blocks))
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Whole or not at all: a reader may have the old one open."""
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-    return path
+    save(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
+    save(study.folder / "report.md", to_markdown(title, blocks, study.folder))
+    return plain, save(study.folder / "report.html", to_html(title, blocks))
 
 
 def sections(result: Result, picture: Path | None) -> list[Block]:
@@ -73,17 +64,7 @@ def verdict_lines(result: Result) -> list[str]:
     elif result.families:
         shown = [f"{pair.first} over {pair.second}" for family in result.by_best for pair in family.shown]
         lines.append(f"The best epochs instead of the last ones show: {'; '.join(shown) or 'no difference'}.")
-    if result.unequal:
-        lines.append(
-            "The spreads differ much, and the test takes them as one: a difference of the noisiest combination may be "
-            "luck with more than 5 % (up to 17 % where one is four times as noisy as all others)."
-        )
-    if result.study.runner.get("looked"):
-        lines.append(
-            f"Seeds were added after {result.study.runner['looked']} trainings had been looked at: who goes on until "
-            "something is shown finds luck more often than 5 %."
-        )
-    return [*lines, *result.left_out]
+    return [*lines, *cautions(result), *result.left_out]
 
 
 def table(cells: list[Cell], metric: str) -> Table:
@@ -187,4 +168,5 @@ def text_of(result: dict[str, Any]) -> str:
         count = f"{len(last['by_seed'])}" + (f", {len(cell['failed'])} failed" if cell["failed"] else "")
         words = f"{number(last['mean']):>11}  {sd:>8}  {number(best['mean']):>11}  {count}"
         lines.append(f"{cell['label']:{width}}  {words}")
-    return "\n".join([*lines, "", *(family["verdict"] for family in result["families"]), *result["left_out"]])
+    verdicts = [family["verdict"] for family in result["families"]]
+    return "\n".join([*lines, "", *verdicts, *result["cautions"], *result["left_out"]])

@@ -165,6 +165,22 @@ def same_by_best(result: Result) -> bool:
     return shown(result.families) == shown(result.by_best)
 
 
+def cautions(result: Result) -> list[str]:
+    """Why the 5 % may be more here."""
+    lines = []
+    if result.unequal:
+        lines.append(
+            "The spreads differ much, and the test takes them as one: a difference of the noisiest combination may be "
+            "luck with more than 5 % (up to 17 % where one is four times as noisy as all others)."
+        )
+    if looked := result.study.runner.get("looked"):
+        lines.append(
+            f"Seeds were added after {looked} trainings had been looked at: who goes on until something is shown finds "
+            "luck more often than 5 %."
+        )
+    return lines
+
+
 def as_json(result: Result) -> dict[str, Any]:
     """The result as plain JSON; what one value cannot have is null."""
     study = result.study
@@ -187,7 +203,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "folder": str(study.folder), "metric": study.metric, "compared": "last epoch", "epochs": result.epochs,
         "seeds": result.seeds, "settings": study.arguments, "combinations": cells, "families": families,
         "difference_shown": result.differs, "best_epochs_show_the_same": same_by_best(result),
-        "left_out": result.left_out, "minutes": round(math.fsum(trial.minutes for trial in study.trials), 3),
+        "cautions": cautions(result), "left_out": result.left_out,
+        "minutes": round(math.fsum(trial.minutes for trial in study.trials), 3),
     }  # fmt: skip
 
 

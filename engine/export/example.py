@@ -11,43 +11,44 @@ import numpy as np
 import onnxruntime
 
 
-def boxes(prob: np.ndarray, post: dict) -> list[tuple[np.ndarray, float]]:
-    """prob_map (H, W) -> (quad (4, 2) of its pixels, score), best first."""
+def boxes(prob: np.ndarray, post: dict) -> list[tuple[float, np.ndarray]]:
+    """prob_map (H, W) -> (score, quad (4, 2) in its pixels), best first."""
     mask, found = (prob > post["bin_thresh"]).astype(np.uint8), []
-    contours, links = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    for contour in (c[:, 0] for c, link in zip(contours, links[0] if contours else ()) if link[3] < 0):  # no holes
-        x, y, w, h = cv2.boundingRect(contour)
-        window, inside = np.s_[y : y + h, x : x + w], np.zeros((h, w), np.uint8)
-        own = cv2.fillPoly(inside, [contour - (x, y)], 1) & mask[window]
-        (cx, cy), (a, b), angle = cv2.minAreaRect(contour)  # through centres of pixels: it grows to its pixels' area
-        half = min(max((np.sqrt((a - b) ** 2 + 4 * own.sum()) - (a + b)) / 2, 0), 1)
-        a, b = a + half, b + half
-        if post["score_mode"] == "fast":
-            own = cv2.fillPoly(inside * 0, [np.rint(cv2.boxPoints(((cx - x, cy - y), (a, b), angle))).astype(int)], 1)
-        score, distance = (prob[window] * own).sum() / max(own.sum(), 1), a * b * post["unclip_ratio"] / (a + b)
-        large = min(a, b) >= post["min_size_px"] and min(a, b) + distance >= post["min_unclipped_px"]
+    _, labels, regions, _ = cv2.connectedComponentsWithStats(mask, connectivity=post["connectivity"])
+    at = np.arange(prob.shape[1]) + 1j * np.arange(prob.shape[0])[:, None]  # x + iy of each pixel
+    for number, (x, y, w, h, pixels) in enumerate(regions[1:], 1):
+        more = min(w, h)  # a rectangle that is turned reaches over the upright one of its region
+        window = np.s_[max(y - more, 0) : y + h + more, max(x - more, 0) : x + w + more]
+        own = labels[window] == number
+        (cx, cy), (a, b), angle = cv2.minAreaRect(at[window][own].view(float).reshape(-1, 2).astype(np.float32))
+        grow = np.clip((np.sqrt((a - b) ** 2 + 4 * pixels) - (a + b)) / 2, 0, 1)  # from pixels' centres to their area
+        a, b = a + grow, b + grow
+        if post["score_mode"] == "fast":  # the mean of the rectangle's pixels, not of the region's own
+            turned = (at[window] - complex(cx, cy)) * np.exp(-1j * np.radians(angle))
+            own = (abs(turned.real) <= a / 2 + 1e-3) & (abs(turned.imag) <= b / 2 + 1e-3)
+        score, unclip = float(prob[window][own].mean()), a * b * post["unclip_ratio"] / (a + b)
+        large = min(a, b) >= post["min_size_px"] and min(a, b) + unclip >= post["min_unclipped_px"]
         if large and score >= post["box_thresh"]:
-            rectangle = (cx + 0.5, cy + 0.5), (a + distance, b + distance), angle
-            found.append((cv2.boxPoints(rectangle), float(score)))
-    return sorted(found, key=lambda box: -box[1])[: post["max_candidates"]]
+            found.append((score, cv2.boxPoints(((cx + 0.5, cy + 0.5), (a + unclip, b + unclip), angle))))
+    return sorted(found, key=lambda box: -box[0])[: post["max_candidates"]]
 
 
-def detect(session: onnxruntime.InferenceSession, page: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """page uint8 BGR (h, w, 3) -> (quad (4, 2) of its pixels, score), best first."""
+def detect(session: onnxruntime.InferenceSession, page: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """page uint8 BGR (h, w, 3) -> (score, quad (4, 2) in its pixels), best first."""
     facts = session.get_modelmeta().custom_metadata_map
-    mean, std, (height, width), post = (json.loads(facts[name]) for name in ("mean", "std", "image_size", "post"))
-    (h, w), scale = page.shape[:2], min(height / page.shape[0], width / page.shape[1])
-    new = min(max(1, round(w * scale)), width), min(max(1, round(h * scale)), height)
-    left, top = (width - new[0]) // 2, (height - new[1]) // 2
-    canvas = np.zeros((height, width, 3), np.uint8)
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas[top : top + new[1], left : left + new[0]] = cv2.resize(page, new, interpolation=how)
-    image = ((canvas[:, :, ::-1] - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
+    mean, std, canvas, post = (json.loads(facts[name]) for name in ("mean", "std", "image_size", "post"))
+    size, scale = page.shape[1::-1], min(canvas[0] / page.shape[0], canvas[1] / page.shape[1])
+    w, h = round(size[0] * scale), round(size[1] * scale)
+    left, top, how = (canvas[1] - w) // 2, (canvas[0] - h) // 2, cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = np.zeros((*canvas, 3))
+    image[top : top + h, left : left + w] = cv2.resize(page, (w, h), interpolation=how)[:, :, ::-1]
+    image = ((image - mean) / std).astype(np.float32).transpose(2, 0, 1)[None]
     prob = session.run(["prob_map"], {"image": image})[0][0, 0]
-    return [((quad - (left, top)) * (w / new[0], h / new[1]), score) for quad, score in boxes(prob, post)]
+    back = size[0] / w, size[1] / h
+    return [(score, np.clip((quad - (left, top)) * back, 0, size)) for score, quad in boxes(prob, post)]
 
 
 if __name__ == "__main__":
     model = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-    for quad, score in detect(model, cv2.imread(sys.argv[2])):
+    for score, quad in detect(model, cv2.imread(sys.argv[2])):
         print(f"{score:.3f}", *quad.round(1).ravel().tolist())

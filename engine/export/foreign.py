@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 
+from engine.loading import write_safetensors
 from pipelines.errors import UserError
 
 SAFE_TORCH = (2, 11)  # CVE-2025-32434 and CVE-2026-24747 ran code in spite of weights_only
@@ -147,9 +147,7 @@ def save(tensors: Mapping[str, torch.Tensor], out: Path, source: Path) -> None:
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:  # cloned: safetensors stores no strides and refuses tensors that share memory
-        safetensors.torch.save_file(
-            {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}, draft
-        )
+        write_safetensors({k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}, draft)
         draft.rename(out)
     except (safetensors.SafetensorError, KeyError, ValueError, UnicodeEncodeError) as error:
         raise UserError(f"{source}: its tensors do not fit into safetensors ({error})") from None

@@ -16,11 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 
 from engine.config import from_dict, to_dict
 from engine.export.network import Exported
-from engine.loading import load_model, read_safetensors
+from engine.loading import load_model, read_safetensors, write_safetensors
 from engine.model import DBNet
 from pipelines.errors import UserError
 
@@ -37,7 +36,7 @@ def write(exported: Exported, path: Path, facts: Mapping[str, str]) -> int:
     if not exported.config.models.encoder.hrnet_incre_head and "hrnet" in header["encoder"]:
         header["feature_location"] = ""  # a further argument of create_model
     tensors = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
-    safetensors.torch.save_file(tensors, path, metadata=header)
+    write_safetensors(tensors, path, header)
     return len(tensors)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import cli
-from engine.document import Block, Markup, Text, to_html
+from engine.document import Block, Markup, Text, save, to_html
 from engine.report import style
 from engine.report.history import Run, read_run
 from engine.say import one_line, warn
@@ -25,6 +25,8 @@ from pipelines.errors import Parser, UserError, printable
 
 if TYPE_CHECKING:
     from engine.report.judge import Judgement
+
+MOST_PAGES = 100  # with pictures: 0.6 MB each in the page, and 13 MB of maps each in memory until they are drawn
 
 
 def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
@@ -46,8 +48,8 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
     runs = [item for item in args.items if item not in settings]
     if len(runs) != 1:
         raise UserError(f"expected one run folder, got {len(runs)}: {' '.join(runs) or 'none'}")
-    if not 0 <= args.pages <= 1000:
-        raise UserError(f"--pages {args.pages}: expected 0 to 1000")
+    if not 0 <= args.pages <= MOST_PAGES:
+        raise UserError(f"--pages {args.pages}: expected 0 to {MOST_PAGES}")
     if args.no_eval and settings:
         raise UserError(f"{settings[0]}: settings are the evaluation's; leave --no-eval out")
     return args, Path(runs[0]), settings
@@ -113,16 +115,6 @@ def blocks_of(run: Run, judged: "Judgement | None", notes: list[str], out: Path)
     return [block for part in parts for block in part]
 
 
-def write(out: Path, text: str) -> None:
-    """Whole or not at all: a reader may have the old one open."""
-    draft = out.with_name(f".{out.name}.new")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def figures(run: Run, judged: "Judgement | None", notes: list[str], out: Path) -> dict:
     """What `--json` prints."""
     result = {"report": str(out), "bytes": out.stat().st_size, "run": str(run.folder), "finished": bool(run.summary)}
@@ -149,7 +141,7 @@ def main(argv: list[str]) -> int:
         names = ", ".join(list(judged.bad)[:5])
         notes.append(f"{len(judged.bad)} pages cannot be read and count as pages without detections: {names}")
     name = folder.resolve().name
-    write(out, to_html(f"Report of {name}", blocks_of(run, judged, notes, out), style.STYLE, style.SCRIPT))
+    save(out, to_html(f"Report of {name}", blocks_of(run, judged, notes, out), style.STYLE, style.SCRIPT))
     if args.json:
         print(json.dumps(figures(run, judged, notes, out)))
         return 0

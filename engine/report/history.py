@@ -24,22 +24,19 @@ RUN_BYTES = 1 << 24  # of run.json: 2 kB a session
 
 @dataclass
 class Bucket:
-    """Records that follow each other: {key: [sum, count, least, greatest]}, and how many values were no numbers."""
+    """Records that follow each other: {key: [sum, count, least, greatest]}."""
 
     sums: dict[str, list[float]] = field(default_factory=dict)
-    missing: int = 0
 
     def add(self, record: dict[str, Any]) -> None:
-        """Takes in a record; null (NaN or infinity when it was written) counts as missing."""
+        """Takes in a record; null (NaN or infinity when it was written) is no number."""
         for key, value in record.items():
             number = as_number(value)
-            self.missing += value is None
             if number is not None:
                 self._join(key, number, 1, number, number)
 
     def join(self, other: "Bucket") -> None:
         """Takes in another bucket."""
-        self.missing += other.missing
         for key, values in other.sums.items():
             self._join(key, *values)
 

@@ -82,7 +82,7 @@ def judge(
     Raises:
         UserError: no checkpoint, a damaged one, settings or data that are wrong or gone.
     """
-    path = checkpoint.locate(folder)
+    path = checkpoint.locate(folder).resolve()  # of a run that goes on, `best` may be another one a moment later
     config, _ = load_config(settings, base=checkpoint.load_settings(path))
     state = checkpoint.load_state(path)
     ranks = distributed.start(config.trainer.device)

@@ -1,11 +1,10 @@
 """report.md, report.html and figures/ of a study, at any moment of it: what was searched, found and not found."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
-from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, to_html, to_markdown
+from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, save, to_html, to_markdown
 from engine.search import confirm, figures
 from engine.search.effects import Z90, digits2, reached
 from engine.search.findings import Findings, find, fitted
@@ -30,16 +29,8 @@ def write(study: Study, baseline: float | None = None, posterior: Any = UNFITTED
     pictures = figures.draw(study, found, study.folder / "figures", line)
     blocks = sections(study, found, pictures)
     title = f"Search {study.name}"
-    _replace(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    return _replace(study.folder / "report.html", to_html(title, blocks))
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Whole or not at all: a reader may have the old one open."""
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-    return path
+    save(study.folder / "report.md", to_markdown(title, blocks, study.folder))
+    return save(study.folder / "report.html", to_html(title, blocks))
 
 
 def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[Block]:
