@@ -43,6 +43,7 @@ def flags(size: int, texts: Sequence[str] | None, ignore: Sequence[bool] | None,
 
 
 def to_shapes(points: np.ndarray, counts: np.ndarray, kept: np.ndarray, kind: str) -> Shapes:
+    """Shapes of those polygons that are `kept` (n,) bool, of all points (sum of counts, 2); `kind` quad or poly."""
     if not kept.all():
         points, counts = points[np.repeat(kept, counts)], counts[kept]
     if kind == "poly":
