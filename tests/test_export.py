@@ -197,7 +197,14 @@ def test_the_example_needs_nothing_of_this_project_and_is_short():
     path = Path(network.__file__).with_name("example.py")
     tree = ast.parse(path.read_text())
     imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert {alias.name for node in imports for alias in node.names} == {"json", "sys", "cv2", "numpy", "onnxruntime"}
+    assert {alias.name for node in imports for alias in node.names} == {
+        "json",
+        "sys",
+        "cv2",
+        "numpy",
+        "onnxruntime",
+        "Image",
+    }
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
     assert sum(n.end_lineno - n.body[0].end_lineno for n in functions) <= 30, "without names and docstrings"
 
@@ -213,9 +220,9 @@ def test_the_example_finds_the_engines_boxes_on_maps_of_real_receipts(score_mode
         assert_same_boxes(theirs, ours, 0.1)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "large"])
 def test_the_example_on_an_image_file(made, sharp, trained, tmp_path, capsys, monkeypatch, kind):
-    """The engine's boxes: of a page as large as the canvas, not compressed, and of one that is decoded and shrunk."""
+    """The engine's boxes: of a page as large as the canvas, not compressed, and of ones that are decoded and shrunk."""
     import onnxruntime
 
     example = importlib.import_module("engine.export.example")
@@ -223,6 +230,9 @@ def test_the_example_on_an_image_file(made, sharp, trained, tmp_path, capsys, mo
     if kind == "png":
         cv2.imwrite(str(tmp_path / "page.png"), cv2.resize(cv2.imread(str(image)), (128, 96)))
         image = tmp_path / "page.png"
+    if kind == "large":
+        cv2.imwrite(str(tmp_path / "large.png"), cv2.resize(cv2.imread(str(image)), (480, 340)))
+        image = tmp_path / "large.png"
     session = onnxruntime.InferenceSession(str(made[0] / "m.onnx"), providers=["CPUExecutionProvider"])
     exported = network.load(str(sharp), LOW)
     ((_, ours),) = detect_pages(exported.module.detector, BareIndex([image]), exported.config, ALONE)
