@@ -93,7 +93,8 @@ def _name_sizes(model: Any) -> None:
 @contextlib.contextmanager
 def quiet():
     """Keeps the exporter's progress and advice off the terminal; errors are raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.utils.cpp_extension")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:
