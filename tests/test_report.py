@@ -210,6 +210,9 @@ def test_axes_have_round_ends():
     assert log.log and log.low <= 0.02 and log.high >= 900 and len(log.ticks) <= 7
     assert not charts.axis([-1.0, 900.0], log=True).log
     assert charts.page_bars("pages", [charts.Bar(0.0, "<x>", "a&b")], 5).count("&lt;x&gt;") == 1
+    high = charts.page_bars("pages", [charts.Bar(0.984, ""), charts.Bar(1.0, "")], 2)
+    assert "the axis starts at 0.98" in high and ">0.984<" in high and ">1<" in high
+    assert "starts at" not in charts.page_bars("pages", [charts.Bar(0.4, "")], 1)
 
 
 def test_the_command_to_train_again_is_a_shell_s_and_takes_another_folder():

@@ -189,27 +189,34 @@ class Bar:
     link: str = ""
 
 
+FLOORS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+
 def page_bars(title: str, bars: Sequence[Bar], total: int) -> str:
-    """Bars of H-mean, worst first, from 0 to 1; `total` pages there are, of which `bars` are the worst."""
+    """Bars of H-mean, worst first, up to 1; `total` pages there are, of which `bars` are the worst.
+
+    They start at 0, or where all are higher at one of FLOORS, which is said.
+    """
     if not bars:
         return ""
     width, height = 1180, 220
     x0, y0, across = 40, height - 22, width - 46
-    y = axis([0.0, 1.0])
+    floor = max(low for low in FLOORS if low == 0 or low < min(bar.value for bar in bars))
     parts = []
-    for tick in y.ticks:
-        at = round(y0 - (y0 - 8) * tick, 1)
+    for tick in (floor + (1 - floor) * k / 5 for k in range(6)):
+        at = round(y0 - (y0 - 8) * (tick - floor) / (1 - floor), 1)
         parts.append(f'<line class="grid" x1="{x0}" x2="{width - 6}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text x="{x0 - 6}" y="{at + 4}" text-anchor="end">{tick:.1f}</text>')
+        parts.append(f'<text x="{x0 - 6}" y="{at + 4}" text-anchor="end">{tick:.4g}</text>')
     step = min(across / len(bars), 40.0)
     for i, bar in enumerate(bars):
-        tall = round((y0 - 8) * min(1.0, max(bar.value, 0.004)), 1)
+        tall = round((y0 - 8) * min(1.0, max((bar.value - floor) / (1 - floor), 0.004)), 1)
         place = f'x="{x0 + i * step:.2f}" width="{max(0.5, step - min(1.0, 0.2 * step)):.2f}"'
         hit = f'<rect class="hit" {place} y="8" height="{y0 - 8}"/>'  # a short bar is hard to point at
         shown = f'{hit}<rect class="bar" {place} y="{round(y0 - tall, 1)}" height="{tall}"/>'
         shown = f"<g><title>{escaped(bar.words)}</title>{shown}</g>"
         parts.append(f'<a href="{escaped(bar.link)}">{shown}</a>' if bar.link else shown)
     what = f"the worst {len(bars)} of {total} pages" if len(bars) < total else f"{total} pages, worst first"
+    what += f"; the axis starts at {floor:g}" if floor else ""
     parts.append(f'<text x="{x0}" y="{height - 5}">{what}</text>')
     body = f'<svg role="img" aria-label="{escaped(title)}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'
     return f'<figure class="bars"><div class="roll">{body}</div></figure>'

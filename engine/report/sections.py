@@ -190,9 +190,7 @@ def by_page(judged: "Judgement", out: Path) -> list[Block]:
         rows.append([Link(page.name, *place), *numbers, *(str(page.counts[key]) for key in keys)])
     header = ["page", "H-mean", "precision", "recall", "missed", "split", "merged", "false"]
     values = sorted(page.hmean for page in judged.pages)
-    middle = (
-        f"Half of the pages are at {values[len(values) // 2]:.4f} or above; perfect: {sum(v == 1 for v in values)}. "
-    )
+    middle = f"Half of the pages are at {values[len(values) // 2]:.4f} or above; {sum(v == 1 for v in values)} have 1. "
     text = middle + "A bar leads to the page's picture below, or to its image."
     chart = Markup(charts.page_bars("H-mean by page", bars, len(judged.pages)))
     return [heading("pages"), Text(text), chart, Table(header, rows)]

@@ -7,6 +7,7 @@ from engine.config import PostConfig
 from engine.search.sheet import BLUE, GREEN, GREY, RED, plain, save, sheet
 
 COLUMNS = 3
+BELOW = 0.02  # H-mean under the start that is still shown: a threshold far off falls to 0 and would flatten the rest
 WORDS = {"max_candidates": "max_candidates (log scale)"}
 
 
@@ -26,6 +27,8 @@ def draw(
     for axes, (name, values, heights) in zip(panels, curves):
         _panel(axes, name, values, heights, getattr(best, name), getattr(start, name))
         axes.axhline(old, color=GREY, ls="--", lw=1, label="H-mean with the start's settings")
+        if min(heights) < old - BELOW:
+            axes.set_ylim(old - BELOW, max(*heights, old) + BELOW / 10)
         axes.set_title(WORDS.get(name, name), fontsize=9)
         axes.tick_params(labelsize=8)
         plain(axes)
