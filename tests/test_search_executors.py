@@ -87,7 +87,7 @@ def test_an_executor_that_cannot_be_is_one_line(text, agents, gpus, words):
 @pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_a_missing_extra_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=re.escape(f"pip install dbnet-engine[{name}]")):
+    with pytest.raises(UserError, match=re.escape(f"pip install -e '.[{name}]'")):
         executors.open_executor(name, 1)
 
 

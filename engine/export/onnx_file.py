@@ -17,7 +17,7 @@ from pipelines.errors import UserError
 
 OPSET = 18  # of 2022: what torch's exporter writes without converting; readers of today take it
 OPSETS = (18, 23)
-INSTALL = "pip install 'dbnet-engine[export]'"
+INSTALL = 'pip install -e ".[export]"'
 
 
 def need(*packages: str) -> None:

@@ -130,7 +130,7 @@ def _import_ray() -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise UserError("--executor ray: the package ray is not installed; pip install dbnet-engine[ray]") from None
+        raise UserError("--executor ray: the package ray is not installed; pip install -e '.[ray]'") from None
     return ray
 
 

@@ -227,7 +227,7 @@ def _import_submitit() -> ModuleType:
         import submitit
     except ImportError:
         raise UserError(
-            "--executor slurm: the package submitit is not installed; pip install dbnet-engine[slurm]"
+            "--executor slurm: the package submitit is not installed; pip install -e '.[slurm]'"
         ) from None
     for module in (remote, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
