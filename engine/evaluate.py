@@ -204,6 +204,7 @@ def checkpoint_settings(argv: list[str], extra: dict[str, str], describe: str) -
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
+    argv = [item for item in argv if item != "--json"]  # as of the other commands; this one prints nothing else
     config, extras, path = checkpoint_settings(argv, {"output": ""}, __doc__)
     if not config.data.val:
         raise UserError("data.val=PATH is missing: name the pages to evaluate on")

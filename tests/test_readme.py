@@ -52,8 +52,7 @@ def _how(command: str) -> str | None:
         return command + SMALL
     if "preset=demo schedules" in command or "engine.folds" in command:
         return _many(command)
-    # No training on receipts has run here; where two runs are named, the README's profiled one is the other.
-    command = command.replace("runs/receipts", "runs/mine").replace("runs/other", "runs/profiled")
+    command = command.replace("runs/receipts", "runs/mine")  # no training on receipts has run here
     if "engine/export/example.py" in command:
         return command.replace("engine/", f"{ROOT}/engine/")
     if "engine.tune" in command:
