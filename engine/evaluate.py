@@ -1,6 +1,8 @@
 """Evaluation of a detector with CLEval, sharded over ranks.
 
-    python -m engine.evaluate checkpoint=runs/NAME data.val=PATH [output=FILE.json] [section.key=value ...]
+    python -m engine.evaluate checkpoint=runs/NAME data.val=PATH [output=FILE.json] [--json] [section.key=value ...]
+
+Prints one JSON object, with and without --json.
 
 `checkpoint` is a run folder (its best, else its last) or one checkpoint. Settings come from the checkpoint and may be
 overridden, e.g. `post.bin_thresh=0.2`. Counters are sums of integers, so 1, 2 and 3 ranks give the identical H-mean.

@@ -226,9 +226,7 @@ def _import_submitit() -> ModuleType:
         import cloudpickle
         import submitit
     except ImportError:
-        raise UserError(
-            "--executor slurm: the package submitit is not installed; pip install -e '.[slurm]'"
-        ) from None
+        raise UserError("--executor slurm: the package submitit is not installed; pip install -e '.[slurm]'") from None
     for module in (remote, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     return submitit
