@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import UserError
-from pipelines.images import pixel_limit, read_header
 from pipelines.limits import DEFAULT, Limits
 
 FIRST_LOOK = 256  # files whose sizes tell how much memory decoding will take
@@ -55,6 +54,8 @@ class BareIndex:
         new = [row for row in rows if not self.size_wh[row, 0]]
         if not new:
             return
+        from pipelines.images import pixel_limit, read_header  # here: loaders of annotated pages do without Pillow
+
         with pixel_limit(self._limits.pixels):
             for row in new:
                 header = read_header(Path(self._paths[row]), self._limits)

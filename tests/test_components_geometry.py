@@ -41,7 +41,7 @@ def fill(table: Table, page: int, component: tuple, width: int, free: int) -> in
 def table_of(prob: torch.Tensor, rules: QuadRules, capacity: int = 0) -> Table:
     """The table of (N, H, W) float32 or float64 maps, by way of the reference; by default hardly larger than needed."""
     pages, height, width = prob.shape
-    found, overflow = reference._components(prob, rules)
+    found, overflow = reference._components(prob, rules.bin_thresh, rules.min_size_px, rules.connectivity)
     spans = found.spans
     first = (spans.row - found.page[spans.owner]) * width + spans.left
     sums = reference.interval_sums(prob, first, spans.right - spans.left + 1)

@@ -67,7 +67,7 @@ def check_table(prob: torch.Tensor, rules: QuadRules, places: int = reference.MA
     """Compares the device's table with pixels labelled by the reference, and these with the reference's components."""
     table = Table(*(field.cpu() for field in build_table(prob.to(DEVICE), rules, places)))
     value = prob if prob.dtype == torch.float64 else prob.float()
-    found, overflow = reference._components(value, rules)
+    found, overflow = reference._components(value, rules.bin_thresh, rules.min_size_px, rules.connectivity)
     labels = label_reference(value > rules.bin_thresh, rules.connectivity).numpy()
     steps = (value.nan_to_num(0.0).clamp(0.0, 1.0) * reference.FIXED_POINT).int().numpy().astype(np.int64)
     for page in range(len(prob)):
@@ -252,7 +252,9 @@ def test_races_change_nothing(connectivity):
     masks = torch.from_numpy(adversarial_masks(1280, 1280))
     expected = label_reference(masks, connectivity).to(DEVICE)
     rules = RULES._replace(connectivity=connectivity)
-    components, overflow = reference._components(maps_of(masks.numpy()), rules)
+    components, overflow = reference._components(
+        maps_of(masks.numpy()), rules.bin_thresh, rules.min_size_px, connectivity
+    )
     prob, masks = maps_of(masks.numpy()).to(DEVICE), masks.to(DEVICE)
     first = used_part(build_table(prob, rules))
     assert first[1].tolist() == overflow.int().tolist()
