@@ -20,6 +20,7 @@ import torch
 
 from engine import cli
 from engine.cleval import CLEval
+from engine.config import canvas_hw
 from engine.data import open_pages
 from engine.evaluate import checkpoint_settings, detect_pages
 from engine.export import onnx_file, rapid
@@ -44,7 +45,7 @@ def runs(path: Path, settings: list[str], pages: ConcatIndex, folder: Path, size
     config, model = exported.config, exported.module.detector
     onnx_file.write(rapid.network(exported.module), folder / rapid.MODEL, description(exported))
     rapid.write_settings(folder, folder, config)
-    canvas = config.eval.image_size or config.data.image_size
+    canvas = canvas_hw(config)
     model = model.to(memory_format=torch.channels_last)
     rows = {"PP-OCRv6 small, RapidOCR's defaults (min 736)": in_rapidocr(rapid.detector(), pages)}
     for kind, side in SIZES if sizes else ():

@@ -25,6 +25,7 @@ import torch
 from engine import reading
 from engine.loading import (
     PARTS,
+    load_judged,
     load_model,
     load_optimizer,
     load_part,
@@ -37,8 +38,8 @@ from engine.say import warn
 from pipelines.errors import UserError
 
 __all__ = [
-    "link", "load_model", "load_optimizer", "load_part", "load_settings", "load_state", "locate", "newest",
-    "not_finite", "prune", "replace_settings", "snapshot", "verify", "write",
+    "link", "load_judged", "load_model", "load_optimizer", "load_part", "load_settings", "load_state", "locate",
+    "newest", "not_finite", "prune", "replace_settings", "snapshot", "verify", "write",
 ]  # fmt: skip
 
 LINKS = ("last", "best")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NoReturn
 
 from engine.config import Config, help_text, load_config, preset_names, to_yaml
@@ -99,6 +100,12 @@ def parse(
         _print_once(to_yaml(config).rstrip())
         sys.exit(0)
     return config, extras, "--dry-run" in flags
+
+
+def split_settings(items: list[str]) -> tuple[list[str], list[str]]:
+    """(settings section.key=value, paths) of positional arguments; a file whose name has a `=` is a path."""
+    settings = [item for item in items if "=" in item and not Path(item).exists()]
+    return settings, [item for item in items if item not in settings]
 
 
 def _is_main() -> bool:

@@ -306,3 +306,9 @@ def keys_and_values(config: Any, prefix: str = "") -> dict[str, Any]:
         name = prefix + field.name
         flat |= keys_and_values(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
     return flat
+
+
+def canvas_hw(config: Config) -> tuple[int, int]:
+    """Height and width in pixels of the canvas that pages are judged on."""
+    height, width = config.eval.image_size or config.data.image_size
+    return height, width

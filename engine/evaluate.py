@@ -178,7 +178,7 @@ def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
     encoder = dataclasses.replace(config.models.encoder, weights="", freeze="none")
     models = dataclasses.replace(config.models, encoder=encoder)
     model = build_model(dataclasses.replace(config, models=models))
-    tensors = (checkpoint.load_part(path, "ema") if config.eval.ema else {}) or checkpoint.load_part(path, "model")
+    tensors = checkpoint.load_judged(path, config.eval.ema)
     if config.trainer.precision == "float64":
         model = model.double()
     checkpoint.load_model(model, tensors, path)

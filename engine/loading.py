@@ -28,6 +28,11 @@ def load_part(path: Path, part: str) -> dict[str, torch.Tensor]:
     return read_safetensors(path / f"{part}.safetensors") if (path / f"{part}.safetensors").exists() else {}
 
 
+def load_judged(path: Path, ema: bool) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that are judged: with `ema` (eval.ema) the averaged ones if there are any."""
+    return (load_part(path, "ema") if ema else {}) or load_part(path, "model")
+
+
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file on the CPU. The format is a JSON header (100 MB at most) and raw numbers: no code.
 

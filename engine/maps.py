@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.config import Config
+from engine.config import Config, canvas_hw
 from engine.distributed import Ranks
 from engine.say import reason
 from engine.speed import run_network
@@ -26,12 +26,6 @@ def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.T
     """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
     with torch.inference_mode():
         return torch.sigmoid(run_network(forward, image, config)[:, 0].float())
-
-
-def canvas_hw(config: Config) -> tuple[int, int]:
-    """Height and width in pixels of the canvas that pages are judged on."""
-    height, width = config.eval.image_size or config.data.image_size
-    return height, width
 
 
 def prob_batches(

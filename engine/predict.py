@@ -221,8 +221,7 @@ def main(argv: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("engine.predict runs as one process: start it with python -m, one per folder of images")
     formats = _formats(args.format)
-    settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
-    paths = [item for item in args.paths if item not in settings]
+    settings, paths = cli.split_settings(args.paths)
     if not paths:
         raise UserError("PATH is missing: name images or folders")
     opened = open_named(args.checkpoint, settings)

@@ -75,9 +75,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     parser.add_argument("--out", type=Path, help="folder for ensemble.yaml, report.json and the soup")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_intermixed_args(argv)
-    settings = [item for item in args.paths if "=" in item and not Path(item).exists()]
+    settings, paths = cli.split_settings(args.paths)
     split_extra(settings, {})  # refused before a file is read
-    paths = [item for item in args.paths if item not in settings]
     if not paths:
         raise UserError("PATH is missing: name checkpoints, run folders or a study")
     if args.bn_batches < 0:
@@ -140,7 +139,9 @@ def compare_all(work: Work) -> list[Judged]:
 def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tensor]]:
     """The members' weights on the CPU; UserError where they have no mean."""
     every = ensemble.members
-    tensors = [_weights(place.path, member.config) for place, member in zip(places, every, strict=True)]
+    tensors = [
+        checkpoint.load_judged(place.path, member.config.eval.ema) for place, member in zip(places, every, strict=True)
+    ]
     soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
     return tensors
 
@@ -177,11 +178,6 @@ def cook(
     made = soup.greedy(tensors, known, finish, try_)
     shown = dataclasses.replace(try_(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
     return made, shown
-
-
-def _weights(path: Path, config: Config) -> dict[str, torch.Tensor]:
-    """The tensors that are judged: the averaged ones if there are any and eval.ema."""
-    return (checkpoint.load_part(path, "ema") if config.eval.ema else {}) or checkpoint.load_part(path, "model")
 
 
 def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: int) -> None:

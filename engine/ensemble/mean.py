@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine.config import Config
+from engine.config import Config, canvas_hw
 from engine.distributed import Ranks
-from engine.maps import canvas_hw, page_loader, prob_maps
+from engine.maps import page_loader, prob_maps
 from engine.settings import SIZE_MULTIPLE
 from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch

@@ -41,8 +41,7 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
     args = _parser().parse_intermixed_args(argv)
-    settings = [item for item in args.items if "=" in item and not Path(item).exists()]
-    paths = [item for item in args.items if item not in settings]
+    settings, paths = cli.split_settings(args.items)
     given = [n for n in ("onnx", "rapidocr", "program", "aoti", "weights") if getattr(args, n)]
     if args.opset is not None and not args.onnx:
         raise UserError("--opset belongs to --onnx")

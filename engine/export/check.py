@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from engine.config import Config
+from engine.config import Config, canvas_hw
 from engine.data import open_pages
 from engine.export.network import HERE, Exported
 from engine.postprocess import Detections, detect
@@ -57,7 +57,7 @@ def pages_of(config: Config) -> Iterator[tuple[ConcatIndex, str]]:
 
 def sizes(config: Config) -> list[tuple[tuple[int, int], int]]:
     """((H, W), batch) to compare at: the detector's canvas, half of it lying on its side, a third of it."""
-    height, width = config.eval.image_size or config.data.image_size
+    height, width = canvas_hw(config)
 
     def side(length: float) -> int:
         return max(2 * SIZE_MULTIPLE, round(length / SIZE_MULTIPLE) * SIZE_MULTIPLE)

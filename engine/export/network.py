@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine import checkpoint
-from engine.config import Config, load_config, to_dict
+from engine.config import Config, canvas_hw, load_config, to_dict
 from engine.distributed import Ranks
 from engine.evaluate import load_detector
 from engine.settings import SIZE_MULTIPLE
@@ -94,14 +94,13 @@ def dynamic_shapes() -> dict:
 def description(exported: Exported) -> dict[str, str]:
     """What a user of the file has to know, as texts: input, output, canvas, post-processing, origin."""
     config, state = exported.config, checkpoint.load_state(exported.source)
-    canvas = config.eval.image_size or config.data.image_size
     return {
         "input": "image: float32 (N, 3, H, W), RGB, (value - mean) / std of values 0 to 255; H, W multiples of 32",
         "mean": json.dumps([round(v, 6) for v in MEAN]),
         "std": json.dumps([round(v, 6) for v in STD]),
         "channels": "RGB",
         "output": "prob_map: float32 (N, 1, H, W), probability of a text's inner part, 0 to 1",
-        "image_size": json.dumps(list(canvas)),
+        "image_size": json.dumps(canvas_hw(config)),
         "letterbox": "the page is fitted into image_size [H, W], enlarged where it is smaller, and centred on black",
         "post": json.dumps(to_dict(config.post)),
         "encoder": config.models.encoder.name,

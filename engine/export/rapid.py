@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from engine.cleval import CLEval
-from engine.config import Config
+from engine.config import Config, canvas_hw
 from engine.evaluate import detect_pages
 from engine.export.network import HERE, Exported, FromHalf, ProbMap
 from engine.postprocess import Detections
@@ -52,7 +52,7 @@ def det_settings(config: Config) -> dict[str, Any]:
     to multiples of 32. Its boxes run through the centres of pixels, one pixel less than ours on both axes, and
     `use_dilation` (by 2 x 2) gives that pixel back. Its least sizes, 3 px before and 5 px after the growth, are fixed.
     """
-    post, canvas = config.post, config.eval.image_size or config.data.image_size
+    post, canvas = config.post, canvas_hw(config)
     return {
         "limit_side_len": max(canvas),
         "limit_type": "max",
@@ -73,7 +73,7 @@ def write_settings(folder: Path, final: Path, config: Config) -> Path:
 
     own = OmegaConf.load(DEFAULT_CFG_PATH)
     own.Det = OmegaConf.merge(own.Det, det_settings(config), {"model_path": str((final / MODEL).resolve())})
-    canvas = config.eval.image_size or config.data.image_size
+    canvas = canvas_hw(config)
     own.Global.max_side_len = max(own.Global.max_side_len, *canvas)  # it shrinks a page to this first
     path = folder / SETTINGS
     head = HEAD.format(version=version("rapidocr"), settings=final / SETTINGS, model=final / MODEL)

@@ -44,8 +44,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
     parser.add_argument("--no-eval", action="store_true", help="from the logs alone: no checkpoint is run")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     args = parser.parse_intermixed_args(argv)
-    settings = [item for item in args.items if "=" in item and not Path(item).exists()]
-    runs = [item for item in args.items if item not in settings]
+    settings, runs = cli.split_settings(args.items)
     if len(runs) != 1:
         raise UserError(f"expected one run folder, got {len(runs)}: {' '.join(runs) or 'none'}")
     if not 0 <= args.pages <= MOST_PAGES:

@@ -11,7 +11,7 @@ import torch
 
 from engine import checkpoint, distributed
 from engine.cleval import CLEval, PageResult, evaluate_page
-from engine.config import Config, load_config
+from engine.config import Config, canvas_hw, load_config
 from engine.data import open_data, open_pages
 from engine.distributed import Ranks
 from engine.evaluate import NOTHING_FOUND, cleval_arguments, detect_pages, load_detector
@@ -107,7 +107,7 @@ def _judged(
     tell: Callable[[int, int | None], None],
 ) -> Judgement:
     metric, by_height, scores, kept = CLEval(config.eval.protocol), ByHeight(), [], []
-    canvas = tuple(config.eval.image_size or config.data.image_size)
+    canvas = canvas_hw(config)
     bad: dict[int, str] = {}
     tell(0, len(pages))
     for row, found in detect_pages(model, pages, config, ranks, "judged as a page without detections", bad):
@@ -158,7 +158,7 @@ def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> 
         return torch.cat([model.head.prob(features), model.head.thresh(features)], 1)  # in evaluation the head skips T
 
     bare = BareIndex(paths, config.data.limits)
-    canvas, result = tuple(config.eval.image_size or config.data.image_size), []
+    canvas, result = canvas_hw(config), []
     device_id = ranks.device.index if ranks.device.type == "cuda" else None
     loader = eval_loader(
         bare, image_size=canvas, batch_size=config.eval.batch_size, device_id=device_id, threads=config.data.threads

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from engine.config import Config, keys_and_values, load_config
+from engine.config import Config, canvas_hw, keys_and_values, load_config
 from engine.document import Block, Code, Heading, Items, Link, Markup, Table, Text, escaped
 from engine.progress import duration
 from engine.report import charts
@@ -153,7 +153,7 @@ def by_height(rows: list[HeightRow], judged: "Judgement") -> list[Block]:
     """Scores by text height: a table with a gauge, and what exactly is counted."""
     text = (
         "Height: the short side of a text, in pixels of the canvas that the network sees "
-        f"({' x '.join(map(str, judged.config.eval.image_size or judged.config.data.image_size))}, height first). "
+        f"({' x '.join(map(str, canvas_hw(judged.config)))}, height first). "
         "Recall goes by the height of the ground truth and is exact; precision goes by the height of the detection, "
         "which has its own errors, so H-mean joins two slightly different sets."
     )
