@@ -15,7 +15,7 @@ import pytest
 from cleval.box_types import QUAD
 from cleval.eval_functions import evaluation
 
-from engine.cleval import PageResult, evaluate_page
+from engine.evaluation.cleval import PageResult, evaluate_page
 
 REQUIRED_RATIO = 10.0
 PAGES = 8  # timed; the counts of 40 are compared

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.clipper_targets import clipper_targets
-from bench.gpu_cases import loss_with_topk, loss_without_ohem
+from bench.gpu.cases import loss_with_topk, loss_without_ohem
+from bench.peers.clipper_targets import clipper_targets
 from bench.receipts import lines
 from kernels.db_loss import db_loss
 from kernels.db_targets import db_targets

@@ -6,10 +6,10 @@
 import pytest
 import torch
 
-from bench.gpu_cases import time_cases
+from bench.gpu.cases import time_cases
 
 PAGES, SIDE = 16, 1280
-ROWS = [  # op, what (as in `bench.gpu_cases`), dtype of the input
+ROWS = [  # op, what (as in `bench.gpu.cases`), dtype of the input
     ("db_targets", "kernels", "float32"),
     ("db_loss", "kernels", "bfloat16"),
     ("db_loss", "kernels, float32 logits", "float32"),

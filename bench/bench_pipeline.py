@@ -1,8 +1,8 @@
 """The training and evaluation loaders on the CPU, beside OpenCV doing the same work.
 
 Pages are the receipts of DBNET_RECEIPTS (a folder that `pipelines.index` reads), else drawn ones of about 600x1200 px.
-The peer of training is a torch DataLoader with OpenCV (bench/opencv_loader.py), 2 worker processes where DALI has 2
-threads: wall clock, so busy cores show. On a GPU, `bench.gpu` reports how long a step waits for data.
+The peer of training is a torch DataLoader with OpenCV (`bench.peers.opencv_loader`), 2 worker processes where DALI has
+2 threads: wall clock, so busy cores show. On a GPU, `bench.gpu` reports how long a step waits for data.
 """
 
 import functools
@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.opencv_loader import NORMALISED, opencv_loader
+from bench.peers.opencv_loader import NORMALISED, opencv_loader
 from pipelines import loader
 from pipelines.augment import AugmentConfig, draw
-from pipelines.index import build, open_index
+from pipelines.index.build import build, open_index
 from pipelines.source import SampleMaker
 
 THREADS = 2

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.classic_postprocess import classic_quads, text_like_map
+from bench.peers.classic_postprocess import classic_quads, text_like_map
 from bench.receipts import prob_maps
 from bench.verdict import Row
 from engine.config import PostConfig
-from engine.postprocess import detect
+from engine.detection.postprocess import detect
 from kernels.components import find_quads
 
 SIZE = 1280

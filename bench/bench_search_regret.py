@@ -4,7 +4,7 @@
     python -m bench.bench_search_regret --seeds 40 --block 0 # while tuning a method: its own problems
     pytest bench/bench_search_regret.py                      # 8 problems, and the time of an ask and a tell
 
-Regret = noise-free H lost by the recommended configuration, in thousandths. Problems: `bench.search_problems`. All
+Regret = noise-free H lost by the recommended configuration, in thousandths. Problems: `bench.search.problems`. All
 methods meet the same problems with the same noise a trial number. Intervals: 90 %, bootstrap over problems. Optuna and
 W&B's `sweeps` take part where they are installed (`pip install optuna sweeps`).
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.search_methods import METHODS, OURS, RANDOM, RIVAL, plain_skopt
-from bench.search_problems import FIRST, SPACE, chains, problem
-from engine.search import surrogate
+from bench.search.methods import METHODS, OURS, RANDOM, RIVAL, plain_skopt
+from bench.search.problems import FIRST, SPACE, chains, problem
+from engine.search.model import surrogate
 from engine.search.study import Study, Trial
 
 BUDGET = 8

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from bench.bench_db_targets import HEIGHT, WIDTH, receipt, tensors
-from bench.classic_postprocess import classic_quads
+from bench.peers.classic_postprocess import classic_quads
 from bench.plain_loop import plain_model, plain_step, plain_targets
 from bench.receipts import prob_maps
-from engine.config import load_config
+from engine.config.load import load_config
+from engine.detection.maps import prob_maps as run_maps
+from engine.detection.postprocess import detect
 from engine.distributed import Ranks
-from engine.maps import prob_maps as run_maps
-from engine.postprocess import detect
-from engine.step import train_step
-from engine.stopwatch import Stopwatch
-from engine.trainee import build
+from engine.training.metrics import Stopwatch
+from engine.training.state import build
+from engine.training.step import train_step
 from pipelines.batch import Batch
 
 PAGES = 2

@@ -25,7 +25,7 @@ whose result has two readers 2 + 6 = 8 and 10 + 6 = 16. A residual block has one
 import math
 from typing import NamedTuple
 
-from engine.flops import Layer
+from engine.profiling.flops import Layer
 
 ITEM = 2  # bytes of a bf16 activation
 # Bytes a pixel of the page. Loss: 9 read (two logits, three masks and the bf16 map), 4 again to refine the threshold of

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from bench.verdict import Row
-from engine.runlog import device_name, git_state
+from engine.run.provenance import device_name, git_state
 
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 SAMPLE_S = 0.02  # a shorter call is repeated until a sample lasts this long

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bench.opencv_loader import Batches, one_thread
+from bench.peers.opencv_loader import Batches, one_thread
+from engine.config import Config
 from engine.distributed import Ranks
 from engine.model import DBNet, build_model
 from engine.model.encoder import NEED_INPUT
-from engine.settings import Config
 from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
 from pipelines.source import TrainSource
@@ -41,7 +41,7 @@ def plain_targets(batch: Batch) -> DBTargets:
     if importlib.util.find_spec("pyclipper") is None:
         labels = batch.points_xy, batch.poly_offsets, batch.page_offsets, batch.ignore
         return db_targets(*labels, height=height, width=width, implementation="reference")
-    from bench.clipper_targets import clipper_targets
+    from bench.peers.clipper_targets import clipper_targets
 
     points, poly, page = batch.points_xy.numpy(), batch.poly_offsets.numpy(), batch.page_offsets.numpy()
     maps = []
@@ -87,7 +87,7 @@ def plain_model(config: Config, device: torch.device) -> tuple[DBNet, torch.opti
 
 def plain_step(model: DBNet, optimizer: torch.optim.Optimizer, image: torch.Tensor, targets: DBTargets) -> float:
     """One update as it is commonly written; returns the loss, which on a GPU waits for it."""
-    from bench.gpu_cases import loss_with_topk
+    from bench.gpu.cases import loss_with_topk
 
     device = next(model.parameters()).device
     targets = DBTargets(*(field.to(device) for field in targets))
@@ -114,9 +114,9 @@ def _plain(config: Config, pages: object, ranks: Ranks, steps: int) -> float:
 
 def _ours(config: Config, pages: object, ranks: Ranks, steps: int) -> float:
     from engine.data import build_train_loader
-    from engine.step import train_step
-    from engine.stopwatch import Stopwatch
-    from engine.trainee import build
+    from engine.training.metrics import Stopwatch
+    from engine.training.state import build
+    from engine.training.step import train_step
 
     trainee = build(config, ranks)
     trainee.model.train()

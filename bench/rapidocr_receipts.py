@@ -19,15 +19,16 @@ from pathlib import Path
 import torch
 
 from engine import cli
-from engine.cleval import CLEval
-from engine.config import canvas_hw
+from engine.config.load import canvas_hw
 from engine.data import open_pages
-from engine.evaluate import checkpoint_settings, detect_pages
+from engine.detection.open import checkpoint_settings
+from engine.detection.pages import detect_pages
+from engine.detection.postprocess import Detections
+from engine.evaluation.cleval import CLEval
 from engine.export import onnx_file, rapid
 from engine.export.network import HERE, description, load
-from engine.postprocess import Detections
 from pipelines.errors import UserError
-from pipelines.index import ConcatIndex
+from pipelines.index.build import ConcatIndex
 
 # limit_type, limit_side_len of PP-OCRv6 small; RapidOCR's default is min 736, its max_side_len of 2000 comes first.
 SIZES = (("max", 960), ("max", 1280), ("min", 960))

@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 from bench.cost_model import ITEM, Work, is_product, kept_bytes, pad, seconds, step_work
 from engine import cli
-from engine.config import Config, load_config
-from engine.flops import TRAINING, Layer, meta_model, saved_bytes, trace
+from engine.config import Config
+from engine.config.load import load_config
+from engine.profiling.flops import TRAINING, Layer, meta_model, saved_bytes, trace
 from pipelines.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,7 +17,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.runlog import write_text
+from engine.files import write_text
 from pipelines.errors import UserError
 
 OK, IMPROVED, REGRESSED, NO_BASELINE = "ok", "improved", "regressed", "no baseline"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from engine.config import Config, help_text, load_config, preset_names, to_yaml
+from engine.config import Config
+from engine.config.load import help_text, load_config, preset_names, to_yaml
 from pipelines.errors import OneLine, UserError, printable
 
 EXIT_USER_ERROR = 2

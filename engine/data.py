@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from engine.config import Config
+from engine.config.settings import SIZE_MULTIPLE
 from engine.distributed import Ranks, on_main_first
-from engine.settings import SIZE_MULTIPLE
-from pipelines import synthetic
 from pipelines.errors import UserError
-from pipelines.index import ConcatIndex, open_index
+from pipelines.index.build import ConcatIndex, open_index
 from pipelines.limits import Limits
 from pipelines.loader import TrainLoader, train_loader
+from pipelines.synthetic import receipts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _synthetic(config: Config) -> tuple[list[str], list[str]]:
     data, folder = config.data, Path(config.run_root) / ".synthetic"
     height, width = data.synthetic_size
     seed = 2 * data.synthetic_seed
-    train = synthetic.ensure(folder, data.synthetic_train, seed, height, width)
-    val = synthetic.ensure(folder, data.synthetic_val, seed + 1, height, width)
+    train = receipts.ensure(folder, data.synthetic_train, seed, height, width)
+    val = receipts.ensure(folder, data.synthetic_val, seed + 1, height, width)
     return [str(train)], [str(val)]
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from engine import elastic
-from engine.say import one_line
+from engine.console import one_line
 from pipelines.errors import UserError
 
 # Building an index of a large set on rank 0 takes minutes on a network disk, and the others wait in a collective.
@@ -60,7 +59,7 @@ def start(device: str = "auto") -> Ranks:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        place = {"store": elastic.store(TIMEOUT), "rank": rank, "world_size": world_size}
+        place = {"store": store(TIMEOUT), "rank": rank, "world_size": world_size}
         backend = "nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if use_cuda else None, **place)
     return Ranks(rank, local_rank, world_size, chosen)
@@ -183,3 +182,28 @@ def on_main_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
         time.sleep(2)  # rank 0 says why; torchrun ends all ranks as soon as one has left
         sys.exit(2)
     return result if ranks.main else work()
+
+
+def store(timeout: datetime.timedelta) -> dist.Store | None:
+    """The agent's store under a name of this attempt, for `init_process_group`; None = what torch does by itself.
+
+    Only with one agent, whose count of restarts all workers share. Agents of several nodes count each for themselves.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    address, port, ranks = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
+    common = dist.TCPStore(address, int(port), int(ranks), is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", common)
+
+
+def caution() -> str:
+    """One line where several agents share a store and may restart their workers, else ""."""
+    several = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return (
+            "torchrun cannot restart workers of several nodes that share its store (pytorch issue 135712): set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment it is started from"
+        )
+    return ""

@@ -22,18 +22,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine import cli
-from engine.config import Config, EvalConfig, load_config
-from engine.reading import json_object
-from engine.runlog import write_text
-from engine.search.executors import Attempt, Exit
-from engine.search.executors.local import LocalExecutor, visible_gpus
-from engine.search.fence import read_json, side_file
+from engine.config import Config, EvalConfig
+from engine.config.load import load_config
+from engine.evaluation.significance import counts_of, groups_of, standard_error, without_each
+from engine.files import json_object, write_text
+from engine.jobs.executor import Attempt, Exit
+from engine.jobs.fence import read_json, side_file
+from engine.jobs.local import LocalExecutor, visible_gpus
+from engine.jobs.tail import Tail
 from engine.search.ledger import LOCK, take_lock
-from engine.search.trials import Tail
-from engine.significance import counts_of, groups_of, standard_error, without_each
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
-from pipelines.index import ConcatIndex, open_index
+from pipelines.index.build import ConcatIndex, open_index
 from pipelines.split import fold_folders, split
 
 OWN = ("data.train", "data.val", "data.test", "name", "run_root", "resume")  # settings that each fold gets from here
@@ -186,20 +186,23 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
     """
     import torch  # here: the driver holds no device while the folds train
 
-    from engine import checkpoint, distributed
+    from engine import distributed
+    from engine.checkpoint import store
     from engine.data import open_pages
-    from engine.ensemble import Ensemble, compare, members
-    from engine.scoring import worker_pool
+    from engine.detection import ensemble_file
+    from engine.ensemble import Ensemble
+    from engine.evaluation import compare
+    from engine.evaluation.workers import worker_pool
 
     ranks = distributed.start(config.trainer.device)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     kept = [item for item in settings if item.partition("=")[0].startswith(("eval.", "post.", "trainer."))]
     places = [
-        members.Place(f"fold {k}", checkpoint.locate(run_folder(out, k), args.checkpoint)) for k in range(args.folds)
+        ensemble_file.Place(f"fold {k}", store.locate(run_folder(out, k), args.checkpoint)) for k in range(args.folds)
     ]
-    ensemble = Ensemble([members.open_member(place, kept, ranks) for place in places])
-    joint = members.joint_config(ensemble)
+    ensemble = Ensemble([ensemble_file.open_member(place, kept, ranks) for place in places])
+    joint = ensemble_file.joint_config(ensemble)
     judged = []
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
         done = [0]
@@ -228,7 +231,7 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
                 "rows": compare.rows(rows, config.eval.select, groups_of(pages, config)),
             }
     result["checkpoint"] = args.checkpoint
-    result["ensemble"] = str(members.save(out, ensemble, places, joint))
+    result["ensemble"] = str(ensemble_file.save(out, ensemble, places, joint))
     write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -245,7 +248,7 @@ def _chosen(scores: dict, select: str) -> dict:
 
 def _pooled(judged: Sequence, rules: EvalConfig, groups) -> dict:
     """Scores of all out-of-fold pages, each judged by the model that has not seen it; groups: copies together."""
-    from engine.cleval import CLEval
+    from engine.evaluation.cleval import CLEval
 
     metric = CLEval(rules.protocol)
     pages = [page for item in judged for page in item.pages]
@@ -262,7 +265,7 @@ def _pooled(judged: Sequence, rules: EvalConfig, groups) -> dict:
 
 def describe(result: dict, out: Path) -> str:
     """The result for a terminal."""
-    from engine.ensemble.compare import text_table
+    from engine.evaluation.compare import text_table
 
     lines = ["            pages  H-mean  precision  recall"]
     rows = [(f"fold {k}", fold) for k, fold in enumerate(result["folds"])] + [("out of fold", result["out_of_fold"])]

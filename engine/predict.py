@@ -12,7 +12,7 @@ that cannot be read have a line with the reason and are named at the end; the ex
 image, whole pixels), coco (DIR/results.coco.json), paddle (DIR/results.paddle.txt, PaddleOCR label lines) and json (one
 file DIR/<image>.json each). --resume with other formats makes them from the lines that are there.
 
-From Python: `from engine.predict import Detector`, see `engine.detector`.
+From Python: `from engine.predict import Detector`, see `engine.detection.detector`.
 """
 
 import argparse
@@ -23,25 +23,26 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine import checkpoint, cli, distributed, draw, results
-from engine.config import Config, keys_and_values, load_config, split_extra
-from engine.detector import Detector
-from engine.distributed import Ranks
-from engine.ensemble import members
-from engine.evaluate import detect_pages, load_detector
-from engine.results import LINES, STATE, Journal
-from engine.say import warn
-from pipelines.bare_index import BareIndex
+from engine import cli
+from engine.config import Config
+from engine.config.load import keys_and_values
+from engine.console import warn
+from engine.detection import results
+from engine.detection.detector import Detector
+from engine.detection.open import Opened, open_named
+from engine.detection.pages import detect_pages
+from engine.detection.results import LINES, STATE, Journal
+from engine.visualization import overlay
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
-from pipelines.images import pixel_limit, read_rgb
-from pipelines.listing import Images, find_images
+from pipelines.images.listing import Images, find_images
+from pipelines.images.read import pixel_limit, read_rgb
+from pipelines.index.bare import BareIndex
 from pipelines.quarantine import NAMED
 
 __all__ = ["Detector", "main", "predict"]
@@ -80,39 +81,6 @@ class Tally:
             listed = ", ".join(f"{image} ({reason})" for image, reason in self.bad.items())
             more = f" and {self.bad_images - len(self.bad)} more" if self.bad_images > len(self.bad) else ""
             raise UserError(f"{self.bad_images} of {total} images cannot be read: {listed}{more}; {MEND}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """What predicts: a checkpoint, or the ensemble that a file names."""
-
-    config: Config
-    ranks: Ranks
-    load: Callable[[], Callable]  # the detector on the device
-    files: list[Path]  # what decides its maps
-
-
-def open_named(named: str, settings: list[str]) -> Opened:
-    """The checkpoint or the ensemble of a name, with `settings` over its own.
-
-    Raises:
-        UserError: there is none, it is damaged, or a setting is wrong.
-    """
-    if members.is_ensemble(named):
-        ranks = distributed.start(split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"])
-        ensemble, config = members.load(named, ranks, settings)
-        file = Path(named) / members.FILE if Path(named).is_dir() else Path(named)
-        files = [file, *(weights for place in members.read(named)[0] for weights in _weights(place.path))]
-        return Opened(config, ranks, lambda: ensemble, files)
-    path = checkpoint.locate(named).resolve()  # of a run that goes on, `best` may be another one a moment later
-    config, _ = load_config(settings, base=checkpoint.load_settings(path))
-    ranks = distributed.start(config.trainer.device)
-    return Opened(config, ranks, lambda: load_detector(path, config, ranks), _weights(path))
-
-
-def _weights(path: Path) -> list[Path]:
-    """The files of a checkpoint that `load_detector` may read; which of them, eval.ema decides."""
-    return [path / f"{part}.safetensors" for part in ("ema", "model") if (path / f"{part}.safetensors").exists()]
 
 
 def predict(images: Images, opened: Opened, journal: Journal, pictures: Path | None) -> None:
@@ -154,7 +122,7 @@ def _draw(file: Path, name: str, found: Any, out: Path, config: Config) -> None:
     if len(os.fsencode(target.name)) > os.pathconf(out, "PC_NAME_MAX"):
         logger.warning("no picture: %s: its name is too long for a picture's: shorten it", file)
         return
-    draw.save_image(target, draw.overlay(rgb, pred=found.polygons, scores=found.scores, title=name))
+    overlay.save_image(target, overlay.overlay(rgb, pred=found.polygons, scores=found.scores, title=name))
 
 
 def _state(opened: Opened, images: Images, pictures: bool) -> dict[str, Any]:

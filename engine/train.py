@@ -6,8 +6,8 @@
 Without `data.train` it trains on built-in synthetic receipts. `--help` lists every key, `--print-config` shows the
 merged settings, `--dry-run` opens the data, runs two steps and a checkpoint round trip and prints the memory.
 
-The step itself is `engine.step.train_step`: nothing in it waits for the device. Every place where the host does wait is
-marked "sync".
+The step itself is `engine.training.step.train_step`: nothing in it waits for the device. Every place where the host
+does wait is marked "sync".
 
 Exit codes: 0 done; 2 something to mend, said in one line; 75 stopped by SIGTERM, SIGINT or SIGUSR1 with a checkpoint
 written, the same command with resume=auto goes on; 71 a rank hung; 130 Ctrl-C before the first step.
@@ -22,22 +22,29 @@ from pathlib import Path
 
 import torch
 
-from engine import bad_pages, checkpoint, cli, distributed, dryrun, elastic, finish, incidents, lock, precise_bn, runlog
-from engine.config import Config, global_batch_notice, to_yaml, warnings
+from engine import cli, distributed
+from engine.checkpoint import store
+from engine.checkpoint.writer import PATIENCE_S, Writer
+from engine.config import Config
+from engine.config.cautions import global_batch_notice, warnings
+from engine.config.load import to_yaml
+from engine.console import warn
 from engine.data import Data, build_train_loader, canvas_at, global_batch_size, open_data
-from engine.distributed import Agreement, Ranks
-from engine.evaluate import evaluate
+from engine.distributed import Agreement, Ranks, caution
+from engine.evaluation.judge import evaluate
+from engine.evaluation.workers import worker_pool
 from engine.model import frozen_norms_to_eval
-from engine.optim import set_lr
-from engine.profile import Recorder
-from engine.resume import Position, find_resume, keep_global_batch, restore, stream
-from engine.say import warn
-from engine.scoring import worker_pool
-from engine.sentinel import EXIT_ASKED, Sentinel
-from engine.step import METRICS, train_step
-from engine.stopwatch import Scalars, Stopwatch
-from engine.trainee import Trainee, build
-from engine.writer import PATIENCE_S, Writer
+from engine.profiling.recorder import Recorder
+from engine.run import folder as lock
+from engine.run import log as runlog
+from engine.training import bad_pages, faults, precise_bn, summary
+from engine.training import dry_run as dryrun
+from engine.training.metrics import Scalars, Stopwatch
+from engine.training.optim import set_lr
+from engine.training.resume import Position, find_resume, keep_global_batch, restore, stream
+from engine.training.state import Trainee, build
+from engine.training.step import METRICS, train_step
+from engine.training.watchdog import EXIT_ASKED, Sentinel
 from pipelines.loader import TrainLoader
 
 
@@ -112,11 +119,11 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
     limits, row = run.config.trainer, 0
     for place, in_a_row, here in run.trainee.guard.found(wait):
         row = max(row, in_a_row)
-        incidents.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, in_a_row, here)
+        faults.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, in_a_row, here)
     asked, row = run.agreement.maxima(bool(run.sentinel.asked), row)
     if row >= limits.nonfinite_limit:
         words = f"{row} steps in a row were skipped, loss or gradient is not finite"
-        raise incidents.Diverged(words, position, run.config, run.folder)
+        raise faults.Diverged(words, position, run.config, run.folder)
     return bool(asked)
 
 
@@ -154,8 +161,17 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
         if model is not None:
             distributed.broadcast_buffers(model)
             model.eval()
+
+    def watched(over: bool) -> bool:
+        """Tells the watch of a judged page, or of the end, where ranks wait for each other; whether a stop is asked."""
+        if over:
+            run.sentinel.pause()
+        else:
+            run.sentinel.tick(step=False)
+        return bool(run.sentinel.asked)
+
     worst = run.config.trainer.overlays
-    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, run.sentinel)
+    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, on_page=watched)
     if result is None:
         return None
     score, bad = result.scores["score"], round(result.scores["bad_images"])
@@ -164,7 +180,7 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
         run.log.say(bad_pages.not_compared(bad))
     elif score > position.best:
         position.best, position.best_epoch, position.stale = score, position.epoch, 0
-        finish.draw_worst(run.folder, run.data.val, result.worst, run.config, run.ranks)
+        summary.draw_worst(run.folder, run.data.val, result.worst, run.config, run.ranks)
     run.log.validation({"step": position.step, "epoch": position.epoch, **result.scores, "best": position.best})
     gc.collect()  # what an evaluation leaves in cycles (a DALI pipeline among it) is freed here, outside the steps
     return result.scores
@@ -180,12 +196,12 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     bad = bad_pages.gathered(run.data.train, epoch_over=position.samples_in_epoch == 0)
     parts, lost = {}, ""
     if run.writer is not None:
-        parts = checkpoint.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
-        names = checkpoint.not_finite(parts["model"])
+        parts = store.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
+        names = store.not_finite(parts["model"])
         lost = f"{len(names)} weights are not finite (e.g. {names[0]}) and are not saved" if names else ""
     lost = distributed.broadcast_object(lost)
     if lost:
-        raise incidents.Diverged(lost, position, run.config, run.folder)
+        raise faults.Diverged(lost, position, run.config, run.folder)
     if run.writer is None:
         return
     position.minutes = minutes(run)
@@ -251,7 +267,7 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
             log.say(f"stopped ({why}) at step {position.step}; the same command with resume=auto goes on")
         else:
             sentinel.defer(False)
-            finish.finish(config, ranks, folder, data, log, pool)
+            summary.finish(config, ranks, folder, data, log, pool)
     # The first rank to leave with 75 has torchrun end the others, and a rank that has left shows no sign of life.
     distributed.from_main(ranks, lambda: None)
     return stopped
@@ -296,7 +312,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
     cautions = warnings(config, ranks.world_size, ranks.device.type)
-    for line in [change, data.notice, global_batch_notice(config, ranks.world_size), elastic.caution(), *cautions]:
+    for line in [change, data.notice, global_batch_notice(config, ranks.world_size), caution(), *cautions]:
         if line:
             say(line)
     if source is not None:
@@ -318,7 +334,7 @@ def main(argv: list[str]) -> int:
             sentinel = held.enter_context(Sentinel(ranks, config.trainer.hang_timeout_s))
             return train_with_rollbacks(config, ranks, folder, sentinel)
     except torch.OutOfMemoryError as error:
-        raise incidents.out_of_memory(error, config, ranks) from None
+        raise faults.out_of_memory(error, config, ranks) from None
     finally:
         gc.unfreeze()
         gc.enable()
@@ -331,7 +347,7 @@ def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, sentinel: S
     while True:
         try:
             return EXIT_ASKED if train(config, ranks, folder, sentinel, lr_scale) else 0
-        except incidents.Diverged as error:
+        except faults.Diverged as error:
             limits = config.trainer
             if limits.on_nonfinite == "stop" or rollbacks == limits.max_rollbacks:
                 raise
@@ -342,7 +358,7 @@ def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, sentinel: S
         sentinel.pause()
         gc.unfreeze()
         gc.collect()  # the model and optimizer of before
-        if distributed.from_main(ranks, lambda: checkpoint.newest(folder / "checkpoints")) is not None:
+        if distributed.from_main(ranks, lambda: store.newest(folder / "checkpoints")) is not None:
             config = dataclasses.replace(config, resume="auto")
 
 

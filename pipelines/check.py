@@ -14,12 +14,12 @@ import numpy as np
 import shapely
 from PIL import Image
 
-from pipelines.formats import read_source
-from pipelines.images import PILLOW_FORMATS, Header, pixel_limit, read_header
-from pipelines.index import reduce_points
-from pipelines.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
+from pipelines.annotations.page import Finding, Page
+from pipelines.annotations.read import read_source
+from pipelines.images.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
+from pipelines.images.read import PILLOW_FORMATS, Header, pixel_limit, read_header
+from pipelines.index.build import reduce_points
 from pipelines.limits import DEFAULT, Limits
-from pipelines.page import Finding, Page
 
 # The decoder of the training pipeline stops at these, so training would. It repairs `corrupt` JPEGs as libjpeg does.
 FATAL_KINDS = ("missing", "unreadable", "too-large", "too-many-scans", "too-many-polygons", "truncated")

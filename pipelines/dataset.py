@@ -12,15 +12,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines import formats
+from pipelines.annotations import read
 from pipelines.bars import progress
 from pipelines.check import KINDS, Report, check
 from pipelines.errors import OneLine, Parser, UserError, printable
-from pipelines.index import Index, build, is_index, load
+from pipelines.index.build import Index, build, is_index, load
 from pipelines.limits import DEFAULT, Limits
 from pipelines.split import SIMILARITY, split
-from pipelines.synthetic import write_dataset
-from pipelines.synthetic_fonts import FONT_SETS
+from pipelines.synthetic.fonts import FONT_SETS
+from pipelines.synthetic.receipts import write_dataset
 
 LIMITS = (
     ("--max-pixels", DEFAULT.pixels, "refuse larger images"),
@@ -179,19 +179,19 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m pipelines.dataset", description=formats.__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m pipelines.dataset", description=read.__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, help=about, description=f"{about}\n\n{formats.__doc__}", formatter_class=argparse.RawTextHelpFormatter
+            name, help=about, description=f"{about}\n\n{read.__doc__}", formatter_class=argparse.RawTextHelpFormatter
         )
         made.set_defaults(run=run)
         made.add_argument("--workers", type=int, default=0, help="parallel workers; 0 = one a core")
         if name != "synth":
             made.add_argument("source", help="annotation file or folder")
-            made.add_argument("--format", default="auto", choices=("auto", *formats.FORMATS))
+            made.add_argument("--format", default="auto", choices=("auto", *read.FORMATS))
             made.add_argument("--root", help="folder the image paths are relative to")
             for flag, default, meaning in LIMITS:
                 made.add_argument(flag, type=type(default), default=default, help=f"{meaning} (default {default})")

@@ -13,9 +13,9 @@ from nvidia.dali import backend
 
 from pipelines import graph, quarantine, sampler
 from pipelines.augment import AugmentConfig
-from pipelines.bare_index import BareIndex
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
+from pipelines.index.bare import BareIndex
 from pipelines.quarantine import Ledger
 from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_sizes
 
@@ -293,7 +293,7 @@ def train_loader(
     """Augmented batches without end, from (start_epoch, start_step) on.
 
     Args:
-        index: `pipelines.index` Index or ConcatIndex.
+        index: `pipelines.index.build` Index or ConcatIndex.
         image_size: canvas (H, W), pixels.
         batch_size: pages per rank and micro-step.
         augment: what may happen to a page.

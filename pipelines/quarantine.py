@@ -37,7 +37,7 @@ class Ledger:
     """The bad rows of an index, each named in a warning, the same fault only once.
 
     Args:
-        index: an index (`pipelines.index`).
+        index: an index (`pipelines.index.build`).
         reasons: row -> what is wrong with it, of those already known; added to in place.
         share: of the pages, rounded up, that may be bad; 0 refuses the first.
         fate: what becomes of a bad page, for the warning.

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
-from pipelines.bare_index import BareIndex
+from pipelines.index.bare import BareIndex
 from pipelines.worker_signals import leave_to_parent
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
@@ -99,7 +99,7 @@ class SampleMaker:
     """Makes a `Sample` of an index row and a draw.
 
     Args:
-        index: an index (`pipelines.index`).
+        index: an index (`pipelines.index.build`).
         canvas_hw: canvas height and width.
 
     Attributes:

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import UserError
-from pipelines.images import PILLOW_FORMATS, pixel_limit
-from pipelines.index import MAX_WORKERS, new_folder, subset
-from pipelines.index_store import Index, is_index
+from pipelines.images.read import PILLOW_FORMATS, pixel_limit
+from pipelines.index.build import MAX_WORKERS, new_folder, subset
+from pipelines.index.store import Index, is_index
 from pipelines.limits import DEFAULT, Limits
 
 SIMILARITY = 0.975

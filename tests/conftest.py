@@ -21,6 +21,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
+SUPPORT = ROOT / "tests" / "support"  # what several tests share
 
 # The smallest run that has every part of a real one: 8 synthetic pages, 4 steps an epoch, 2 epochs.
 TINY = (

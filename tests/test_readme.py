@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from PIL import Image
+
+from tests.conftest import ROOT, SUPPORT
 
 TEXT = (ROOT / "README.md").read_text()
 SMALL = " data.image_size=64 data.batch_size=1 trainer.device=cpu trainer.compile=false run_root=runs --dry-run"
@@ -32,7 +33,7 @@ def _how(command: str) -> str | None:
     if command == "pytest bench/":
         return None  # test_benchmarks below
     if command == "python -m bench.cubins":
-        return None  # tests/test_cubins.py compiles everything by this command, and prints its table
+        return None  # tests/bench/test_cubins.py compiles everything by this command, and prints its table
     if "faults.report" in command:
         return f"{command} restarts"  # one of its rows
     if "--max-restarts" in command:
@@ -87,10 +88,10 @@ def desk(tmp_path_factory):
     import safetensors.torch
     import timm
 
-    from pipelines import synthetic
+    from pipelines.synthetic import receipts
 
     folder = tmp_path_factory.mktemp("readme")
-    made = synthetic.write_dataset(folder / "made", 8, 5, 120, 150)
+    made = receipts.write_dataset(folder / "made", 8, 5, 120, 150)
     for name in ("train.json", "val.json"):
         shutil.copy(made, folder / name)
     shutil.copytree(made.parent / "images", folder / "images")
@@ -119,7 +120,12 @@ def desk(tmp_path_factory):
 
 def _run(command: str, folder: Path, timeout: float) -> subprocess.CompletedProcess:
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": paths, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WANDB_MODE": "offline"}
+    environment = {
+        **os.environ,
+        "PATH": paths,
+        "PYTHONPATH": f"{ROOT}:{SUPPORT}",
+        "WANDB_MODE": "offline",
+    }
     environment.pop("TRITON_INTERPRET", None)  # a user's process has none
     done = subprocess.run(
         ["bash", "-c", command],

@@ -13,13 +13,19 @@ comparison.json. Killed at any moment, --resume --out FOLDER goes on; with seeds
 import argparse
 import contextlib
 import json
+import math
+import re
 import shlex
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from engine import cli
 from engine.compare import plan
+from engine.config.load import load_config
 from engine.search import ledger, trials
 from engine.search.study import Study
 from pipelines.errors import Parser, UserError
@@ -103,10 +109,9 @@ def describe(study: Study) -> list[str]:
 
 def dry_run(study: Study, executor: Any, as_json: bool, say) -> int:
     """Lists the trainings and estimates their time from a few steps of the first."""
-    from engine.compare import estimate
 
     commands = [shlex.join(trials.command(study, trial, executor.gpus)) for trial in study.trials]
-    minutes = None if study.objective or not study.trials else estimate.minutes(study, executor.gpus)
+    minutes = None if study.objective or not study.trials else minutes_each(study, executor.gpus)
     if as_json:
         print(json.dumps({"trainings": commands, "minutes_each": minutes, "agents": study.agents}), flush=True)
         return 0
@@ -152,6 +157,35 @@ def finish(study: Study, as_json: bool) -> int:
     say(report.text_of(result))
     say(f"report: {path}")
     return 0
+
+
+STEPS, EVERY = 6, 3  # steps tried; the last window of 3 is measured, as compiling and first reads are before it
+
+
+def minutes_each(study: Study, gpus: int) -> float:
+    """Minutes of one training: its start, its steps and its evaluations, at the speed of a few steps on this machine.
+
+    Raises:
+        UserError: the settings do not train; the message is the training's own last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="dbnet-compare-") as folder:
+        own = [f"run_root={folder}", "name=probe", f"trainer.max_steps={STEPS}", f"trainer.log_every={EVERY}"]
+        command = [*trials.command(study, study.trials[0], gpus), *own, "resume=none", "wandb=false"]
+        began = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wall = time.monotonic() - began
+        if done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip() or "no words").splitlines()
+            raise UserError(f"a few steps of the first training failed: {lines[-1].removeprefix('error: ')}")
+        metrics = Path(folder, "probe", "metrics.jsonl").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in metrics.splitlines()]
+    step = [record["step_ms"] for record in records if record["kind"] == "train"][-1] / 1000
+    evaluation = next(record["seconds"] for record in records if record["kind"] == "validation")
+    config, _ = load_config(study.arguments)
+    epochs = config.trainer.max_epochs
+    steps = epochs * int(re.search(r"(\d+) steps an epoch", done.stdout)[1])
+    start = max(0.0, wall - STEPS * step - evaluation)
+    return (start + steps * step + math.ceil(epochs / config.eval.every_epochs) * evaluation) / 60
 
 
 if __name__ == "__main__":

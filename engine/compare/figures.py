@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from engine.compare.result import Cell, Result, by_schedule
-from engine.search.sheet import BLUE, GREEN, ORANGE, RED, plain, save, sheet
 from engine.search.trials import run_folder
+from engine.visualization.sheet import BLUE, GREEN, ORANGE, RED, plain, save, sheet
 
 COLOURS, STYLES = (BLUE, ORANGE, GREEN, RED), ("-", "--", ":", "-.")
 LABELS = 12  # combinations that a legend can name

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.cautions import warnings
-from engine.config import Config, load_config
+from engine.config import Config
+from engine.config.cautions import warnings
+from engine.config.load import load_config, shown
+from engine.jobs.open import open_executor
 from engine.search import ledger
-from engine.search.executors import open_executor
-from engine.search.plan import OWN, default_name, shown
+from engine.search.plan import OWN, default_name
 from engine.search.space import Parameter, Space
 from engine.search.study import GIVEN, Study, Trial
 from engine.search.trials import on_cpu, plain_values

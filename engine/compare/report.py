@@ -10,10 +10,22 @@ from engine.compare import figures, verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, cautions, find, same_by_best, sentences
 from engine.compare.verdict import Family
-from engine.document import Block, Code, Figure, Heading, Items, Link, Table, Text, save, to_html, to_markdown
-from engine.search.plan import shown
+from engine.config.load import shown
+from engine.search.report.words import duration, number
 from engine.search.study import Study
-from engine.search.words import duration, number
+from engine.visualization.document import (
+    Block,
+    Code,
+    Figure,
+    Heading,
+    Items,
+    Link,
+    Table,
+    Text,
+    save,
+    to_html,
+    to_markdown,
+)
 
 WHY_LAST = (
     "Compared is the last epoch. The best epoch's value is the largest of as many draws as there are epochs: the "

@@ -15,9 +15,9 @@ import numpy as np
 from engine.compare import verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of, combinations
 from engine.compare.verdict import Family
+from engine.search.report.words import show
 from engine.search.study import ENDED, Study, Trial
 from engine.search.trials import plain_values
-from engine.search.words import show
 
 WORDS = {SCHEDULE: "schedules", WARMUP: "warm-ups", LR: "learning rates"}
 assert set(WORDS) == set(AXES.values())

@@ -2,11 +2,11 @@
 
     from engine.ensemble import load
 
-`load("OUT/ensemble.yaml", ranks)` gives an `Ensemble`, which `engine.maps.prob_batches` (and with it everything that
-detects on pages) takes in a model's place.
+`load("OUT/ensemble.yaml", ranks)` gives an `Ensemble`, which `detection.maps.prob_batches` (and with it everything
+that detects on pages) takes in a model's place.
 """
 
-from engine.ensemble.mean import Ensemble, Member
-from engine.ensemble.members import load
+from engine.detection.ensemble import Ensemble, Member
+from engine.detection.ensemble_file import load
 
 __all__ = ["Ensemble", "Member", "load"]

@@ -12,30 +12,36 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from engine import checkpoint, cli, distributed
-from engine.config import Config, split_extra
+from engine import cli, distributed
+from engine.checkpoint import store
+from engine.config import Config
+from engine.config.load import split_extra
+from engine.console import optional, warn
 from engine.data import build_train_loader, open_pages
+from engine.detection import ensemble_file
+from engine.detection.ensemble import FLIPS, Ensemble, Member
+from engine.detection.ensemble_file import Place
+from engine.detection.pages import load_detector
 from engine.distributed import Ranks
-from engine.ensemble import compare, figure, members, soup
-from engine.ensemble.compare import Judged, judge
-from engine.ensemble.mean import FLIPS, Ensemble, Member
-from engine.ensemble.members import Place
-from engine.evaluate import load_detector
+from engine.ensemble import figure, soup
+from engine.evaluation import compare
+from engine.evaluation.compare import Judged, judge
+from engine.evaluation.significance import groups_of
+from engine.evaluation.workers import worker_pool
+from engine.files import write_text
 from engine.model import build_model
-from engine.precise_bn import estimate, trained_norms
-from engine.runlog import write_text
-from engine.say import optional, warn
-from engine.scoring import worker_pool
-from engine.significance import groups_of
+from engine.search import ledger
+from engine.training.precise_bn import estimate, trained_norms
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
-from pipelines.index import ConcatIndex
+from pipelines.index.build import ConcatIndex
 
 OPTIMISTIC = (
     "the soup was chosen on the pages it is reported on, which flatters it: name others to choose on with --select PATH"
@@ -100,18 +106,18 @@ def open_all(
     """The members, with their weights on the device, and the settings of the mean map."""
     weights, post = numbers("--weights", args.weights), None
     flips, scales = "none", (1.0,)
-    if len(paths) == 1 and members.is_ensemble(paths[0]):
+    if len(paths) == 1 and ensemble_file.is_ensemble(paths[0]):
         if weights:
             raise UserError(f"--weights: {paths[0]} has the weights of its members already")
-        places, flips, scales, post = members.read(paths[0])
+        places, flips, scales, post = ensemble_file.read(paths[0])
     else:
-        places = members.find(paths, weights)
-    flips, scales = members.check_views(
+        places = find(paths, weights)
+    flips, scales = ensemble_file.check_views(
         flips if args.flips is None else args.flips, scales if args.scales is None else numbers("--scales", args.scales)
     )
-    ensemble = Ensemble([members.open_member(place, settings, ranks) for place in places], flips, scales)
+    ensemble = Ensemble([ensemble_file.open_member(place, settings, ranks) for place in places], flips, scales)
     own = {item.partition("=")[0].removeprefix("post.") for item in settings if item.startswith("post.")}
-    config = members.joint_config(ensemble, {k: v for k, v in (post or {}).items() if k not in own})
+    config = ensemble_file.joint_config(ensemble, {k: v for k, v in (post or {}).items() if k not in own})
     return dataclasses.replace(ensemble, members=[_judged_as(m, config) for m in ensemble.members]), config, places
 
 
@@ -140,7 +146,7 @@ def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tenso
     """The members' weights on the CPU; UserError where they have no mean."""
     every = ensemble.members
     tensors = [
-        checkpoint.load_judged(place.path, member.config.eval.ema) for place, member in zip(places, every, strict=True)
+        store.load_judged(place.path, member.config.eval.ema) for place, member in zip(places, every, strict=True)
     ]
     soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
     return tensors
@@ -162,7 +168,7 @@ def cook(
 
     def model_of(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
         model = load_detector(source, config, work.ranks)
-        checkpoint.load_model(model, weights, source)
+        store.load_model(model, weights, source)
         return model
 
     def finish(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -181,7 +187,7 @@ def cook(
 
 
 def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: int) -> None:
-    """BatchNorm statistics from training batches, as `engine.precise_bn` takes them at the end of a training."""
+    """BatchNorm statistics from training batches, as `training.precise_bn` takes them at the end of a training."""
     pages = open_pages(config, config.data.train, ranks, "train")
     trained = trained_norms(build_model(_without_start(config)))
     plain = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
@@ -246,7 +252,7 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
 def _write(out: Path, result: dict, work: Work, made: soup.Soup | None) -> None:
     """Writes what --out asks for, and its paths into `result`."""
     every, rules = work.ensemble.members, work.config.eval
-    result["ensemble"] = str(members.save(out, work.ensemble, work.places, work.config))
+    result["ensemble"] = str(ensemble_file.save(out, work.ensemble, work.places, work.config))
     if made is not None:
         first = every[made.ingredients[0]].config
         path = soup.write(out / "soup", made, [place.path for place in work.places], first)
@@ -285,6 +291,50 @@ def main(argv: list[str]) -> int:
             print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
         print(json.dumps(result) if args.json else describe(result), flush=True)
     return 0
+
+
+TOP = 3  # trials of a study
+
+
+def find(paths: Sequence[str], weights: Sequence[float] = ()) -> list[Place]:
+    """The checkpoints that paths mean: a run folder's best, a checkpoint, the best three finished trials of a study.
+
+    Raises:
+        UserError: there is none, it is damaged, one is named twice, or weights do not fit.
+    """
+    places = []
+    for path in paths:
+        places += best_trials(Path(path)) if (Path(path) / ledger.FILE).is_file() else [_place(path)]
+    seen: dict[Path, str] = {}
+    for place in places:
+        if twin := seen.get(place.path.resolve()):
+            raise UserError(f"{place.name}: is the same checkpoint as {twin}; name each once (--weights weighs them)")
+        seen[place.path.resolve()] = place.name
+    if not weights:
+        return places
+    if len(weights) != len(places):
+        raise UserError(f"--weights: {len(weights)} numbers for {len(places)} members")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise UserError("--weights: must be above 0; leave a member out instead")
+    return [dataclasses.replace(place, weight=weight) for place, weight in zip(places, weights, strict=True)]
+
+
+def _place(path: str) -> Place:
+    return Place(path.rstrip("/"), store.locate(path, key="member"))
+
+
+def best_trials(study: Path, top: int = TOP) -> list[Place]:
+    """The `top` finished trials of a study with the best values by its ledger, repeats of a configuration included.
+
+    Raises:
+        UserError: none has finished with a checkpoint of the engine's.
+    """
+    book = ledger.read(study)
+    ended = [t for t in book.trials if t.state == "finished" and t.value is not None and t.kind != "imported"]
+    ended.sort(key=lambda trial: book.sign * trial.value, reverse=True)
+    if not ended:
+        raise UserError(f"{study}: no trial of this study has finished")
+    return [_place(str(study / trial.folder)) for trial in ended[:top]]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ LONGEST = 44  # letters of a name: its end, since names are paths
 
 
 def draw(path: Path, table: Sequence[dict], title: str) -> None:
-    """Writes a PNG: a point a row of `engine.ensemble.compare.rows`, bars of one (thick) and two standard errors.
+    """Writes a PNG: a point a row of `engine.evaluation.compare.rows`, bars of one (thick) and two standard errors.
 
     Raises:
         OSError: it cannot be written.

@@ -6,7 +6,7 @@ Source: Wortsman et al. 2022, "Model soups", arXiv 2203.05482, recipe 1. It help
 same weights, or are checkpoints of one run: only those lie in one basin. Of others it keeps the best alone.
 
 Running means and variances of BatchNorm are averaged as weights are, or estimated anew from training pages
-(`engine.precise_bn`).
+(`engine.training.precise_bn`).
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint
-from engine.config import Config, to_dict, to_yaml
-from engine.ensemble.compare import Judged
+from engine.checkpoint import store
+from engine.config import Config
+from engine.config.load import to_dict, to_yaml
+from engine.evaluation.compare import Judged
 from pipelines.errors import UserError
 
 
@@ -104,7 +105,7 @@ def write(folder: Path, soup: Soup, places: Sequence[Path], config: Config) -> P
     Raises:
         OSError: disk full, or not to be written.
     """
-    steps = [checkpoint.load_state(path).get("step", 0) for path in places]
+    steps = [store.load_state(path).get("step", 0) for path in places]
     state = {
         "step": max(steps[i] for i in soup.ingredients),
         "score": soup.judged.scores["score"],
@@ -112,7 +113,7 @@ def write(folder: Path, soup: Soup, places: Sequence[Path], config: Config) -> P
         "soup": [str(places[i].resolve()) for i in soup.ingredients],
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in soup.tensors.items()}
-    path = checkpoint.write(folder / "checkpoints", {"model": tensors}, state, to_yaml(config))
-    for name in checkpoint.LINKS:
-        checkpoint.link(folder / "checkpoints", name, path)
+    path = store.write(folder / "checkpoints", {"model": tensors}, state, to_yaml(config))
+    for name in store.LINKS:
+        store.link(folder / "checkpoints", name, path)
     return path

@@ -65,11 +65,11 @@ def main(argv: list[str]) -> int:
 
 
 def _import(args: argparse.Namespace, settings: list[str]) -> dict:
-    from engine.export import imports  # here and below: --help needs no torch
+    from engine.export import foreign  # here and below: --help needs no torch
 
     if not args.out:
         raise UserError("--out is missing: name the file, or for a baseline's checkpoint the folder, to write")
-    result = imports.run(args.foreign, args.out, settings)
+    result = foreign.import_file(args.foreign, args.out, settings)
     if not args.json:
         for row in result["tensors"]:
             print(f"{printable(row['name'])}  {row['shape']} {row['dtype']}")
@@ -82,9 +82,9 @@ def _import(args: argparse.Namespace, settings: list[str]) -> dict:
 
 
 def _export(args: argparse.Namespace, run: str, settings: list[str]) -> dict:
-    from engine.export import exports
+    from engine.export import outputs
 
-    result = exports.run(args, run, settings)
+    result = outputs.write(args, run, settings)
     if args.json:
         return result
     print(f"{printable(result['checkpoint'])}, compared on {printable(result['pages'])}")

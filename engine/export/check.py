@@ -10,15 +10,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from engine.config import Config, canvas_hw
+from engine.config import Config
+from engine.config.load import canvas_hw
+from engine.config.settings import SIZE_MULTIPLE
 from engine.data import open_pages
+from engine.detection.postprocess import Detections, detect
 from engine.export.network import HERE, Exported
-from engine.postprocess import Detections, detect
-from engine.settings import SIZE_MULTIPLE
-from pipelines import synthetic
 from pipelines.errors import UserError
-from pipelines.index import ConcatIndex
+from pipelines.index.build import ConcatIndex
 from pipelines.loader import eval_loader
+from pipelines.synthetic import receipts
 
 # float32 sums in another order: HRNet-W44 at 1280 x 1280 has 1e-5; a wrong padding or mean has 0.01 and more.
 MOST_DIFFERENCE = 1e-4
@@ -50,7 +51,7 @@ def pages_of(config: Config) -> Iterator[tuple[ConcatIndex, str]]:
         yield open_pages(config, config.data.val, HERE), ",".join(config.data.val)
         return
     with TemporaryDirectory(prefix="dbnet-export-") as folder:
-        made = synthetic.ensure(folder, PAGES, SYNTHETIC_SEED, *config.data.synthetic_size, workers=1)
+        made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, *config.data.synthetic_size, workers=1)
         own = dataclasses.replace(config, run_root=folder, data=dataclasses.replace(config.data, format="auto"))
         yield open_pages(own, [str(made)], HERE), f"{PAGES} built-in pages"
 

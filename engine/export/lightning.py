@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from engine.config import from_dict
+from engine.config.load import from_dict
 from engine.model import DBNet
 from engine.model.encoder import build_encoder
 from pipelines.errors import UserError

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine import checkpoint
-from engine.config import Config, canvas_hw, load_config, to_dict
+from engine.checkpoint import store
+from engine.config import Config
+from engine.config.load import canvas_hw, load_config, to_dict
+from engine.config.settings import SIZE_MULTIPLE
+from engine.detection.pages import load_detector
 from engine.distributed import Ranks
-from engine.evaluate import load_detector
-from engine.settings import SIZE_MULTIPLE
 from pipelines.graph import MEAN, STD
 
 HERE = Ranks(0, 0, 1, torch.device("cpu"))
@@ -68,8 +69,8 @@ def load(given: str, settings: list[str]) -> Exported:
     Raises:
         UserError: no checkpoint, a damaged one, wrong settings.
     """
-    path = checkpoint.locate(given)
-    base = checkpoint.load_settings(path)
+    path = store.locate(given)
+    base = store.load_settings(path)
     if isinstance(base.get("data"), dict):
         base["data"]["val"] = []  # the training's own pages need not be here: pages to compare on are named anew
     config, _ = load_config(settings, base=base)
@@ -93,7 +94,7 @@ def dynamic_shapes() -> dict:
 
 def description(exported: Exported) -> dict[str, str]:
     """What a user of the file has to know, as texts: input, output, canvas, post-processing, origin."""
-    config, state = exported.config, checkpoint.load_state(exported.source)
+    config, state = exported.config, store.load_state(exported.source)
     return {
         "input": "image: float32 (N, 3, H, W), RGB, (value - mean) / std of values 0 to 255; H, W multiples of 32",
         "mean": json.dumps([round(v, 6) for v in MEAN]),

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from engine.cleval import CLEval
-from engine.config import Config, canvas_hw
-from engine.evaluate import detect_pages
+from engine.config import Config
+from engine.config.load import canvas_hw
+from engine.detection.pages import detect_pages
+from engine.detection.postprocess import Detections
+from engine.evaluation.cleval import CLEval
 from engine.export.network import HERE, Exported, FromHalf, ProbMap
-from engine.postprocess import Detections
 from pipelines.graph import MEAN, STD
-from pipelines.index import ConcatIndex
+from pipelines.index.build import ConcatIndex
 
 MODEL, SETTINGS = "det.onnx", "rapidocr.yaml"
 FACTS = {  # of det.onnx, where they differ from the plain network's

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import safetensors
 
-from engine.config import from_dict, to_dict
+from engine.checkpoint.store import load_model, read_safetensors, write_safetensors
+from engine.config.load import from_dict, to_dict
 from engine.export.network import Exported
-from engine.loading import load_model, read_safetensors, write_safetensors
 from engine.model import DBNet
 from pipelines.errors import UserError
 

@@ -6,12 +6,12 @@ import timm.layers
 import torch
 from torch import nn
 
+from engine.config import Config, ModelsConfig
 from engine.model.decoder import Decoder
 from engine.model.encoder import build_encoder
 from engine.model.head import Head
 from engine.model.norms import fuse_norms
 from engine.model.widths import pad_first_branch, pad_input
-from engine.settings import Config, ModelsConfig
 from pipelines.errors import UserError
 
 PARTS = ("encoder", "decoder", "head")

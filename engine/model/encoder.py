@@ -107,7 +107,7 @@ def read_tensors(path: Path, key: str = "models.encoder.weights") -> dict[str, t
             f"{key}={path}: expected a safetensors file; make one with "
             f"`python -m engine.export --import {shlex.quote(str(path))} --out weights.safetensors`"
         )
-    from engine.loading import read_safetensors  # here, so that a step needs torch and timm only
+    from engine.checkpoint.store import read_safetensors  # here, so that a step needs torch and timm only
 
     return read_safetensors(path)
 

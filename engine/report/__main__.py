@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import cli
-from engine.document import Block, Markup, Text, save, to_html
+from engine.console import one_line, warn
 from engine.report import style
 from engine.report.history import Run, read_run
-from engine.say import one_line, warn
+from engine.visualization.document import Block, Markup, Text, save, to_html
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.document import escaped
-from engine.search.words import show
+from engine.search.report.words import show
+from engine.visualization.document import escaped
 
 WIDTH, HEIGHT = (
     460,

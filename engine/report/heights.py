@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from engine.cleval import PageResult
+from engine.evaluation.cleval import PageResult
 
 EDGES_PX = (0, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96)  # canvas pixels; the last bin is open
 STATUSES = ("missed", "split", "merged")

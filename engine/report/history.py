@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import reading
-from engine.config import Config, from_dict
-from engine.say import one_line
+from engine import files
+from engine.config import Config
+from engine.config.load import from_dict
+from engine.console import one_line
 from pipelines.errors import UserError
 
 POINTS = 400  # a chart is 450 pixels wide
@@ -203,7 +204,7 @@ def read_run(folder: Path, tell: Callable[[int, int | None], None] = lambda done
 
 def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        return reading.json_object(path, RUN_BYTES)
+        return files.json_object(path, RUN_BYTES)
     except UserError as error:
         notes.append(f"{path.name}: {one_line(error)}.")
         return {}
@@ -212,7 +213,7 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
 def _settings(path: Path, notes: list[str]) -> tuple[dict[str, Any], Config | None]:
     """Flat settings as the file has them, and the configuration where it is one."""
     try:
-        values = reading.yaml_values(reading.read_text(path))
+        values = files.yaml_values(files.read_text(path))
         if not isinstance(values, dict):
             raise UserError("holds no settings")
     except UserError as error:

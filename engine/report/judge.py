@@ -9,20 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import checkpoint, distributed
-from engine.cleval import CLEval, PageResult, evaluate_page
-from engine.config import Config, canvas_hw, load_config
+from engine import distributed
+from engine.checkpoint import store
+from engine.config import Config
+from engine.config.load import canvas_hw, load_config
 from engine.data import open_data, open_pages
+from engine.detection.pages import NOTHING_FOUND, detect_pages, load_detector
+from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
-from engine.evaluate import NOTHING_FOUND, cleval_arguments, detect_pages, load_detector
+from engine.evaluation.cleval import CLEval, PageResult, evaluate_page
+from engine.evaluation.judge import cleval_arguments
 from engine.model import DBNet
-from engine.postprocess import Detections
+from engine.model.forward import run_network
 from engine.report.heights import ByHeight, HeightRow, heights
-from engine.speed import run_network
-from pipelines.bare_index import BareIndex
 from pipelines.errors import UserError
 from pipelines.geometry import letterbox
-from pipelines.index import ConcatIndex
+from pipelines.index.bare import BareIndex
+from pipelines.index.build import ConcatIndex
 from pipelines.loader import eval_loader
 from pipelines.quarantine import paths_of
 
@@ -58,7 +61,7 @@ class WorstPage:
 class Judgement:
     """An evaluation of a checkpoint; `pages` worst first, `bad` path -> what is wrong with a page, judged as empty."""
 
-    checkpoint: Path
+    store: Path
     config: Config
     state: dict
     scores: dict[str, float]
@@ -82,9 +85,9 @@ def judge(
     Raises:
         UserError: no checkpoint, a damaged one, settings or data that are wrong or gone.
     """
-    path = checkpoint.locate(folder).resolve()  # of a run that goes on, `best` may be another one a moment later
-    config, _ = load_config(settings, base=checkpoint.load_settings(path))
-    state = checkpoint.load_state(path)
+    path = store.locate(folder).resolve()  # of a run that goes on, `best` may be another one a moment later
+    config, _ = load_config(settings, base=store.load_settings(path))
+    state = store.load_state(path)
     ranks = distributed.start(config.trainer.device)
     try:
         if config.trainer.threads:

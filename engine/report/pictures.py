@@ -5,11 +5,11 @@ import base64
 import cv2
 import numpy as np
 
-from engine import draw
-from engine.document import escaped
 from engine.report.judge import WorstPage
+from engine.visualization import overlay
+from engine.visualization.document import escaped
 from pipelines.errors import UserError
-from pipelines.images import read_rgb
+from pipelines.images.read import read_rgb
 from pipelines.limits import Limits
 
 PAGE_BYTES = 420_000  # of one page's picture: 8 of them, in base64, are 4.6 MB
@@ -21,8 +21,8 @@ def legend() -> str:
     """What the outlines' colours mean, as HTML."""
     wrong = {"missed", "split", "merged", "false positive"}
     keys = []
-    for word, (r, g, b) in draw.LEGEND:
-        tint = f"background:rgba({r},{g},{b},{draw.TINT})" if word in wrong else ""
+    for word, (r, g, b) in overlay.LEGEND:
+        tint = f"background:rgba({r},{g},{b},{overlay.TINT})" if word in wrong else ""
         keys.append(f'<span><i style="border-color:rgb({r},{g},{b});{tint}"></i>{escaped(word)}</span>')
     return f'<div class="keys">{"".join(keys)}</div>'
 
@@ -46,7 +46,7 @@ def card(page: WorstPage, number: int, link: str, limits: Limits) -> str:
     except UserError as error:  # another decoder than the loader's, or the file has gone meanwhile
         return f'<section class="page">{head}{words}<p>No picture: {escaped(error)}</p></section>'
     status = page.result.gt_status, page.result.pred_status
-    picture = draw.annotated(rgb, page.polygons, page.ignore, page.detections.polygons, *status)
+    picture = overlay.annotated(rgb, page.polygons, page.ignore, page.detections.polygons, *status)
     views = [
         f'<figure class="whole">{_image(_page_jpeg(_cropped(picture, rgb.shape[1], page)), score.name)}</figure>',
         _captioned(_map(page.prob_map, 0, 1), "probability map, 0 to 1"),

@@ -1,4 +1,4 @@
-"""The report's blocks, in order. Everything from outside goes through `engine.document`."""
+"""The report's blocks, in order. Everything from outside goes through `engine.visualization.document`."""
 
 import os
 import shlex
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from engine.config import Config, canvas_hw, keys_and_values, load_config
-from engine.document import Block, Code, Heading, Items, Link, Markup, Table, Text, escaped
-from engine.progress import duration
+from engine.config import Config
+from engine.config.load import canvas_hw, keys_and_values, load_config
+from engine.console import one_line
 from engine.report import charts
 from engine.report.heights import HeightRow
 from engine.report.history import History, Run, Thinned
-from engine.say import one_line
+from engine.run.progress import duration
+from engine.visualization.document import Block, Code, Heading, Items, Link, Markup, Table, Text, escaped
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:  # it imports torch and DALI, which a page from the logs does without

@@ -1,4 +1,4 @@
-"""Style and script of a training's report, on top of `engine.document.STYLE`."""
+"""Style and script of a training's report, on top of `engine.visualization.document.STYLE`."""
 
 STYLE = """
 :root { --c0: #1b1f24; --c1: #0072b2; --c2: #d55e00; --c3: #008f68; --c4: #b3588f; --c5: #b98000; }

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 def report(options: Options, items: Sequence[str]) -> int:
     """--report STUDY."""
     from engine.search import ledger, plan
-    from engine.search import report as writer
+    from engine.search.report import write as writer
 
     others = [flag for flag in options.given() if flag not in ("--report", "--study-root", "--baseline")] + list(items)
     if others:
@@ -86,8 +86,8 @@ def begin(options: Options, items: Sequence[str]) -> int:
 
 def open_executor(study):
     """The executor of a study; UserError when it cannot be had."""
+    from engine.jobs.open import open_executor
     from engine.search import trials
-    from engine.search.executors import open_executor
 
     return open_executor(study.runner["executor"], study.agents, [] if trials.on_cpu(study) else None)
 
@@ -109,7 +109,7 @@ def drive(book, executor) -> int:
     if book.study.trials and book.study.incumbent() is None:
         reason, logs = book.study.trials[-1].reason, book.folder / "logs"
         raise UserError(f"no trial could be measured, the last one because of: {reason}; logs are in {logs}")
-    from engine.search import report as writer
+    from engine.search.report import write as writer
 
     print(f"report: {writer.write(book.study, book.study.runner.get('baseline'))}", flush=True)
     return 0

@@ -5,8 +5,8 @@ import io
 import time
 from typing import Any
 
-from engine.progress import duration
-from engine.search.plan import shown
+from engine.config.load import shown
+from engine.run.progress import duration
 from engine.search.study import ENDED, Study, Trial
 from pipelines.errors import printable
 

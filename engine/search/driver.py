@@ -16,12 +16,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from engine.progress import duration
-from engine.search import fence, plan, rungs, surrogate, trials
+from engine.jobs import fence
+from engine.jobs.executor import Attempt, Exit
+from engine.jobs.tail import Tail
+from engine.run.progress import duration
+from engine.search import trials
 from engine.search.dashboard import of
-from engine.search.executors import Attempt, Exit
 from engine.search.ledger import Ledger, trial_event
-from engine.search.study import ENDED, SCORES, Study, Trial, field_of
+from engine.search.model import stopping, surrogate
+from engine.search.study import ENDED, SCORES, Study, Trial, field_of, untried
 
 POLL_S = 0.2
 GRACE_S = 20.0  # a stopped training's time to end by itself; a checkpoint of HRNet-W44 is written in 3 s
@@ -35,7 +38,7 @@ class Running:
     trial: Trial
     attempt: Attempt
     handle: Any  # the executor's
-    tail: trials.Tail
+    tail: Tail
     began: float | None = None  # time.monotonic() at which it was seen to run; None while it waits in a queue
     moved: float = 0.0  # time.monotonic() of its last new epoch or of the beginning of its life
     looked: float = 0.0  # time.monotonic() at which `watch` saw to it last
@@ -113,7 +116,7 @@ def recover(driver: Driver) -> None:
                 "cut", trial=trial.number, attempt=trial.attempts, reason="driver ended", minutes=minutes
             )
         if trial.state == "asked" and trial.curve:  # it may have ended between its last epoch and the decision
-            decision = rungs.decide(trial, study)
+            decision = stopping.decide(trial, study)
             if decision.stop:
                 driver.executor.forget(trials.run_folder(study, trial))  # a job outlives its driver
                 _end(driver, trial, trial.attempts, "stopped", decision.reason, 0.0, decision.estimate)
@@ -134,7 +137,7 @@ def _ask(driver: Driver) -> bool:
     """Decides the next trial, or all confirming ones; False when nothing is left to decide."""
     study = driver.book.study
     # trials that count towards no budget (imported, recommended) use up a finite space all the same
-    if len(study.searched) < study.budget and plan.untried(study.space, study.trials) > 0:
+    if len(study.searched) < study.budget and untried(study.space, study.trials) > 0:
         number = len(study.trials)
         values, kind = surrogate.ask(study, number)
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))
@@ -150,7 +153,7 @@ def _ask(driver: Driver) -> bool:
 def recommending(study: Study) -> list[dict[str, Any]]:
     """The trial event of the model's recommendation, where no trial has its values: it is measured before it is chosen
     for repeats. Once for a budget."""
-    from engine.search import confirm
+    from engine.search.report import confirm
 
     last = max((trial.number for trial in study.searched), default=-1)
     known = any(trial.kind == "recommended" and trial.number > last for trial in study.trials)
@@ -165,7 +168,7 @@ def confirming(book: Ledger) -> list[dict[str, Any]]:
 
     The choice is made once the budget is spent and kept in the ledger; trials that confirm it do not change it.
     """
-    from engine.search import confirm
+    from engine.search.report import confirm
 
     study = book.study
     last = max((trial.number for trial in study.searched), default=-1)
@@ -189,7 +192,7 @@ def start(driver: Driver, trial: Trial) -> None:
     where = driver.book.study.runner["executor"]
     driver.book.append("start", trial=trial.number, attempt=attempt.attempt, id=attempt.id, where=where)
     handle = driver.executor.start(attempt)
-    driver.running.append(Running(trial, attempt, handle, trials.Tail(attempt.folder / "metrics.jsonl")))
+    driver.running.append(Running(trial, attempt, handle, Tail(attempt.folder / "metrics.jsonl")))
     again = f", attempt {attempt.attempt}" if attempt.attempt > 1 else ""
     words = "  ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial.values.items())
     driver.show.event(f"trial {trial.number} starts{again} ({trial.kind})  {words}")
@@ -246,7 +249,7 @@ def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
         "epoch", trial=trial.number, attempt=run.attempt.attempt, epoch=epoch, value=value, scores=scores
     )
     driver.show.event(f"trial {trial.number} epoch {of(epoch, study)}  {study.metric} {value:.4f}", routine=True)
-    decision = rungs.decide(trial, study)
+    decision = stopping.decide(trial, study)
     if decision.stop:
         run.verdict = {"state": "stopped", "reason": decision.reason, "estimate": decision.estimate}
 

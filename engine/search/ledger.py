@@ -26,7 +26,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.search import events
 from engine.search.space import Space, space_from_json, space_to_json
 from engine.search.study import ENDED, Study, Trial
 from pipelines.errors import UserError
@@ -80,26 +79,6 @@ class Ledger:
         """Gives the lock back."""
         os.close(self._file)
         os.close(self._lock)
-
-
-def take_lock(folder: Path) -> int:
-    """The descriptor of a study's lock, held by this process; the kernel frees it however the process ends.
-
-    Raises:
-        UserError: another driver holds it; the message names it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such study")
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise UserError(f"{folder}: a driver runs this study already ({owner}); wait for it or stop it") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
-    return descriptor
 
 
 def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
@@ -232,8 +211,8 @@ class _Fold:
         """Takes a file's events in; a line that was changed by hand into something else is a UserError."""
         for number, event in _events(path):
             try:
-                if fault := events.fault(event):
-                    raise UserError(fault)
+                if wrong := fault(event):
+                    raise UserError(wrong)
                 self.add(event)
             except UserError as error:
                 raise UserError(f"{path}: line {number}: {error}") from None
@@ -286,3 +265,93 @@ def _study(folder: Path, event: dict) -> Study:
         raise UserError(f"{folder / FILE}: version {event.get('version')} of the ledger; this engine reads {VERSION}")
     space: Space = space_from_json(event["space"])
     return Study(folder=folder, space=space, **{name: event[name] for name in PLAIN if name in event})
+
+
+TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
+MOST = 10**9  # rungs.LONGEST; a curve's model keeps numbers for the epochs it has seen only
+COMMON = {"trial": WHOLE, "time": NUMBER}
+NEEDED = {
+    "study": {
+        "name": TEXT,
+        "metric": TEXT,
+        "goal": TEXT,
+        "method": TEXT,
+        "budget": WHOLE,
+        "agents": WHOLE,
+        "space": LIST,
+    },
+    "extend": {},
+    "trial": {**COMMON, "values": TABLE, "kind": TEXT, "seed": WHOLE, "folder": TEXT, "name": TEXT},
+    "start": {**COMMON, "attempt": WHOLE},
+    "epoch": {**COMMON, "epoch": WHOLE, "value": NUMBER},
+    "cut": COMMON,
+    "end": {**COMMON, "state": TEXT},
+}
+OPTIONAL = {
+    "seed": WHOLE, "max_epochs": WHOLE, "budget": WHOLE, "agents": WHOLE, "repeats": WHOLE, "minutes": NUMBER,
+    "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
+    "objective": TEXT, "reason": TEXT,
+}  # fmt: skip
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind in (WHOLE, NUMBER):
+        number = isinstance(value, int if kind == WHOLE else (int, float)) and not isinstance(value, bool)
+        return number and abs(value) < (2**63 if kind == WHOLE else 1e300)  # false for NaN too
+    return isinstance(value, {TEXT: str, TABLE: dict, LIST: list}[kind])
+
+
+def fault(event: dict[str, Any]) -> str:
+    """What is wrong with an event's fields, "" for nothing; events of other kinds are passed over by the reader."""
+    kind = event["event"]
+    if not isinstance(kind, str) or kind not in NEEDED:
+        return ""
+    for name, wanted in NEEDED[kind].items():
+        if name not in event:
+            return f"damaged: {kind} has no {name}"
+        if not _is(event[name], wanted):
+            return f"damaged: {name} of {kind} must be {wanted}"
+    for name, wanted in OPTIONAL.items():
+        if event.get(name) is not None and not _is(event[name], wanted):
+            return f"damaged: {name} of {kind} must be {wanted}"
+    return _deeper(kind, event)
+
+
+def _deeper(kind: str, event: dict[str, Any]) -> str:
+    """What a type alone does not say."""
+    if event.get("trial", 0) < 0:
+        return "damaged: a trial below 0"
+    if not all(0 <= (event.get(name) or 0) <= MOST for name in ("max_epochs", "epoch", "budget", "agents")):
+        return f"damaged: epochs, budget and agents must be 0 to {MOST}"
+    if kind == "end" and event["state"] not in ENDED:
+        return f"damaged: state {event['state']!r:.40} is none of {', '.join(ENDED)}"
+    if not all(_is(value, NUMBER) for value in (event.get("scores") or {}).values()):
+        return "damaged: a score is no number"
+    if event.get("estimate") and not (len(event["estimate"]) == 2 and all(_is(v, NUMBER) for v in event["estimate"])):
+        return "damaged: estimate must be a mean and its sd"
+    if not all(isinstance(word, str) for word in event.get("arguments") or []):
+        return "damaged: arguments must be texts"
+    folder = event.get("folder", "") if kind == "trial" else ""
+    if folder.startswith("/") or ".." in folder.split("/") or "\0" in folder:
+        return f"damaged: folder {folder!r:.60} leaves the study"
+    return ""
+
+
+def take_lock(folder: Path) -> int:
+    """The descriptor of a study's lock, held by this process; the kernel frees it however the process ends.
+
+    Raises:
+        UserError: another driver holds it; the message names it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such study")
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UserError(f"{folder}: a driver runs this study already ({owner}); wait for it or stop it") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+    return descriptor

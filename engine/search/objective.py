@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import cli
-from engine.runlog import MetricsLog
+from engine.run.log import MetricsLog
 from engine.search.study import field_of
 from pipelines.errors import UserError
 

@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from engine.config import preset_names
+from engine.config.load import preset_names
 from pipelines.errors import UserError
 from pipelines.options import allowed, option
 

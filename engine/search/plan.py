@@ -1,7 +1,7 @@
 """From the command line to a study that is checked and not yet on disk.
 
-Every bound of the space goes through `engine.config.load_config` with the settings of the trials, so that whatever a
-training would refuse is refused here, in one line, before anything has been created.
+Every bound of the space goes through `engine.config.load` with the settings of the trials, so that whatever a training
+would refuse is refused here, in one line, before anything has been created.
 """
 
 import dataclasses
@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.cautions import warnings
-from engine.config import DEFAULT_PRESET, Config, load_config
-from engine.search import ledger, objective, rungs, sweep, table
+from engine.config import Config
+from engine.config.cautions import warnings
+from engine.config.load import DEFAULT_PRESET, load_config, shown
+from engine.search import import_table, ledger, objective, sweep
+from engine.search.model import stopping
 from engine.search.options import FIELDS, NEWEST, Options, value_of
-from engine.search.space import Parameter, Space
-from engine.search.study import GIVEN, SCORES, Study, Trial, field_of
+from engine.search.report.effects import fitted
+from engine.search.space import Parameter, Space, size
+from engine.search.study import GIVEN, SCORES, Study, Trial, field_of, untried
 from pipelines.errors import UserError
 
 OWN = {  # settings that the search gives to every trial itself, and what to use instead
@@ -46,7 +49,7 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     else:
         study, notices = new_study(options, items)
         if options.import_:
-            known = table.read(options.import_, study.space, study.metric, study.goal)
+            known = import_table.read(options.import_, study.space, study.metric, study.goal)
             study.budget = options.budget or 0  # a table alone is reported, nothing is trained
     most = untried(study.space, known)
     if study.budget > most:
@@ -63,7 +66,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     Raises:
         UserError: there is too little to narrow it by, or settings are given that the older study has decided.
     """
-    from engine.search import findings, refine
+    from engine.search import refine
 
     mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
     mine += ("--timeout", "--stall", "--method", "--early-stop", "--baseline", "--dry-run")
@@ -71,7 +74,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     if late:
         raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
     old = ledger.read(find_study(options.refine, options))
-    space, first, known = refine.refined(old, findings.fitted(old))
+    space, first, known = refine.refined(old, fitted(old))
     name = _folder_name(options.study or f"{old.name}-refined")
     folder = options.root / name if options.study_root or options.study else old.folder.parent / name
     if (folder / ledger.FILE).exists():
@@ -85,21 +88,6 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     if options.early_stop:
         study.early_stop = _rules(old.max_epochs)[options.early_stop]
     return study, [f"note: {len(known)} trials of {old.folder} are known here"], known
-
-
-def size(space: Space) -> float:
-    """Number of configurations of a space; infinite with a continuous range."""
-    options = [parameter.options() for parameter in space.parameters]
-    return math.inf if None in options else math.prod(map(len, options))
-
-
-def untried(space: Space, trials: Sequence[Trial]) -> float:
-    """Number of configurations of a space that no trial has, repeats left out; infinite with a continuous range."""
-    if size(space) == math.inf:
-        return math.inf
-    options = [set(parameter.options()) for parameter in space.parameters]
-    tried = {tuple(trial.values[name] for name in space.names) for trial in trials if trial.kind != "confirm"}
-    return size(space) - sum(all(map(set.__contains__, options, values)) for values in tried)
 
 
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
@@ -130,7 +118,7 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
         arguments = [item for item in arguments if item.partition("=")[0] not in found.space.names]
     first, moved = _into_space(found.space, first)
     rule = _early_stop(options, found.early_stop, epochs)
-    rungs.check(rule)
+    stopping.check(rule)
     name = _folder_name(options.study or default_name(arguments, options.objective))
     how = runner(options, {"fixed": found.fixed} if options.objective and found.fixed else {})
     study = Study(
@@ -159,12 +147,12 @@ def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[st
             raise UserError("early stopping with --objective needs --epochs N, the length of a whole curve")
         return {"type": "none"}
     if options.early_stop in (None, found.get("type")):
-        return found or rungs.default_rule(epochs)
+        return found or stopping.default_rule(epochs)
     return _rules(epochs)[options.early_stop]
 
 
 def _rules(epochs: int) -> dict[str, dict[str, Any]]:
-    return {"curve": rungs.default_rule(epochs), "hyperband": HYPERBAND, "none": {"type": "none"}}
+    return {"curve": stopping.default_rule(epochs), "hyperband": HYPERBAND, "none": {"type": "none"}}
 
 
 def check_method(study: Study, known: bool) -> None:
@@ -247,13 +235,6 @@ def default_name(items: Sequence[str], objective: str | None) -> str:
     stem = objective.rpartition(":")[2] if objective else _preset(items)
     now = datetime.datetime.now(datetime.UTC)
     return f"{stem}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
-
-
-def shown(value: Any) -> str:
-    """A value as `key=value` has it."""
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(shown(item) for item in value)}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _arguments(items: Sequence[str], fixed: dict[str, Any]) -> list[str]:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.search import effects
-from engine.search.findings import noise_of
+from engine.search.report import effects
+from engine.search.report.findings import noise_of
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError

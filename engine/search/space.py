@@ -242,3 +242,9 @@ def _short(value: float) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def size(space: Space) -> float:
+    """Number of configurations of a space; infinite with a continuous range."""
+    options = [parameter.options() for parameter in space.parameters]
+    return math.inf if None in options else math.prod(map(len, options))

@@ -5,10 +5,12 @@ validation records: `val/hmean` is the key `hmean`.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.search.space import Space
+from engine.search.space import Space, size
 
 # asked: its values are decided; running: an attempt is under way; finished: trained to its end; stopped: ended early on
 # purpose; infeasible: failed, diverged, timed out. Cut attempts go back to asked.
@@ -90,3 +92,12 @@ class Study:
             t for t in self.trials if t.kind != "confirm" and t.value is not None and t.state in ("finished", "stopped")
         ]
         return max(known, key=lambda t: self.sign * t.value, default=None)
+
+
+def untried(space: Space, trials: Sequence[Trial]) -> float:
+    """Number of configurations of a space that no trial has, repeats left out; infinite with a continuous range."""
+    if size(space) == math.inf:
+        return math.inf
+    options = [set(parameter.options()) for parameter in space.parameters]
+    tried = {tuple(trial.values[name] for name in space.names) for trial in trials if trial.kind != "confirm"}
+    return size(space) - sum(all(map(set.__contains__, options, values)) for values in tried)

@@ -1,4 +1,4 @@
-"""W&B sweep files, read unchanged: `--sweep sweep.yaml`, and the default spaces of `engine/presets/sweeps`.
+"""W&B sweep files, read unchanged: `--sweep sweep.yaml`, and the default spaces of `engine/config/presets/sweeps`.
 
 What is supported means what it means to W&B (docs.wandb.ai, "Sweep configuration options"; PyPI `sweeps` 0.3.0,
 schema.json). What is not is refused by name, unless leaving it out changes nothing of the search: a notice says so.
@@ -18,8 +18,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
-from engine.reading import read_text, yaml_values
+from engine.config.load import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
+from engine.files import read_text, yaml_values
 from engine.search.space import LARGEST, Parameter, Space
 from pipelines.errors import UserError
 

@@ -25,23 +25,25 @@ import numpy as np
 import torch
 
 from engine import cli, distributed
-from engine.cleval import evaluate_page
-from engine.config import Config, PostConfig, split_extra
+from engine.config import Config, PostConfig
+from engine.config.load import split_extra
+from engine.console import reason, warn
 from engine.data import open_pages
+from engine.detection import ensemble_file
+from engine.detection.maps import MapStore, prob_batches, store_maps
+from engine.detection.open import checkpoint_settings
+from engine.detection.pages import load_detector
+from engine.detection.postprocess import detect
 from engine.distributed import Ranks
-from engine.ensemble import members
-from engine.evaluate import checkpoint_settings, cleval_arguments, load_detector
-from engine.maps import MapStore, prob_batches, store_maps
-from engine.postprocess import detect
-from engine.say import reason, warn
-from engine.significance import SURE, groups_of, hmeans
+from engine.evaluation.cleval import evaluate_page
+from engine.evaluation.judge import cleval_arguments
+from engine.evaluation.significance import SURE, groups_of, hmeans
 from engine.tune import figure, record
-from engine.tune.folds import Gain, deal, gain_of
-from engine.tune.scores import Judge
-from engine.tune.search import Found, Search, least_filters, slices
+from engine.tune.candidates import Judge
+from engine.tune.search import Found, Gain, Search, deal, gain_of, least_filters, slices
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
-from pipelines.index import ConcatIndex
+from pipelines.index.build import ConcatIndex
 
 SHOWN = 5  # settings in the table
 OF_MAPS = ("data.image_size", "eval.image_size", "eval.ema")  # settings that decide the maps
@@ -85,10 +87,10 @@ def open_named(settings: list[str]) -> Opened:
     """
     own, rest = split_extra(settings, {"checkpoint": ""})
     named = own["checkpoint"]
-    if named and members.is_ensemble(named):
-        path = Path(named) / members.FILE if Path(named).is_dir() else Path(named)
+    if named and ensemble_file.is_ensemble(named):
+        path = Path(named) / ensemble_file.FILE if Path(named).is_dir() else Path(named)
         ranks = distributed.start(split_extra(rest, {"trainer.device": "auto"})[0]["trainer.device"])
-        ensemble, config = members.load(path, ranks, rest)
+        ensemble, config = ensemble_file.load(path, ranks, rest)
         return Opened(config, path, ranks, lambda: ensemble)
     config, _, path = checkpoint_settings(settings, {}, __doc__)
     ranks = distributed.start(config.trainer.device)

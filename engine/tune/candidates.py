@@ -2,8 +2,8 @@
 
 The settings fall into two kinds. Those of GROWTH decide which regions there are and what they look like; FILTERS only
 leave some of them out. So for a growth the regions are found, moved out and brought to source pixels once, the best
-score first, and a filter is a comparison. What is left is what `engine.postprocess.detect` gives, region by region
-(tests/test_tune.py), except on pages with more than 4,096 specks.
+score first, and a filter is a comparison. What is left is what `engine.detection.postprocess` gives, region by region
+(tests/engine/tune/test_tune.py), except on pages with more than 4,096 specks.
 """
 
 import dataclasses
@@ -12,12 +12,15 @@ import numpy as np
 import torch
 
 from engine.config import PostConfig
-from engine.maps import MapStore
-from engine.postprocess import offset, outlines, short_side, to_page
+from engine.detection.maps import MapStore
+from engine.detection.postprocess import Detections, detect, offset, outlines, short_side, to_page
+from engine.evaluation.cleval import count_some, evaluate_page, relate
+from engine.evaluation.judge import cleval_arguments
 from kernels.components import label
 from kernels.components.op import PIXELS
 from kernels.components.rectangles import Rectangles, unclip_distance
 from kernels.components.reference import find_boxes
+from pipelines.index.build import ConcatIndex
 
 GROWTH = ("shape", "score_mode", "bin_thresh", "unclip_ratio", "connectivity")
 FILTERS = ("box_thresh", "min_size_px", "min_unclipped_px", "max_candidates")
@@ -115,3 +118,75 @@ def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list
 def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
     polygons = [offset(outline, unclip_ratio) for outline in found]
     return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons
+
+
+BATCH = 8  # maps turned into floats together
+
+
+class Judge:
+    """Scores settings on stored maps.
+
+    Args:
+        store: maps of the pages. pages: their texts. protocol: of CLEval.
+        least: see `Finder`.
+    """
+
+    def __init__(self, store: MapStore, pages: ConcatIndex, protocol: str, least: PostConfig) -> None:
+        self.store, self.pages, self.protocol = store, pages, protocol
+        self._finder = Finder(store, least)
+
+    def growth(self, post: PostConfig, rows: np.ndarray) -> "Growth":
+        """The regions of some pages for the growth of `post`, ready to be filtered and scored."""
+        return Growth(
+            [_Page(self, row, found) for row, found in zip(rows, self._finder.regions(post, rows), strict=True)]
+        )
+
+    def exact(self, post: PostConfig, rows: np.ndarray) -> np.ndarray:
+        """(P, 10) COUNTS of some pages by `detection.postprocess` and `evaluation.cleval`, nothing shared."""
+        found: list[Detections] = []
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            found += detect(self.store.maps(some), self.store.matrices[some], self.store.sizes_wh[some], post)
+        return np.array([self.page_counts(row, page.polygons) for row, page in zip(rows.tolist(), found, strict=True)])
+
+    def page_counts(self, row: int, polygons: list[np.ndarray]) -> list[int]:
+        """COUNTS of one page with these detections."""
+        return list(evaluate_page(*cleval_arguments(polygons, row, self.pages, self.protocol)).counts.values())
+
+
+class Growth:
+    """Pages with the regions of one growth."""
+
+    def __init__(self, pages: list["_Page"]) -> None:
+        self._pages = pages
+
+    def counts(self, post: PostConfig) -> np.ndarray:
+        """(P, 10) COUNTS of the pages with the filters of `post`."""
+        return np.array([page.counts(post) for page in self._pages])
+
+
+class _Page:
+    """One page: which filters leave the same regions is known, and the geometry is done once."""
+
+    def __init__(self, judge: Judge, row: int, regions: Regions) -> None:
+        self._judge, self._row, self._regions = judge, row, regions
+        self._known: dict[bytes, list[int]] = {}
+        self._four = np.array([len(p) == 4 for p in regions.polygons], bool)
+        self._relations = None
+
+    def counts(self, post: PostConfig) -> list[int]:
+        kept = self._regions.kept(post)
+        key = kept.tobytes()
+        if key not in self._known:
+            self._known[key] = self._count(kept)
+        return self._known[key]
+
+    def _count(self, kept: np.ndarray) -> list[int]:
+        if self._relations is None:
+            sided = cleval_arguments(self._regions.polygons, self._row, self._judge.pages, self._judge.protocol)
+            self._relations = relate(*sided, most=len(self._four))
+            self._quads = all(len(text) == 4 for text in sided[1])
+        # Official CLEval has another way for pages of quads alone; seldom are only such left of polygons.
+        if self._relations.kind == "poly" and self._quads and self._four[kept].all():
+            return self._judge.page_counts(self._row, [self._regions.polygons[i] for i in kept])
+        return list(count_some(self._relations, kept).values())

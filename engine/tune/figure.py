@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import PostConfig
-from engine.search.sheet import BLUE, GREEN, GREY, RED, plain, save, sheet
+from engine.visualization.sheet import BLUE, GREEN, GREY, RED, plain, save, sheet
 
 COLUMNS = 3
 BELOW = 0.02  # H-mean under the start that is still shown: a threshold far off falls to 0 and would flatten the rest

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine import checkpoint
-from engine.config import PostConfig, from_dict, to_yaml
-from engine.ensemble import members
-from engine.lock import InUse, Lock
-from engine.runlog import write_text
+from engine.checkpoint import store
+from engine.config import PostConfig
+from engine.config.load import from_dict, to_yaml
+from engine.detection import ensemble_file
+from engine.files import write_text
+from engine.run.folder import InUse, Lock
 from pipelines.errors import UserError
 
-NAME = checkpoint.TUNED
+NAME = store.TUNED
 
 
 def run_folder(path: Path) -> Path | None:
@@ -60,7 +61,7 @@ def apply(path: Path, post: PostConfig, record: dict) -> None:
     path, values = path.resolve(), dataclasses.asdict(post)
     with alone(path):
         if path.is_file():
-            members.replace_post(path, values)
+            ensemble_file.replace_post(path, values)
         else:
-            checkpoint.replace_settings(path, to_yaml(from_dict(checkpoint.load_settings(path) | {"post": values})))
+            store.replace_settings(path, to_yaml(from_dict(store.load_settings(path) | {"post": values})))
         write_text(folder_of(path) / NAME, json.dumps(record, indent=1) + "\n")

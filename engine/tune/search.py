@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from engine.config import PostConfig
-from engine.search import surrogate
+from engine.evaluation.significance import SURE, hmeans, standard_error, without_each
+from engine.search.model import surrogate
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
-from engine.significance import hmeans
-from engine.tune.candidates import FILTERS, GROWTH
-from engine.tune.scores import Judge
+from engine.tune.candidates import FILTERS, GROWTH, Judge
+from pipelines.errors import UserError
 
 GRID = {
     "shape": ("quad", "polygon"),
@@ -238,3 +238,41 @@ def _around(parameter: Parameter, value: Any) -> list:
         return list(parameter.values)
     centre = parameter.unit(value)
     return [parameter.value(unit) for unit in np.clip(centre + np.linspace(-0.2, 0.2, 9), 0, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """H-means over all pages, each judged by settings found without it; and the difference's standard error."""
+
+    start: float
+    chosen: float
+    gain: float
+    standard_error: float
+
+    @property
+    def real(self) -> bool:
+        """Whether it is more than noise."""
+        return self.gain > 0 and self.gain >= SURE * self.standard_error
+
+
+def deal(groups: np.ndarray, folds: int) -> np.ndarray:
+    """(N,) fold of each page: groups, from `engine.evaluation.significance.groups_of`, in turn.
+
+    Raises:
+        UserError: fewer groups than folds.
+    """
+    count = int(groups.max()) + 1
+    if count < folds:
+        raise UserError(f"--folds {folds}: data.val has {count} different pages; give it more, or fewer folds")
+    return groups % folds
+
+
+def gain_of(start: np.ndarray, chosen: np.ndarray, groups: np.ndarray, select: str) -> Gain:
+    """The gain and its error.
+
+    Args:
+        start, chosen: (N, 10) COUNTS of the pages. groups: (N,), at least two. select: micro or macro.
+    """
+    one, other = float(hmeans(start, select)), float(hmeans(chosen, select))
+    differences = without_each(chosen, select, groups) - without_each(start, select, groups)
+    return Gain(one, other, other - one, standard_error(differences))

@@ -13,21 +13,25 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine import bad_pages, checkpoint, runlog
-from engine.config import from_dict, keys, load_config
-from engine.export import imports
-from engine.resume import Position
-from engine.search import fence, ledger, sweep, table
+from engine.checkpoint import store
+from engine.config.load import from_dict, keys, load_config
+from engine.export.foreign import import_file
+from engine.jobs import fence
+from engine.run import log
+from engine.search import import_table, ledger, sweep
 from engine.search import options as search_options
 from engine.search.space import Parameter, Space
-from pipelines import formats_text, index_store
-from pipelines.formats import FORMATS, read_source
-from pipelines.formats_json import points
-from pipelines.images import pixel_limit, read_header
-from pipelines.index import COUNTS, clean
-from pipelines.jpeg import is_jpeg, scan_markers
+from engine.training import bad_pages
+from engine.training.resume import Position
+from pipelines.annotations import text_formats
+from pipelines.annotations.json_formats import points
+from pipelines.annotations.page import Page, safe_relative
+from pipelines.annotations.read import FORMATS, read_source
+from pipelines.images.jpeg import is_jpeg, scan_markers
+from pipelines.images.read import pixel_limit, read_header
+from pipelines.index import store as index_store
+from pipelines.index.build import COUNTS, clean
 from pipelines.limits import Limits
-from pipelines.page import Page, safe_relative
 from tests.faults.fuzz import NASTY, SCALARS, TEXTS, Target, damaged, near
 
 QUAD = [[10, 10], [90, 10], [90, 30], [10, 30]]
@@ -249,20 +253,20 @@ def _id_list(case: tuple, folder: Path) -> None:
 def _parsers(case: tuple, folder: Path) -> None:
     """The parsers themselves, one text or value each."""
     text, lines, value = case
-    parsed = [formats_text.parse_line(line, n) for n, line in enumerate(lines)]
+    parsed = [text_formats.parse_line(line, n) for n, line in enumerate(lines)]
     for layout in ("icdar", "polygon", "ltrb"):
         for line in parsed:
-            formats_text.interpret(line, layout)
-    formats_text.is_text_line(text)
+            text_formats.interpret(line, layout)
+    text_formats.is_text_line(text)
     for call in (
         lambda: safe_relative(text, "where"),
         lambda: safe_relative(text, "where", "base/x"),
         lambda: points(value, "where"),
-        lambda: formats_text.choose_layout(parsed, "where"),
+        lambda: text_formats.choose_layout(parsed, "where"),
     ):
         try:
             call()
-        except formats_text.UserError:
+        except text_formats.UserError:
             continue
 
 
@@ -322,7 +326,7 @@ def _preset(data: bytes, folder: Path) -> None:
 
 
 def _preset_seeds() -> dict[str, bytes]:
-    from engine.config import PRESET_FOLDER
+    from engine.config.load import PRESET_FOLDER
 
     seeds = {path.stem: path.read_bytes() for path in PRESET_FOLDER.glob("*.yaml")}
     return seeds | {
@@ -349,7 +353,7 @@ def _sweep_seeds() -> dict[str, bytes]:
 
 def _table(data: bytes, folder: Path) -> None:
     (folder / "t.csv").write_bytes(data)
-    table.read(folder / "t.csv", SPACE)
+    import_table.read(folder / "t.csv", SPACE)
 
 
 CELL = st.one_of(
@@ -373,7 +377,7 @@ def _small_files(case: tuple, folder: Path) -> None:
     """metrics.jsonl and the fence's record, which are passed over where they are damaged."""
     _, data = case
     (folder / "m.jsonl").write_bytes(data)
-    runlog.read_metrics(folder / "m.jsonl")
+    log.read_metrics(folder / "m.jsonl")
     fence.read_json(folder / "m.jsonl")
 
 
@@ -416,9 +420,7 @@ class _Pages(list):
 def _checkpoint_seeds() -> dict[str, bytes]:
     model, optimizer = _trained()
     with tempfile.TemporaryDirectory() as folder:
-        path = checkpoint.write(
-            Path(folder), checkpoint.snapshot(model, model, optimizer), STATE, "seed: 0\npreset: demo\n"
-        )
+        path = store.write(Path(folder), store.snapshot(model, model, optimizer), STATE, "seed: 0\npreset: demo\n")
         return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
@@ -427,19 +429,19 @@ SEEDS: dict[str, bytes] = {}  # of one checkpoint, made on first use
 
 def _load_everything(path: Path) -> None:
     """What a resume, an evaluation and `init_from` do with a checkpoint, whatever its checksums say."""
-    checkpoint.locate(path)
+    store.locate(path)
     _load_unchecked(path)
 
 
 def _load_unchecked(path: Path) -> None:
     model, optimizer = _trained()
-    state = checkpoint.load_state(path, Position)
+    state = store.load_state(path, Position)
     Position(**{f.name: state[f.name] for f in dataclasses.fields(Position) if f.name in state})
     bad_pages.restore(_Pages(), state.get("bad_pages", []), path)
-    from_dict(checkpoint.load_settings(path))
-    checkpoint.load_model(model, checkpoint.load_part(path, "model"), path)
-    checkpoint.load_part(path, "ema")
-    checkpoint.load_optimizer(optimizer, checkpoint.load_part(path, "optimizer"), path)
+    from_dict(store.load_settings(path))
+    store.load_model(model, store.load_part(path, "model"), path)
+    store.load_part(path, "ema")
+    store.load_optimizer(optimizer, store.load_part(path, "optimizer"), path)
     optimizer.step()
 
 
@@ -469,18 +471,18 @@ def _checkpoint_bytes(case: tuple, folder: Path) -> None:
 def _checkpoint_json(case: tuple, folder: Path) -> None:
     name, document = case
     path = _write_files(folder, {**SEEDS, name: _dump(document)})
-    checkpoint.verify(path)
+    store.verify(path)
     _load_unchecked(path)
 
 
 def _settings(document: Any, folder: Path) -> None:
     (folder / "config.yaml").write_bytes(_yaml(document))
-    from_dict(checkpoint.load_settings(folder))
+    from_dict(store.load_settings(folder))
 
 
 def _index_seeds() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
-        from pipelines.index import build
+        from pipelines.index.build import build
 
         folder = Path(name)
         (folder / "images").mkdir()
@@ -525,7 +527,7 @@ def _foreign(case: tuple, folder: Path) -> None:
     _, data = case
     (folder / "f.pt").write_bytes(data)
     (folder / "o.safetensors").unlink(missing_ok=True)
-    imports.run(folder / "f.pt", folder / "o.safetensors", [])
+    import_file(folder / "f.pt", folder / "o.safetensors", [])
 
 
 # ---- images

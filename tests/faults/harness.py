@@ -23,8 +23,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from engine import checkpoint
-from engine.runlog import read_metrics
+from engine.checkpoint import store
+from engine.run.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "FAULT_JOB"
@@ -258,21 +258,21 @@ def checkpoints(run: Path) -> list[Path]:
 
 def faults_of(run: Path) -> dict[str, str]:
     """{checkpoint: what is wrong with it} of all checkpoints and links of a run; {} when every one is whole."""
-    links = [run / "checkpoints" / name for name in checkpoint.LINKS if (run / "checkpoints" / name).is_symlink()]
-    found = {path.name: checkpoint.verify(path) for path in [*checkpoints(run), *links]}
+    links = [run / "checkpoints" / name for name in store.LINKS if (run / "checkpoints" / name).is_symlink()]
+    found = {path.name: store.verify(path) for path in [*checkpoints(run), *links]}
     return {name: fault for name, fault in found.items() if fault}
 
 
 def saved_step(run: Path) -> int:
     """Step of the newest undamaged checkpoint, 0 without one."""
-    newest = checkpoint.newest(run / "checkpoints")
-    return checkpoint.load_state(newest)["step"] if newest else 0
+    newest = store.newest(run / "checkpoints")
+    return store.load_state(newest)["step"] if newest else 0
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of a run's last checkpoint: {"model.NAME", "ema.NAME", "optimizer.NAME"}."""
     last = run / "checkpoints" / "last"
-    files = [(part, last / f"{part}.safetensors") for part in checkpoint.PARTS]
+    files = [(part, last / f"{part}.safetensors") for part in store.PARTS]
     return {
         f"{part}.{name}": tensor
         for part, file in files

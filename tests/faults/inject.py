@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from engine import cli, step, train
+from engine import cli, train
+from engine.training import step
 
 FAULT = json.loads(os.environ.get("FAULT", "{}"))
 real = step.compute_loss

@@ -61,7 +61,7 @@ def counted(name: str, *nodes: str) -> Scenario:
     return Scenario(name, lambda folder: passed(folder, nodes), lambda folder: passed(folder, nodes, slow=False))
 
 
-DRIVER = "tests/test_search_driver.py::test_"
+DRIVER = "tests/engine/search/test_driver.py::test_"
 SCENARIOS = [
     Scenario(
         "kill", lambda folder: test_kill.kills(folder, 50, 20261125), lambda f: test_kill.kills(f, 2, 1, epochs=5)
@@ -73,7 +73,9 @@ SCENARIOS = [
     Scenario("determinism 1", lambda folder: test_determinism.twice(folder, 0)),
     Scenario("determinism 2", lambda folder: test_determinism.twice(folder, 2)),
     counted(
-        "checkpoint writes killed, files damaged (tests)", "tests/faults/test_checkpoint.py", "tests/test_checkpoint.py"
+        "checkpoint writes killed, files damaged (tests)",
+        "tests/faults/test_checkpoint.py",
+        "tests/engine/checkpoint/test_store.py",
     ),
     Scenario("signals", lambda f: test_signals.signals(f, 15), lambda f: test_signals.signals(f, 2)),
     counted("signals to all processes, twice, early, in an evaluation (tests)", "tests/faults/test_signals.py"),

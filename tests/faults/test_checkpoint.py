@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
-from faults import harness
 
-from engine import checkpoint
+from engine.checkpoint import store
 from pipelines.errors import UserError
+from tests.conftest import TINY
+from tests.faults import harness
 
 # For every line of stdin a fork that writes checkpoints with the engine's own writer, again and again, from where the
 # last one was killed, and says which step is on disk.
@@ -78,12 +78,12 @@ def written(folder: Path) -> int:
 
 def after_kill(folder: Path, said: int) -> int:
     """Looks at what a killed writer has left; `said` was on disk. Returns the bytes of a half one, -1 for none."""
-    assert checkpoint.verify(folder / "last") == ""
+    assert store.verify(folder / "last") == ""
     steps = sorted(folder.glob("step_*"))
-    assert all(checkpoint.verify(path) == "" for path in steps)
-    assert not (folder / "best").is_symlink() or checkpoint.verify(folder / "best") == ""
-    assert checkpoint.newest(folder) == steps[-1]
-    assert said <= checkpoint.load_state(steps[-1])["step"] <= said + 1, "a checkpoint that was on disk is gone"
+    assert all(store.verify(path) == "" for path in steps)
+    assert not (folder / "best").is_symlink() or store.verify(folder / "best") == ""
+    assert store.newest(folder) == steps[-1]
+    assert said <= store.load_state(steps[-1])["step"] <= said + 1, "a checkpoint that was on disk is gone"
     assert len(list(folder.glob(".tmp_*"))) <= 2, "leftovers pile up"
     return written(folder)
 
@@ -114,7 +114,7 @@ def kills(folder: Path, count: int, side: int, seed: int = 0) -> Kills:
             found.tried += 1
             if half >= 0:
                 found.inside.append(half / size(side))
-                found.lost = max(found.lost, said + 1 - checkpoint.load_state(folder / "last")["step"])
+                found.lost = max(found.lost, said + 1 - store.load_state(folder / "last")["step"])
         writes.stdin.close()
     found.inside.sort()
     return found
@@ -153,10 +153,10 @@ FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state
 def three(tmp_path_factory):
     """A checkpoints folder with steps 1 to 3, the third `last`, the second `best`."""
     folder = tmp_path_factory.mktemp("three") / "checkpoints"
-    tensors = {part: {"w": torch.arange(1000.0)} for part in checkpoint.PARTS}
+    tensors = {part: {"w": torch.arange(1000.0)} for part in store.PARTS}
     for step in (1, 2, 3):
-        path = checkpoint.write(folder, tensors, {"step": step, "score": None}, "seed: 0\n")
-        checkpoint.link(folder, "last" if step == 3 else "best", path)
+        path = store.write(folder, tensors, {"step": step, "score": None}, "seed: 0\n")
+        store.link(folder, "last" if step == 3 else "best", path)
     return folder
 
 
@@ -164,23 +164,23 @@ def three(tmp_path_factory):
 def test_a_flipped_bit_in_any_file_is_found_and_the_one_before_is_used(three, tmp_path, name, capsys):
     folder = shutil.copytree(three, tmp_path / "run" / "checkpoints", symlinks=True)
     flip(folder / "step_00000003" / name)
-    assert checkpoint.newest(folder).name == "step_00000002"
+    assert store.newest(folder).name == "step_00000002"
     assert "step_00000003 is damaged" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"checkpoint=.*last: damaged .*use .*step_00000002, which is whole"):
-        checkpoint.locate(folder.parent, prefer="last")
-    assert checkpoint.locate(folder.parent).resolve().name == "step_00000002"
+        store.locate(folder.parent, prefer="last")
+    assert store.locate(folder.parent).resolve().name == "step_00000002"
     flip(folder / "step_00000002" / name)
     flip(folder / "step_00000001" / name)
     with pytest.raises(UserError, match=r"best: damaged .*has no other that is whole"):
-        checkpoint.locate(folder.parent)
+        store.locate(folder.parent)
 
 
 def test_a_link_that_leads_nowhere_is_not_passed_over_in_silence(three, tmp_path):
     folder = shutil.copytree(three, tmp_path / "run" / "checkpoints", symlinks=True)
     shutil.rmtree(folder / "step_00000002")
     with pytest.raises(UserError, match=r"best: damaged .*use .*step_00000003, which is whole"):
-        checkpoint.locate(folder.parent)
-    assert checkpoint.locate(folder.parent, prefer="last").resolve().name == "step_00000003"
+        store.locate(folder.parent)
+    assert store.locate(folder.parent, prefer="last").resolve().name == "step_00000003"
 
 
 @pytest.mark.slow

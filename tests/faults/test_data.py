@@ -1,7 +1,7 @@
 """Files that go bad under a run: real processes, files damaged while they train.
 
-The thorough ones are slow; tests/test_loader.py shows batch for batch that a bad page is the same wherever and whenever
-it is found.
+The thorough ones are slow; tests/pipelines/test_loader.py shows batch for batch that a bad page is the same
+wherever and whenever it is found.
 """
 
 import json
@@ -15,20 +15,23 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, TINY, run_module
 from PIL import Image
 
-from engine import bad_pages, checkpoint, distributed
-from engine.config import load_config
+from engine import distributed
+from engine.checkpoint import store
+from engine.config.load import load_config
 from engine.data import open_pages
-from engine.evaluate import evaluate, load_detector
-from engine.runlog import read_metrics
-from pipelines.bare_index import BareIndex
+from engine.detection.pages import load_detector
+from engine.evaluation.judge import evaluate
+from engine.run.log import read_metrics
+from engine.training import bad_pages
 from pipelines.errors import UserError
-from pipelines.index import ConcatIndex, build
+from pipelines.index.bare import BareIndex
+from pipelines.index.build import ConcatIndex, build
 from pipelines.quarantine import problem, refuse_above
 from pipelines.source import read_page
-from pipelines.synthetic import write_dataset
+from pipelines.synthetic.receipts import write_dataset
+from tests.conftest import ROOT, TINY, run_module
 
 PAGES = 24
 # 12 steps an epoch, 48 in all; a step takes some 50 ms
@@ -126,10 +129,8 @@ def test_files_that_go_bad_under_a_run_do_not_end_it(tmp_path, data, workers):
 
 def test_a_page_that_cannot_be_read_for_a_moment_costs_one_evaluation(trained, tmp_path, data, caplog):
     settings, _ = data
-    path = checkpoint.locate(trained)
-    config = load_config(
-        [settings[1], "post.bin_thresh=0.05", "post.box_thresh=0"], base=checkpoint.load_settings(path)
-    )[0]
+    path = store.locate(trained)
+    config = load_config([settings[1], "post.bin_thresh=0.05", "post.box_thresh=0"], base=store.load_settings(path))[0]
     alone = distributed.Ranks(0, 0, 1, torch.device("cpu"))
     pages, model = open_pages(config, config.data.val, alone), load_detector(path, config, alone)
     image = pages.path(2)

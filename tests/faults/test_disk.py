@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
-from faults import harness
 
-from engine import checkpoint, writer
-from engine.runlog import MetricsLog, read_metrics
+from engine.checkpoint import store, writer
+from engine.run.log import MetricsLog, read_metrics
 from pipelines.errors import UserError
+from tests.conftest import TINY
+from tests.faults import harness
 
 # A real training whose writer tries again sooner than after 10 s, and is patient for 2 s at the end.
 TRAIN = (
@@ -110,7 +110,7 @@ def test_a_writer_tries_again_until_the_disk_has_room(disk, monkeypatch, capsys)
     filler.unlink()
     harness.wait_for(lambda: not saver.failures, 10)
     # The best of the run, step 2, was never written: the best of those that were takes its place.
-    assert checkpoint.newest(folder).name == (folder / "best").resolve().name == "step_00000003"
+    assert store.newest(folder).name == (folder / "best").resolve().name == "step_00000003"
     assert (folder / "last").resolve().name == "step_00000003"
     error = capsys.readouterr().err
     assert error.count("WARNING") == 2 and "checkpoint of step 2 not written" in error and "No space left" in error
@@ -121,7 +121,7 @@ def test_a_writer_tries_again_until_the_disk_has_room(disk, monkeypatch, capsys)
         harness.wait_for(lambda step=step: saver.failures == step - 3, 10)
     with pytest.raises(UserError, match=r"the last 3 checkpoints could not be written \(No space left on device\)"):
         saver.refuse()
-    assert checkpoint.verify(folder / "last") == ""
+    assert store.verify(folder / "last") == ""
 
 
 def test_metrics_on_a_full_disk_and_in_a_deleted_folder(disk, capsys):
@@ -151,12 +151,12 @@ def test_a_disk_that_fills_up_and_is_freed(disk, tmp_path, calm, log_there_too):
     job = start(disk, disk if log_there_too else tmp_path, "trainer.profile=true")
     saved(job, disk / "run")
     filler = fill(disk)
-    before = checkpoint.newest(disk / "run" / "checkpoints")
+    before = store.newest(disk / "run" / "checkpoints")
     if log_there_too:
         time.sleep(1.5)
     else:  # the last page of metrics.jsonl has room for some records
         harness.wait_for(lambda: "records wait in memory" in harness.output(job), 60, job)
-    assert job.process.poll() is None and checkpoint.verify(before) == ""
+    assert job.process.poll() is None and store.verify(before) == ""
     filler.unlink()
     assert harness.finish(job) == 0, harness.output(job)
     assert whole(disk / "run") and harness.differences(disk / "run", calm) == []
@@ -178,9 +178,9 @@ def test_a_disk_that_turns_read_only_and_back(disk, tmp_path, calm):
         with pytest.raises(OSError, match="Read-only"):
             (disk / "x").touch()
         harness.wait_for(lambda: "(Read-only file system)" in harness.output(job), 20, job)
-        before = checkpoint.newest(disk / "run" / "checkpoints")
+        before = store.newest(disk / "run" / "checkpoints")
         time.sleep(0.5)
-        assert checkpoint.verify(before) == "" and job.process.poll() is None
+        assert store.verify(before) == "" and job.process.poll() is None
     finally:
         subprocess.run(["umount", disk], check=True)
     assert harness.finish(job) == 0, harness.output(job)
@@ -215,11 +215,11 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_it_can_go_on(disk, 
     assert len(errors) == 1 and "free the disk and start again with resume=auto" in errors[0]
     assert re.search(r"the last [345] checkpoints could not", errors[0])  # asked when the next one is due
     assert "Traceback (most recent call last)" not in "".join(harness.output(job).split("torch/distributed")[:1])
-    left = checkpoint.newest(disk / "run" / "checkpoints")
-    assert checkpoint.load_state(left)["step"] > 0
+    left = store.newest(disk / "run" / "checkpoints")
+    assert store.load_state(left)["step"] > 0
     filler.unlink()
     again = harness.start(command, tmp_path, ranks=ranks)
-    assert harness.wait_resumed(again, disk / "run")[0] == checkpoint.load_state(left)["step"]
+    assert harness.wait_resumed(again, disk / "run")[0] == store.load_state(left)["step"]
     assert harness.finish(again) == 0, harness.output(again)
     steps = [r["step"] for r in read_metrics(disk / "run" / "metrics.jsonl") if r["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 120

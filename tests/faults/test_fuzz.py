@@ -11,15 +11,17 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from engine import checkpoint, runlog
-from engine.config import load_config
-from engine.export import imports
-from engine.search import fence, ledger, sweep, table
-from pipelines import index_store
+from engine.checkpoint import store
+from engine.config.load import load_config
+from engine.export.foreign import import_file
+from engine.jobs import fence
+from engine.run import log
+from engine.search import import_table, ledger, sweep
+from pipelines.annotations.json_formats import points
+from pipelines.annotations.read import read_source
+from pipelines.annotations.text_formats import interpret, parse_line
 from pipelines.errors import UserError
-from pipelines.formats import read_source
-from pipelines.formats_json import points
-from pipelines.formats_text import interpret, parse_line
+from pipelines.index import store as index_store
 
 from . import fuzz
 from .fuzz_targets import EVENTS, INDEX, SPACE, TABLE, targets
@@ -178,7 +180,7 @@ def test_files_that_broke_torch_and_numpy(tmp_path, every):
     for data in (b"\x80\x02\x8a\x0a", b"\x80\x02X", two_disks, b"PK\x03\x04", b"\x80"):
         (tmp_path / "f.pt").write_bytes(data)
         with pytest.raises(UserError):
-            imports.run(tmp_path / "f.pt", tmp_path / "o.safetensors", [])
+            import_file(tmp_path / "f.pt", tmp_path / "o.safetensors", [])
     folder = tmp_path / "index"
     folder.mkdir()
     for name, data in INDEX.items():
@@ -208,16 +210,16 @@ def test_a_table_of_too_many_epochs_is_refused_at_once(tmp_path):
     for epochs in ("2147483648", "-1", "1e300"):
         (tmp_path / "t.csv").write_text(TABLE.replace(",15,30.5", f",{epochs},30.5"))
         with pytest.raises(UserError, match="epochs"):
-            table.read(tmp_path / "t.csv", SPACE)
+            import_table.read(tmp_path / "t.csv", SPACE)
     begin = time.process_time()
     (tmp_path / "t.csv").write_text(TABLE.replace(",15,30.5", ",100000,30.5"))
-    assert len(table.read(tmp_path / "t.csv", SPACE)) == 3 and time.process_time() - begin < 2
+    assert len(import_table.read(tmp_path / "t.csv", SPACE)) == 3 and time.process_time() - begin < 2
 
 
 def test_what_is_no_record_is_passed_over(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 1}\n' + "[" * 3000 + '\n{"a"\n[1]\n{"step": 2}\n')
-    assert [record["step"] for record in runlog.read_metrics(path)] == [1, 2]
+    assert [record["step"] for record in log.read_metrics(path)] == [1, 2]
     path.write_text("[" * 3000)
     assert fence.read_json(path) == {}
 
@@ -228,5 +230,5 @@ def test_an_optimizer_step_beyond_reason_is_refused():
     moments = {"0.exp_avg": torch.zeros(2), "0.exp_avg_sq": torch.zeros(2)}
     for step in (-1e30, 1e30, float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"0\.step is"):
-            checkpoint.load_optimizer(optimizer, {**moments, "0.step": torch.tensor(step)})
-    checkpoint.load_optimizer(optimizer, {**moments, "0.step": torch.tensor(3.0)})
+            store.load_optimizer(optimizer, {**moments, "0.step": torch.tensor(step)})
+    store.load_optimizer(optimizer, {**moments, "0.step": torch.tensor(3.0)})

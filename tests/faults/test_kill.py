@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import checkpoint, train
+from engine import train
+from engine.checkpoint import store
 
 from . import harness
 from .harness import Outcome
@@ -127,8 +128,8 @@ def test_a_killed_rank_of_two_and_one_rank_that_goes_on(tmp_path):
     assert steps == list(range(1, STEPS * epochs + 1)) and not harness.faults_of(run)
     session = harness.sessions(run)[-1]
     assert (session["first_step"], session["world_size"]) == (saved, 1)
-    assert checkpoint.load_settings(run / "checkpoints" / "last")["trainer"]["accumulate"] == 4
-    assert checkpoint.load_state(run / "checkpoints" / "last")["global_batch"] == 4
+    assert store.load_settings(run / "checkpoints" / "last")["trainer"]["accumulate"] == 4
+    assert store.load_state(run / "checkpoints" / "last")["global_batch"] == 4
 
 
 @pytest.mark.slow  # 8 minutes

@@ -12,19 +12,19 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
 from PIL import Image, PngImagePlugin
 
-from engine.config import load_config
+from engine.config.load import load_config
 from engine.data import open_pages
 from engine.distributed import Ranks
+from pipelines.annotations.read import read_source
 from pipelines.check import check
 from pipelines.errors import UserError
-from pipelines.formats import read_source
-from pipelines.images import EXIF_ORIENTATION, pixel_limit, read_header, read_rgb
-from pipelines.index import build, open_index, reduce_points
-from pipelines.jpeg import count_scans, scan_markers
+from pipelines.images.jpeg import count_scans, scan_markers
+from pipelines.images.read import EXIF_ORIENTATION, pixel_limit, read_header, read_rgb
+from pipelines.index.build import build, open_index, reduce_points
 from pipelines.limits import DEFAULT, Limits
+from tests.conftest import ROOT, TINY
 
 SIDE = 30_000
 

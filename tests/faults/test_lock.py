@@ -12,13 +12,14 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from faults import harness
 
-from engine import checkpoint, lock
-from engine.config import load_config
-from engine.runlog import read_metrics
+from engine.checkpoint import store
+from engine.config.load import load_config
+from engine.run import folder as lock
+from engine.run.log import read_metrics
 from pipelines.errors import UserError
+from tests.conftest import ROOT, TINY
+from tests.faults import harness
 
 # Takes the lock of a named run, says so, makes its folder as a run does, and holds it.
 HOLD = """
@@ -156,15 +157,15 @@ def test_runs_without_a_name_never_meet(tmp_path, monkeypatch):
 
 def test_the_newest_checkpoint_goes_by_step_whatever_the_clock_says(tmp_path):
     rng, now = random.Random(0), time.time()
-    first = checkpoint.write(tmp_path, {"model": {"weight": torch.zeros(1)}}, {"step": 9, "score": None}, "")
+    first = store.write(tmp_path, {"model": {"weight": torch.zeros(1)}}, {"step": 9, "score": None}, "")
     ends = ("100", "100000001", *(f"100000001.{number}" for number in range(1, 12)))
     paths = [first, *(shutil.copytree(first, tmp_path / f"step_{end:0>8}") for end in ends)]
     dates = [now + d for d in rng.sample(range(-(10**8), 10**8), len(paths))]
     for path, date in zip(paths, dates, strict=True):
         for file in [path, *path.iterdir()]:
             os.utime(file, (date, date))
-    assert checkpoint.newest(tmp_path) == paths[-1] and paths[-1].name.endswith("01.11")
-    checkpoint.prune(tmp_path, keep_last=2, keep_top_k=1)
+    assert store.newest(tmp_path) == paths[-1] and paths[-1].name.endswith("01.11")
+    store.prune(tmp_path, keep_last=2, keep_top_k=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000100", "step_100000001.11"]
 
 
@@ -223,7 +224,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(tmp_path):
     assert started[1] < started[0], "the clock did not jump"
     assert harness.finish(harness.start([*common, "name=plain"], tmp_path)) == 0
     assert harness.differences(tmp_path / "jumps", tmp_path / "plain") == []
-    state = checkpoint.load_state(tmp_path / "jumps" / "checkpoints" / "last")
+    state = store.load_state(tmp_path / "jumps" / "checkpoints" / "last")
     assert 0 < state["minutes"] < 5
     speeds = [r["images_per_second"] for r in read_metrics(tmp_path / "jumps" / "metrics.jsonl") if "lr" in r]
     assert all(0 < speed < 1e4 for speed in speeds)

@@ -7,9 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine import checkpoint, incidents
-from engine.config import load_config
+from engine.checkpoint import store
+from engine.config.load import load_config
 from engine.distributed import Ranks
+from engine.training import faults
 
 from . import harness
 from .harness import Outcome
@@ -31,8 +32,8 @@ def skip_scenario(folder: Path, kind: str) -> Outcome:
     assert code == 0, said
     parts = {}
     for path in harness.checkpoints(folder):
-        step = checkpoint.load_state(path)["step"]
-        parts[step] = {k: v for part in ("model", "optimizer") for k, v in checkpoint.load_part(path, part).items()}
+        step = store.load_state(path)["step"]
+        parts[step] = {k: v for part in ("model", "optimizer") for k, v in store.load_part(path, part).items()}
     survived = 0
     for step in range(2, 9):
         same = [k for k, v in parts[step].items() if torch.equal(v, parts[step - 1][k])]
@@ -127,7 +128,7 @@ def test_no_memory_left_is_one_line_with_batch_size_and_what_to_change(tmp_path,
 @pytest.mark.parametrize("batch", [1, 2])
 def test_no_memory_left_never_advises_to_halve_one_page(batch):
     config = load_config([f"data.batch_size={batch}"])[0]
-    words = str(incidents.out_of_memory(RuntimeError("no"), config, Ranks(0, 0, 1, torch.device("cpu"))))
+    words = str(faults.out_of_memory(RuntimeError("no"), config, Ranks(0, 0, 1, torch.device("cpu"))))
     assert ("halve data.batch_size and double trainer.accumulate" in words) == (batch == 2)
     assert "lower data.image_size" in words
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import runlog
-from engine.config import load_config
+from engine.config.load import load_config
+from engine.run.folder import folder_of, refuse_taken, same_job
 from pipelines import sampler
 from pipelines.errors import UserError
 
@@ -199,9 +199,9 @@ def test_which_folder_is_the_run_of_this_job(tmp_path, monkeypatch, change, expe
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train.py", "preset=demo"])
     nameless = load_config(["preset=demo", f"run_root={tmp_path}"])[0]
-    assert runlog.same_job(run) == expected
-    assert (runlog.folder_of(nameless) == run) == expected
+    assert same_job(run) == expected
+    assert (folder_of(nameless) == run) == expected
     named = load_config(["preset=demo", f"run_root={tmp_path}", f"name={run.name}"])[0]
-    assert runlog.folder_of(named) == run
+    assert folder_of(named) == run
     with contextlib.nullcontext() if expected else pytest.raises(UserError, match="exists already"):
-        runlog.refuse_taken(run, named)
+        refuse_taken(run, named)

@@ -21,28 +21,35 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
 from PIL import Image
 from rich.console import Console
 
-from engine import checkpoint, cli, distributed, evaluate, finish, predict, results, runlog, train
-from engine.cleval import PageResult
-from engine.config import load_config
+from engine import cli, distributed, predict, train
+from engine.checkpoint import store
+from engine.config.load import load_config
+from engine.detection import results
+from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
-from engine.document import Code, Heading, Items, Table, Text, to_html, to_markdown
+from engine.evaluation.cleval import PageResult
+from engine.evaluation.judge import Page
 from engine.export import __main__ as export
-from engine.export import foreign, imports
+from engine.export import foreign
+from engine.export.foreign import import_file
 from engine.model.encoder import read_tensors
-from engine.postprocess import Detections
-from engine.progress import Progress
-from engine.resume import Position
+from engine.run import log as runlog
+from engine.run.progress import Progress
 from engine.search import ledger, sweep
 from engine.search.dashboard import Dashboard
-from engine.trainee import build
-from pipelines import dataset, index_store
+from engine.training import summary
+from engine.training.resume import Position
+from engine.training.state import build
+from engine.visualization.document import Code, Heading, Items, Table, Text, to_html, to_markdown
+from pipelines import dataset
+from pipelines.annotations.read import read_source
 from pipelines.errors import UserError, printable
-from pipelines.formats import read_source
-from pipelines.index import build as build_index
+from pipelines.index import store as index_store
+from pipelines.index.build import build as build_index
+from tests.conftest import ROOT
 
 from . import harness, listeners
 from .fuzz_targets import CONTEST, EVENTS, STATE
@@ -125,7 +132,7 @@ def test_nothing_in_the_engine_opens_pickles_archives_or_shells():
     assert found == [("engine/export/foreign.py", "torch.load", ["map_location", "weights_only"])]
     # pickle for its error's name, zipfile for a look at an archive's table; a Slurm job's function goes out pickled
     known = [("engine/export/foreign.py", "pickle"), ("engine/export/foreign.py", "zipfile")]
-    assert sorted(imported) == [*known, ("engine/search/executors/slurm.py", "cloudpickle")]
+    assert sorted(imported) == [*known, ("engine/jobs/slurm.py", "cloudpickle")]
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "raw", "state"])
@@ -247,9 +254,9 @@ def test_archives_are_refused_and_extract_nothing(tmp_path, capsys, kind):
         with pytest.raises(UserError):
             read_source(actual)
         with pytest.raises(UserError, match=r"no checkpoint|no such"):
-            checkpoint.locate(actual)
+            store.locate(actual)
         with pytest.raises(UserError):
-            imports.run(actual, tmp_path / "o.safetensors", [])
+            import_file(actual, tmp_path / "o.safetensors", [])
         del name
     assert [p.name for p in tmp_path.rglob("*")] == ["inside", "last.json"]
 
@@ -286,7 +293,7 @@ def test_yaml_runs_nothing_and_stays_small(tmp_path, monkeypatch, kind):
     for read in (
         lambda: load_config(["preset=p.yaml"]),
         lambda: sweep.read("p.yaml"),
-        lambda: load_config([], base=checkpoint.load_settings(tmp_path)),
+        lambda: load_config([], base=store.load_settings(tmp_path)),
     ):
         begin = time.process_time()
         with pytest.raises(UserError) as refusal:
@@ -314,7 +321,7 @@ def saved(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.randn(2, 3, 8, 8)).square().sum().backward()
     optimizer.step()
-    path = checkpoint.write(tmp_path / "c", checkpoint.snapshot(model, None, optimizer), STATE, "seed: 0\n")
+    path = store.write(tmp_path / "c", store.snapshot(model, None, optimizer), STATE, "seed: 0\n")
     return path, model, optimizer
 
 
@@ -338,7 +345,7 @@ def test_a_manifest_leads_nowhere_else(saved, tmp_path):
     entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     for name in ("../../secret", str(tmp_path / "secret"), "a/../../../secret", "..\\secret", "..", "", "."):
         _manifest(path, **{name: entry})
-        assert "which is no file of the folder" in checkpoint.verify(path), name
+        assert "which is no file of the folder" in store.verify(path), name
     (path / "link").symlink_to(tmp_path / "secret")
     (path / "zero").symlink_to("/dev/zero")
     os.mkfifo(path / "pipe")
@@ -350,19 +357,19 @@ def test_a_manifest_leads_nowhere_else(saved, tmp_path):
             for n, p in kept.items()
         }
         (path / "manifest.json").write_text(json.dumps({**entries, name: {"bytes": 0, "sha256": ""}}))
-        assert "no regular file" in checkpoint.verify(path), name
+        assert "no regular file" in store.verify(path), name
     for text in ("{}", "[]", "", "[" * 3000, '{"model.safetensors": 1}', "9" * 5000, " " * (1 << 21)):
         (path / "manifest.json").write_text(text)
-        assert checkpoint.verify(path), text[:20]
+        assert store.verify(path), text[:20]
         with pytest.raises(UserError, match="damaged"):
-            checkpoint.locate(path)
+            store.locate(path)
 
 
 def test_a_part_that_the_manifest_does_not_know_is_not_loaded(saved):
     path, *_ = saved
-    assert checkpoint.verify(path) == ""
+    assert store.verify(path) == ""
     safetensors.torch.save_file({"0.weight": torch.ones(1)}, path / "ema.safetensors")
-    assert checkpoint.verify(path) == "ema.safetensors is not in its manifest"
+    assert store.verify(path) == "ema.safetensors is not in its manifest"
 
 
 STATES = {
@@ -379,22 +386,21 @@ STATES = {
 def test_a_state_of_wrong_types_is_one_line(saved):
     path, *_ = saved
     assert (
-        Position(**{f.name: checkpoint.load_state(path, Position)[f.name] for f in dataclasses.fields(Position)}).step
-        == 3
+        Position(**{f.name: store.load_state(path, Position)[f.name] for f in dataclasses.fields(Position)}).step == 3
     )
     for name, values in STATES.items():
         for value in values:
             (path / "state.json").write_text(json.dumps({**STATE, name: value}))
             with pytest.raises(UserError, match=f"state.json: {name} is"):
-                checkpoint.load_state(path, Position)
+                store.load_state(path, Position)
     for name in ("step", "samples_in_epoch", "global_batch", "stream"):
         (path / "state.json").write_text(json.dumps({k: v for k, v in STATE.items() if k != name}))
         with pytest.raises(UserError, match=f"has no {name}"):
-            checkpoint.load_state(path, Position)
+            store.load_state(path, Position)
     for text in ("", "[1]", "{" * 5000, "9" * 5000, '{"step": 1}' + " " * (1 << 25), "\x00"):
         (path / "state.json").write_text(text)
         with pytest.raises(UserError, match="damaged"):
-            checkpoint.load_state(path)
+            store.load_state(path)
 
 
 def _raw(header: bytes, size: int | None = None, data: bytes = b"") -> bytes:
@@ -427,14 +433,14 @@ def test_a_malicious_safetensors_header_is_one_line(saved, kind):
     path, model, _ = saved
     (path / "model.safetensors").write_bytes(HEADERS[kind])
     _manifest(path)
-    assert checkpoint.verify(path) == "", "whoever changed it wrote the checksums too"
+    assert store.verify(path) == "", "whoever changed it wrote the checksums too"
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        checkpoint.load_model(model, checkpoint.load_part(path, "model"), path)
+        store.load_model(model, store.load_part(path, "model"), path)
 
 
 def test_an_optimizer_state_of_another_model_is_one_line(saved):
     path, _, optimizer = saved
-    good = checkpoint.load_part(path, "optimizer")
+    good = store.load_part(path, "optimizer")
     bad = {
         "no number": {"x.step": torch.ones(())},
         "no dot": {"step": torch.ones(())},
@@ -448,9 +454,9 @@ def test_an_optimizer_state_of_another_model_is_one_line(saved):
     }
     for name, tensors in bad.items():
         with pytest.raises(UserError, match="its optimizer state"):
-            checkpoint.load_optimizer(optimizer, tensors, path)
+            store.load_optimizer(optimizer, tensors, path)
         assert name
-    checkpoint.load_optimizer(optimizer, good, path)
+    store.load_optimizer(optimizer, good, path)
     optimizer.step()
 
 
@@ -648,9 +654,9 @@ def test_pictures_of_worst_pages_stay_in_their_folder(tmp_path):
             return np.zeros(0, bool)
 
     result = PageResult(*[[] if f.name.endswith("status") else 0 for f in dataclasses.fields(PageResult)])
-    worst = [evaluate.Page(0, Detections([], np.zeros(0, np.float32)), result)]
+    worst = [Page(0, Detections([], np.zeros(0, np.float32)), result)]
     for name in ("x" * 250 + ".jpg", NASTY, "..", "=cmd.jpg", "a\\..\\b.jpg"):
-        finish.draw_worst(tmp_path, Pages(name), worst, load_config(["preset=demo"])[0], ALONE)
+        summary.draw_worst(tmp_path, Pages(name), worst, load_config(["preset=demo"])[0], ALONE)
         (made,) = (tmp_path / "overlays").iterdir()
         assert made.name.startswith("00_") and made.name == printable(made.name) and len(made.name) < 60
 

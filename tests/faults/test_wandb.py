@@ -19,10 +19,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from faults import harness
 
-from engine.runlog import read_metrics
+from engine.run.log import read_metrics
+from tests.conftest import TINY
+from tests.faults import harness
 
 # The real training; the time inside each of its logging calls is written to $SPENT, with the step's own, in seconds.
 TIMED = """
@@ -174,7 +174,7 @@ def tracking(job: harness.Job, word: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["wandb-core", "engine.tracker"])
+@pytest.mark.parametrize("victim", ["wandb-core", "engine.run.tracker"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_or_stopped_service(tmp_path, victim, number):
     job = start(tmp_path)

@@ -1,0 +1,69 @@
+"""Sections of `bench.gpu`: every Triton kernel checked against its reference, then timed beside floor and peers.
+
+Times are microseconds a batch; `floor_us` is what a device-to-device copy needs for the same bytes on this device. CUDA
+graphs are timed with a warm L2 cache, everything else with a cold one.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+
+from bench.gpu.cases import Case, check_all, memory_of_loss, time_cases
+from bench.gpu.norms import check_norms, norm_cases
+
+# Microseconds a batch of 16 x 1280 x 1280 on one H200: what must be reached, and what to reach for.
+GOALS = {"db_targets": (200, 60), "db_loss": (400, 180), "find_quads": (500, 100)}
+CHECK_SIDE = 640
+
+
+def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
+    """`checks` or `times`; see `bench.gpu`. `size`: pages, side, device."""
+    device = torch.device(size.device)
+    if what == "checks":
+        side = min(size.side, CHECK_SIDE)
+        for name, right, detail in itertools.chain(check_all(device, side), [check_norms(device, side)]):
+            yield name, {"right": right, "detail": detail}
+        yield "memory of db_loss", {"bytes_per_pixel": memory_of_loss(device, size.pages, size.side), "end": True}
+        return
+    assert what == "times", what
+    rate = bandwidth(device, size.pages * size.side**2 * 8)
+    for case in itertools.chain.from_iterable(
+        cases(device, size.pages, size.side) for cases in (time_cases, norm_cases)
+    ):
+        yield from run_case(case, device, rate)
+    yield "device-to-device copy", {"gb_s": rate / 1e9, "end": True}
+
+
+def clock(call: Callable, device: torch.device, *, graph: bool = False) -> float:
+    """Median microseconds of a call; on a CPU (in tests) one call's."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return 1e6 * (time.perf_counter() - start)
+    if graph:
+        return 1e3 * triton.testing.do_bench_cudagraph(call, return_mode="median")
+    return 1e3 * triton.testing.do_bench(call, return_mode="median")
+
+
+def bandwidth(device: torch.device, size: int) -> float:
+    """Bytes a second of a device-to-device copy, reads and writes counted."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2e6 * size / clock(lambda: target.copy_(source), device)
+
+
+def run_case(case: Case, device: torch.device, rate: float) -> Iterator[tuple[str, dict]]:
+    """Times one case as it is launched and, where it can be captured, as one CUDA graph."""
+    for graph in [False, True][: 1 + case.graph]:
+        us = clock(case.call, device, graph=graph) * case.scale
+        figures: dict = {"us": us}
+        if case.bytes:
+            floor = 1e6 * case.bytes / rate
+            figures |= {"floor_us": floor, "of_the_floors_rate": floor / us}
+        if case.what == "kernels" and case.op in GOALS:
+            figures["goal_us (reach)"] = "{} ({})".format(*GOALS[case.op])
+        yield f"{case.op}: {case.what}" + (", one CUDA graph" if graph else ""), figures

@@ -1,0 +1,183 @@
+"""Section `step` of `bench.gpu`: images/s of the whole training step, data from disk, in its eager and compiled forms.
+
+The step is `engine.training.step.train_step`; pages come from DALI or, where it is missing, from a torch DataLoader
+with OpenCV.
+"""
+
+import dataclasses
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.gpu.pages import Pages, draw_pages
+from engine.config import Config, DataConfig, EncoderConfig, ModelsConfig, SpeedConfig, TrainerConfig
+from engine.distributed import Ranks, seed_everything
+from engine.profiling.flops import training_flops
+from engine.training.metrics import Stopwatch
+from engine.training.state import build
+from engine.training.step import train_step
+
+WARM_UP, STEPS = 4, 20
+SPEED = {
+    "forced layout": {"force_layout": True},
+    "blocks": {"scope": "blocks"},
+    "fused norms": {"fused_norms": True},
+    "half the activations": {"memory_budget": 0.5},
+    "max-autotune": {"max_autotune": True},
+}
+
+
+def settings(size: Any, what: str) -> Config:
+    """The configuration of an entry such as "compiled, 48 channels, blocks"."""
+    words = what.split(", ")
+    channels = next((word.split()[0] for word in words if word.endswith("channels")), "none")
+    speed = {key: value for word in words for key, value in SPEED.get(word, {}).items()}
+    encoder = EncoderConfig(name=size.encoder, pad_widths=channels)
+    data = DataConfig(image_size=[size.side, size.side], batch_size=size.pages)
+    trainer = TrainerConfig(compile=words[0] in ("compiled", "profile"), device=size.device, ema=True)
+    return Config(data=data, models=ModelsConfig(encoder=encoder), trainer=trainer, speed=SpeedConfig(**speed))
+
+
+def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
+    """One entry of the section; see `bench.gpu`. `size`: pages, side, encoder, device."""
+    device = torch.device(size.device)
+    ranks = Ranks(0, 0, 1, device)
+    seed_everything(0, deterministic=False)
+    with tempfile.TemporaryDirectory() as folder:
+        pages = draw_pages(Path(folder), max(2 * size.pages, 8))
+        if what == "plain loop":
+            config = settings(size, "eager")
+            figures = plain(config, pages, device)
+        elif what == "profile":
+            config = settings(size, "profile, 48 channels" if size.encoder.startswith("hrnet") else "profile")
+            figures = profile(config, pages, ranks)
+        else:
+            config = settings(size, what)
+            figures = ours(config, pages, ranks)
+    if "images_per_second" in figures:
+        figures["model_tflop_s"] = training_flops(config) * figures["images_per_second"] / 1e12
+    yield what, figures | {"end": True}
+
+
+def open_loader(config: Config, pages: Pages, device: torch.device) -> tuple[Any, str]:
+    """The training stream and what makes it."""
+    data, canvas = config.data, tuple(config.data.image_size)
+    options = {"image_size": canvas, "batch_size": data.batch_size, "augment": config.augment, "seed": 0}
+    cores = len(os.sched_getaffinity(0))
+    try:
+        from pipelines.loader import train_loader
+    except ImportError:
+        from bench.peers.opencv_loader import opencv_loader
+
+        workers = loader_workers(cores, data.batch_size * 3 * canvas[0] * canvas[1] * 4)
+        return opencv_loader(pages, **options, workers=workers), f"no DALI: OpenCV, {workers} workers"
+    device_id = None if device.type == "cpu" else torch.cuda.current_device()
+    return train_loader(pages, **options, device_id=device_id, threads=min(8, cores)), "DALI"
+
+
+def loader_workers(cores: int, batch_bytes: int) -> int:
+    """Worker processes whose batches fit into shared memory, two each: a container's 64 MB end in a bus error."""
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0
+    return max(0, min(cores - 2, free // (3 * batch_bytes)))
+
+
+def ours(config: Config, pages: Pages, ranks: Ranks) -> dict:
+    """Figures of STEPS steps after WARM_UP; the first one's time is the compilation's, nearly all of it."""
+    trainee = build(config, ranks)
+    trainee.model.train()
+    loader, source = open_loader(config, pages, ranks.device)
+    watch = Stopwatch()
+    begun = time.perf_counter()
+    for step in range(WARM_UP):
+        train_step(trainee, loader, config, ranks, watch, step)
+        if step == 0:
+            _wait(ranks.device)
+            first = time.perf_counter() - begun
+    figures = timed(
+        lambda step: train_step(trainee, loader, config, ranks, watch, WARM_UP + step), config, ranks.device, watch
+    )
+    loader.close()
+    return figures | {"first_step_s": first, "loader": source}
+
+
+def timed(step: Any, config: Config, device: torch.device, watch: Stopwatch | None = None) -> dict:
+    """Rate, quantiles of the step's time, share of waiting for data, peak memory."""
+    on_gpu = device.type == "cuda"
+    _wait(device)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    marks: list[Any] = []
+    if watch:
+        watch.reset()
+    start = time.perf_counter()
+    for number in range(STEPS + 1):
+        marks.append(torch.cuda.Event(enable_timing=True) if on_gpu else time.perf_counter())
+        if on_gpu:
+            marks[-1].record()
+        if number < STEPS:
+            step(number)
+    _wait(device)
+    seconds = time.perf_counter() - start
+    spans = [a.elapsed_time(b) if on_gpu else 1e3 * (b - a) for a, b in itertools.pairwise(marks)]
+    figures = {
+        "images_per_second": STEPS * config.data.batch_size / seconds,
+        "step_ms (20/50/80 %)": [float(q) for q in np.quantile(spans, (0.2, 0.5, 0.8))],
+    }
+    if watch:
+        figures["data_wait_share"] = watch.read()["data_wait_share"]
+    if on_gpu:
+        figures["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return figures
+
+
+def plain(config: Config, pages: Pages, device: torch.device) -> dict:
+    """The loop users come from (bench.plain_loop) on the same pages, 4 a step at most.
+
+    Without pyclipper its workers draw the targets with our CPU reference, which is faster.
+    """
+    from bench.plain_loop import plain_loader, plain_model, plain_step
+    from pipelines.source import TrainSource
+
+    data = dataclasses.replace(config.data, batch_size=min(4, config.data.batch_size))  # float32 takes twice the memory
+    config = dataclasses.replace(config, data=data)
+    split = {"batch_size": config.data.batch_size, "accumulate": 1, "rank": 0, "world_size": 1}
+    source = TrainSource(pages, tuple(config.data.image_size), config.augment, seed=0, weights=[], **split)
+    pixels = config.data.batch_size * config.data.image_size[0] * config.data.image_size[1]
+    loader = plain_loader(source, workers=min(8, loader_workers(len(os.sched_getaffinity(0)), pixels * 20)))
+    model, optimizer = plain_model(config, device)
+    for _ in range(WARM_UP):
+        plain_step(model, optimizer, *next(loader))
+    figures = timed(lambda _: plain_step(model, optimizer, *next(loader)), config, device)
+    return figures | {"loader": f"OpenCV, float32, NCHW, {config.data.batch_size} pages"}
+
+
+def profile(config: Config, pages: Pages, ranks: Ranks) -> dict:
+    """The table of `trainer.profile` as text."""
+    from engine.profiling.recorder import SKIPPED, Recorder
+    from engine.profiling.recorder import STEPS as RECORDED
+
+    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, profile=True))
+    trainee = build(config, ranks)
+    trainee.model.train()
+    loader, source = open_loader(config, pages, ranks.device)
+    said: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = Recorder(config, ranks, Path(folder), said.append)
+        for step in range(SKIPPED + 1 + RECORDED):
+            train_step(trainee, loader, config, ranks, Stopwatch(), step)
+            recorder.stepped()
+    loader.close()
+    return {"loader": source, "text": "\n".join(said)}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

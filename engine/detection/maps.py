@@ -1,0 +1,206 @@
+"""Probability maps of pages: batch by batch from the network, and kept with 8 bits a pixel for work over all pages."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.config import Config
+from engine.config.load import canvas_hw
+from engine.console import reason
+from engine.distributed import Ranks
+from engine.model.forward import run_network
+from pipelines.batch import Batch
+from pipelines.errors import UserError
+from pipelines.index.bare import BareIndex
+from pipelines.index.build import ConcatIndex
+from pipelines.loader import EvalLoader, eval_loader
+
+RAM_BYTES = 1 << 30  # 655 maps of 1280x1280, the contest's 404 validation pages among them; more go to a file
+
+
+def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
+    """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
+    with torch.inference_mode():
+        return torch.sigmoid(run_network(forward, image, config)[:, 0].float())
+
+
+def prob_batches(
+    forward: Callable,
+    pages: ConcatIndex | BareIndex,
+    config: Config,
+    ranks: Ranks,
+    fate: str = "",
+    bad: dict[int, str] | None = None,
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Yields (batch, its maps (n, H, W) float32 on the device) of this rank's pages, in order.
+
+    Nothing here waits for the device. Close it (`contextlib.closing`) where it is not read to its end.
+
+    Args:
+        forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`, which makes its own
+            batches: its views need pages on several canvases.
+        pages: annotated pages or bare images.
+        config: eval and data settings.
+        ranks: rank r takes rows r, r + world_size, ...
+        fate: what becomes of a page that cannot be read, for a warning, given once for `pages`; "" = it is refused.
+        bad: rows known to be bad and why. A row found now is in it when its batch is yielded, and is a black page.
+
+    Raises:
+        UserError: a page cannot be read and is refused.
+    """
+    if hasattr(forward, "prob_batches"):
+        yield from forward.prob_batches(pages, config, ranks, fate, bad)
+        return
+    with contextlib.closing(page_loader(pages, canvas_hw(config), config, ranks, fate, bad)) as loader:
+        for batch in loader:
+            image = batch.image.to(ranks.device, non_blocking=True)
+            if config.trainer.compile:
+                image = _filled(image, config.eval.batch_size)
+            yield batch, prob_maps(forward, image, config)[: len(batch.index)]
+
+
+def page_loader(
+    pages: ConcatIndex | BareIndex,
+    canvas: tuple[int, int],
+    config: Config,
+    ranks: Ranks,
+    fate: str = "",
+    bad: dict[int, str] | None = None,
+) -> EvalLoader:
+    """This rank's pages, letterboxed on a canvas (height, width); other arguments as for `prob_batches`. Close it."""
+    return eval_loader(
+        pages,
+        image_size=canvas,
+        batch_size=config.eval.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        hw_decoder_load=config.data.hw_decoder_load,
+        bad=bad,
+        named=pages.bad,
+        fate=fate,
+    )
+
+
+def _filled(image: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """(n, 3, H, W) in channels_last -> (batch_size, 3, H, W) in channels_last, grey pages last.
+
+    A graph is compiled for every size and layout; zeros in the plain layout would make the result's plain too.
+    """
+    missing = batch_size - len(image)
+    if not missing:
+        return image
+    grey = image.new_zeros(missing, *image.shape[2:], image.shape[1]).permute(0, 3, 1, 2)
+    return torch.cat([image, grey])
+
+
+class MapStore:
+    """Maps of N pages as round(255 p) in bounded memory: up to `ram_bytes` in RAM, more in a temporary file.
+
+    The file lies in the system's temporary folder (TMPDIR) and has no name: however the process ends, it is gone.
+    A context manager. Values read back are within 1/510 of those stored; NaN is stored as 0.
+
+    Args:
+        pages: N. hw: height and width of a map in pixels.
+        ram_bytes: more than that goes to the file.
+
+    Raises:
+        UserError: the temporary folder has no room.
+    """
+
+    def __init__(self, pages: int, hw: tuple[int, int], ram_bytes: int = RAM_BYTES) -> None:
+        shape = (pages, *hw)
+        self.matrices = np.zeros((pages, 2, 3))  # float64 upright source pixels to canvas pixels
+        self.sizes_wh = np.zeros((pages, 2), np.int32)  # of the source pages
+        self._file = None
+        if np.prod(shape, dtype=np.int64) <= ram_bytes:
+            self.bytes = np.zeros(shape, np.uint8)
+        else:
+            self._file = _unnamed(int(np.prod(shape, dtype=np.int64)))
+            self.bytes = np.memmap(self._file, np.uint8, "r+", shape=shape)
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    @property
+    def in_ram(self) -> bool:
+        """Whether the maps are in RAM, not in a file."""
+        return self._file is None
+
+    def put(self, rows: np.ndarray, maps: torch.Tensor, matrices: np.ndarray, sizes_wh: np.ndarray) -> None:
+        """Keeps maps (n, H, W) of any device as those of `rows`, with (n, 2, 3) matrices and (n, 2) page sizes.
+
+        Reading the device is a sync, of a quarter of the float maps' bytes.
+        """
+        rounded = maps.float().nan_to_num(0.0).clamp(0.0, 1.0).mul(255).round_().to(torch.uint8)
+        self.bytes[rows] = rounded.cpu().numpy()
+        self.matrices[rows], self.sizes_wh[rows] = matrices, sizes_wh
+
+    def maps(self, rows: np.ndarray | list[int]) -> torch.Tensor:
+        """Maps of some pages, (n, H, W) float32 on the CPU: multiples of 1/255."""
+        return torch.from_numpy(np.asarray(self.bytes[np.asarray(rows, np.int64)])).float().div_(255)
+
+    def close(self) -> None:
+        """Gives memory and file back."""
+        self.bytes = self.bytes[:0].copy()  # the last reference to the mapped file
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "MapStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _unnamed(size: int) -> tempfile._TemporaryFileWrapper:
+    """An open temporary file of `size` bytes that has no name; its room is reserved, as a map of a hole would crash."""
+    folder = Path(tempfile.gettempdir())
+    try:
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 closed by its store
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            file.close()
+            raise
+    except OSError as error:
+        words = f"{folder}: no room for {size / 2**30:.1f} GiB of probability maps ({reason(error)})"
+        raise UserError(f"{words}; name another folder with TMPDIR") from None
+    return file
+
+
+def store_maps(
+    forward: Callable,
+    pages: ConcatIndex | BareIndex,
+    config: Config,
+    ranks: Ranks,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    ram_bytes: int = RAM_BYTES,
+) -> MapStore:
+    """The maps of all pages in a store; the caller closes it. For one rank.
+
+    Args:
+        forward, pages, config, ranks: as for `prob_batches`.
+        tell: called with pages done and their number after every batch.
+
+    Raises:
+        UserError: a page cannot be read, or there is no room.
+    """
+    assert ranks.world_size == 1
+    with contextlib.ExitStack() as undo:
+        store = undo.enter_context(MapStore(len(pages), canvas_hw(config), ram_bytes))
+        batches = undo.enter_context(contextlib.closing(prob_batches(forward, pages, config, ranks)))
+        done = 0
+        for batch, maps in batches:
+            store.put(batch.index, maps, batch.matrix, pages.size_wh[batch.index])
+            done += len(batch.index)
+            tell(done, len(pages))
+        undo.pop_all()  # the batches are read to their end
+    return store

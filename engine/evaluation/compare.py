@@ -1,0 +1,159 @@
+"""Detectors judged on the same pages by the same protocol, and whether one is better than another beyond chance.
+
+The standard error of a difference is the jackknife's over pages, in pairs: see `engine.evaluation.significance`.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+
+from engine import distributed
+from engine.config import Config
+from engine.detection.ensemble import Ensemble
+from engine.detection.maps import prob_batches
+from engine.detection.pages import detect_pages
+from engine.distributed import Ranks
+from engine.evaluation.cleval import CLEval, PageResult
+from engine.evaluation.judge import cleval_arguments
+from engine.evaluation.significance import SURE, counts_of, hmeans, standard_error, without_each
+from engine.evaluation.workers import score_in_order
+from pipelines.errors import printable
+from pipelines.index.build import ConcatIndex
+
+Tell = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One row of the table."""
+
+    name: str
+    kind: str  # member, ensemble or soup
+    pages: list[PageResult]  # all of them, in order
+    scores: dict[str, float]  # as `CLEval.compute`, and `score`: the H-mean that eval.select names
+    seconds: float  # of the slowest rank
+
+    @property
+    def images_per_second(self) -> float:
+        """Reading, network, regions and scoring, as engine.evaluate counts."""
+        return len(self.pages) / self.seconds
+
+
+def judge(
+    name: str,
+    kind: str,
+    forward: Callable | Ensemble,
+    pages: ConcatIndex,
+    config: Config,
+    ranks: Ranks,
+    pool: ProcessPoolExecutor | None = None,
+    tell: Tell = lambda pages: None,
+) -> Judged:
+    """Detects on all pages, shared over the ranks, and scores each. One batch is detected before the clock starts.
+
+    Args:
+        forward: a model in evaluation mode, or an ensemble.
+        config: eval, data and post settings.
+        pool: processes that score pages; None scores here.
+        tell: called with the number of pages of this rank done since the last call.
+
+    Raises:
+        UserError: a page cannot be read.
+    """
+    protocol = config.eval.protocol
+    with contextlib.closing(prob_batches(forward, pages, config, ranks)) as batches:
+        next(batches, None)
+    start = time.perf_counter()
+    jobs = (
+        (row, cleval_arguments(found.polygons, row, pages, protocol))
+        for row, found in detect_pages(forward, pages, config, ranks)
+    )
+    mine = []
+    for row, result in score_in_order(pool, jobs):
+        mine.append((row, result))
+        tell(1)
+    seconds = time.perf_counter() - start
+    gathered = distributed.gather_objects((seconds, mine))
+    results = [result for _, result in sorted((pair for _, part in gathered for pair in part), key=lambda p: p[0])]
+    metric = CLEval(protocol=protocol)
+    for result in results:
+        metric.add(result)
+    scores = metric.compute()
+    scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
+    return Judged(name, kind, results, scores, max(part[0] for part in gathered))
+
+
+def difference(
+    ours: Sequence[PageResult], theirs: Sequence[PageResult], select: str, groups: np.ndarray | None = None
+) -> tuple[float, float | None]:
+    """H-mean of one detector minus another's on the same pages, and the standard error of that.
+
+    Args:
+        ours, theirs: N pages each, in the same order.
+        select: micro (of all texts) or macro (mean over pages), as eval.select.
+        groups: (N,), copies of a page together; None: no page is another's copy.
+
+    Returns:
+        difference and standard error, None where there are no two different pages.
+    """
+    assert len(ours) == len(theirs)
+    one, other = counts_of(ours), counts_of(theirs)
+    error = standard_error(without_each(one, select, groups) - without_each(other, select, groups))
+    return float(hmeans(one, select) - hmeans(other, select)), error
+
+
+def verdict(gain: float, error: float | None) -> str:
+    """gain, loss, or noise where the difference is within two standard errors of 0 (or there is no error to tell)."""
+    if error is None or abs(gain) <= SURE * error:
+        return "noise"
+    return "gain" if gain > 0 else "loss"
+
+
+def rows(judged: Sequence[Judged], select: str, groups: np.ndarray | None = None) -> list[dict]:
+    """The table as plain values: every row beside the best member.
+
+    Args: as for `difference`.
+
+    Returns:
+        per row name, kind, hmean, precision, recall (by eval.select), images_per_second, difference to the best member,
+        its standard_error and verdict (None for the best member itself).
+    """
+    ending = "" if select == "micro" else "_macro"
+    best = best_member(judged)
+    table = []
+    for item in judged:
+        own = {"name": item.name, "kind": item.kind}
+        own |= {name: item.scores[name + ending] for name in ("hmean", "precision", "recall")}
+        own |= {"images_per_second": item.images_per_second, "difference": None, "standard_error": None}
+        own |= {"verdict": None}
+        if item is not best:
+            gain, error = difference(item.pages, best.pages, select, groups)
+            own |= {"difference": gain, "standard_error": error, "verdict": verdict(gain, error)}
+        table.append(own)
+    return table
+
+
+def best_member(judged: Sequence[Judged]) -> Judged:
+    """The member with the best score, the first of equals."""
+    return max((item for item in judged if item.kind == "member"), key=lambda item: item.scores["score"])
+
+
+def text_table(table: Sequence[dict]) -> str:
+    """Aligned columns for a terminal."""
+    names = [printable(row["name"]) for row in table]
+    width = max(map(len, names))
+    lines = [f"{'':<{width}}  H-mean  precision  recall  images/s  against the best member"]
+    for name, row in zip(names, table, strict=True):
+        against = "the best member"
+        if row["difference"] is not None:
+            error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
+            against = f"{row['difference']:+.4f}{error}  {row['verdict']}"
+        lines.append(
+            f"{name:<{width}}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}  "
+            f"{row['images_per_second']:8.2f}  {against}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Going on with a run: where it stands, which checkpoint it goes on from, and what must be the same."""
+
+import dataclasses
+from pathlib import Path
+
+from engine import distributed
+from engine.checkpoint import store
+from engine.config import Config
+from engine.console import warn
+from engine.data import Data, global_batch_size
+from engine.distributed import Ranks
+from engine.run.folder import same_job
+from engine.training import bad_pages
+from engine.training.state import Trainee
+from pipelines.errors import UserError
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands; all of it is saved in a checkpoint's state.json, nothing else is needed to go on."""
+
+    step: int = 0  # optimizer updates done
+    epoch: int = 0  # epochs finished
+    samples_in_epoch: int = 0  # pages consumed of the epoch that is under way
+    best: float = -1.0  # highest score so far
+    best_epoch: int = 0
+    stale: int = 0  # evaluations since the best
+    minutes: float = 0.0  # training time of all sessions of the run
+    precise_step: int = -1  # step at which trainer.precise_bn was done
+    unjudged: bool = False  # an evaluation is due that a stop has cut off
+    lr_scale: float = 1.0  # below 1 after trainer.on_nonfinite=rollback
+
+
+def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False) -> Path | None:
+    """The checkpoint to go on from: `resume=auto` the run's newest undamaged one if any, `resume=PATH` that one.
+
+    Workers that torchrun starts again, and a run that goes back to its last checkpoint (`again`), go on as with
+    `resume=auto`, whatever was asked for.
+    """
+    again = again or config.resume == "auto" or distributed.from_main(ranks, lambda: same_job(folder))
+    newest = distributed.from_main(ranks, lambda: _newest(folder / "checkpoints")) if again else None
+    if newest or config.resume in ("none", "auto"):
+        return newest
+    source = distributed.from_main(ranks, lambda: store.locate(config.resume, prefer="last", key="resume"))
+    foreign = folder.exists() and any(folder.iterdir()) and source.resolve().parent.parent != folder.resolve()
+    if foreign and not again:
+        raise UserError(f"resume={config.resume}: {folder} holds another run; give another name=NAME")
+    return source
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    tuned = sorted(path.parent.name for path in checkpoints.glob(f"step_*/{store.TUNED}"))
+    if tuned:
+        warn(
+            f"note: engine.tune has written post settings into {', '.join(tuned)}; the run goes on with its own, so "
+            "that its scores can be compared: tune its best again when it has ended"
+        )
+    return store.newest(checkpoints)
+
+
+def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> tuple[Config, str]:
+    """With another number of ranks than at the checkpoint: `accumulate` such that an update sees as many pages.
+
+    Unchanged where that does not divide or data.batch_size is another one, too; `restore` refuses then.
+
+    Returns:
+        the configuration, what changed in words.
+    """
+    saved, pages = store.load_settings(source), store.load_state(source)["global_batch"]
+    batch = saved["data"]["batch_size"]
+    accumulate, rest = divmod(pages, batch * ranks.world_size)
+    same_ranks = pages == batch * saved["trainer"]["accumulate"] * ranks.world_size
+    if same_ranks or rest or batch != config.data.batch_size:
+        return config, ""
+    change = f"trainer.accumulate={accumulate} instead of {config.trainer.accumulate}, so that an update on"
+    trainer = dataclasses.replace(config.trainer, accumulate=accumulate)
+    return (
+        dataclasses.replace(config, trainer=trainer),
+        f"{change} {ranks.world_size} ranks sees as many pages as before",
+    )
+
+
+def stream(config: Config, data: Data) -> dict:
+    """What decides which pages an epoch holds and in which order, to be equal on a resume in its middle."""
+    return {"seed": config.seed, "pages": data.train.lengths, "weights": config.data.train_weights}
+
+
+def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
+    """Loads weights, average, optimizer, position and the pages known to be bad.
+
+    Raises:
+        UserError: another model, another global batch, or another training stream in the middle of an epoch.
+    """
+    state = store.load_state(source, Position)
+    size = global_batch_size(config, ranks)
+    if state["global_batch"] != size:
+        raise UserError(
+            f"resume: {source} was trained with a global batch of {state['global_batch']}, this run has {size} "
+            f"({config.data.batch_size} pages x {ranks.world_size} ranks x accumulate {config.trainer.accumulate}); "
+            "keep it with data.batch_size and trainer.accumulate"
+        )
+    if state["samples_in_epoch"] % size:
+        raise UserError(f"resume: {source} is damaged: {state['samples_in_epoch']} pages are no whole number of steps")
+    if state["samples_in_epoch"] and state["stream"] != stream(config, data):
+        raise UserError(
+            f"resume: {source} stands in the middle of an epoch of {state['stream']}, this run has "
+            f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
+        )
+    bad_pages.restore(data.train, state.get("bad_pages", []), source)  # none in checkpoints of before
+    store.load_model(trainee.model, store.load_part(source, "model"), source)
+    store.load_optimizer(trainee.optimizer, store.load_part(source, "optimizer"), source)
+    if trainee.ema is not None:
+        average = store.load_part(source, "ema") or store.load_part(source, "model")
+        store.load_model(trainee.ema.model, average, source)
+    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position) if field.name in state})

@@ -1,0 +1,203 @@
+"""Reads any supported annotation source; the format is named, or detected from the content.
+
+Formats:
+    contest   one JSON: images -> file -> words -> id -> points, with img_w, img_h
+    coco      one JSON: COCO (`images`, `annotations`) or COCO-Text (`imgs`, `anns`)
+    labelme   a folder of labelme JSON files (or one of them)
+    paddle    PaddleOCR label lines: path <TAB> JSON list of words
+    icdar     text lines, 4 points: x1,y1,...,x4,y4[,text]; SROIE is this one
+    polygon   text lines, n >= 3 points: x1,y1,...,xn,yn[,text]
+    ltrb      text lines, boxes: left,top,right,bottom[,text]
+
+Text lines come as a folder with image (img/, images/) and label (box/, gt/, labels/, annotations/) subfolders, a
+folder with gt_IMG.txt beside the images, or an id list (one id a line) next to such subfolders. `###` = ignore.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.annotations.json_formats import JSON_READERS, load_json, read_labelme, read_paddle
+from pipelines.annotations.links import refuse_image_links, refuse_label_links
+from pipelines.annotations.page import Finding, Page, Source
+from pipelines.annotations.text_formats import (
+    LABEL_FOLDERS,
+    images_in,
+    is_text_line,
+    label_files,
+    label_of,
+    read_folder,
+    read_lines,
+    read_list,
+    subfolder,
+)
+from pipelines.errors import UserError
+from pipelines.limits import DEFAULT
+
+__all__ = ["FORMATS", "Finding", "Page", "Source", "read", "read_source"]
+
+TEXT_FORMATS = ("icdar", "polygon", "ltrb")
+FORMATS = ("contest", "coco", "labelme", "paddle", *TEXT_FORMATS)
+
+
+def _unknown(path: Path, seen: str) -> UserError:
+    return UserError(f"{path}: {seen}; known formats: {', '.join(FORMATS)} (see `pipelines.dataset build --help`)")
+
+
+def json_format(data: Any) -> str | None:
+    """The format of a parsed JSON file by its keys; None = none of ours."""
+    if not isinstance(data, dict):
+        return None
+    if isinstance(data.get("images"), dict):
+        return "contest"
+    if isinstance(data.get("images"), list) and "annotations" in data:
+        return "coco"
+    if isinstance(data.get("imgs"), dict) and "anns" in data:
+        return "coco"
+    return "labelme" if "shapes" in data and "imagePath" in data else None
+
+
+def _read_json(path: Path, format: str, root: str | Path | None) -> Source:
+    data, repeated = load_json(path)
+    found = json_format(data)
+    if found is None:
+        raise _unknown(path, "JSON of no known annotation format")
+    if format not in ("auto", found):
+        raise UserError(f"{path}: asked to read as {format}, but the content is {found}")
+    if found == "labelme":
+        return read_labelme(path.parent, [path], root)
+    return JSON_READERS[found](path, root, data, repeated)
+
+
+def _read_text(path: Path, format: str, root: str | Path | None) -> Source:
+    lines = read_lines(path)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        raise UserError(f"{path}: no pages: the file is empty")
+    if "\t" in first and first.partition("\t")[2].lstrip().startswith("["):
+        if format not in ("auto", "paddle"):
+            raise UserError(f"{path}: asked to read as {format}, but the content is paddle")
+        return read_paddle(path, root, lines)
+    if is_text_line(first):
+        raise UserError(f"{path}: holds the boxes of one page; name the folder that has its images and label files")
+    if "," in first or "\t" in first or "\0" in first or format not in ("auto", *TEXT_FORMATS):
+        raise _unknown(path, "text of no known annotation format")
+    return read_list(path, root, format, lines)
+
+
+def _labelme_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder, or of its label subfolder, when the first of them is labelme's."""
+    for place in [folder] + [folder / name for name in (*LABEL_FOLDERS, "json", "jsons")]:
+        files = sorted(p for p in place.glob("*.json") if p.is_file()) if place.is_dir() else []
+        if files and json_format(load_json(files[0])[0]) == "labelme":
+            return files
+    return []
+
+
+def _has_text_lines(folder: Path, root: str | Path | None) -> bool:
+    labels = label_files(subfolder(folder, LABEL_FOLDERS) or folder)
+    if subfolder(folder, LABEL_FOLDERS):
+        return bool(labels)
+    images = images_in(Path(root) if root is not None else folder)
+    return any(label_of(image.name, labels) for image in images)
+
+
+def _read_folder(folder: Path, format: str, root: str | Path | None) -> Source:
+    if format in TEXT_FORMATS or (format == "auto" and _has_text_lines(folder, root)):
+        return read_folder(folder, root, format)
+    files = _labelme_files(folder) if format in ("auto", "labelme") else []
+    if files:
+        return read_labelme(folder, files, root)
+    inside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".json", ".txt") and p.is_file()]
+    if len(inside) == 1:
+        return _read_file(inside[0], format, root)
+    if len(inside) > 1:
+        names = ", ".join(p.name for p in inside[:5])
+        raise UserError(f"{folder}: several annotation files ({names}); name one of them")
+    raise _unknown(folder, "no pages: no annotation file and no label folder in it")
+
+
+def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
+    if path.suffix.lower() == ".json":
+        return _read_json(path, format, root)
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _unknown(path, "a binary file")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return _read_json(path, format, root)
+    return _read_text(path, format, root)
+
+
+def annotation_files(path: Path) -> list[Path]:
+    """The files that a source's content depends on: itself, and the label files for a folder or an id list."""
+    places = [path] if path.is_file() else []
+    folder = path if path.is_dir() else path.parent
+    # An id list depends on the label files next to it; a JSON or PaddleOCR file on itself only.
+    if path.is_dir() or path.suffix.lower() == ".txt":
+        folders = [folder] + [p for p in sorted(folder.iterdir()) if p.is_dir()]
+        places += [p for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in (".txt", ".csv", ".json")]
+    return list(dict.fromkeys(places))
+
+
+def _refuse_large(path: Path, limit_mb: float) -> None:
+    """Refuses before anything is read: parsed, annotations take many times the memory of their files.
+
+    Text files count together, since all their lines become polygons; JSON files each, for labelme's hold their images
+    and are parsed one at a time.
+    """
+    sizes = {place: place.stat().st_size / 1e6 for place in annotation_files(path) if place.is_file()}
+    advice = "split {}, or raise the limit (data.max_annotation_mb, --max-annotation-mb)"
+    for place, megabytes in sizes.items():
+        if megabytes > limit_mb:
+            raise UserError(
+                f"{place}: an annotation file of {megabytes:.4g} MB, above the {limit_mb:g} MB allowed; "
+                + advice.format("it")
+            )
+    texts = [megabytes for place, megabytes in sizes.items() if place.suffix.lower() != ".json"]
+    if sum(texts) > limit_mb:
+        raise UserError(
+            f"{path}: {len(texts)} text files of {sum(texts):.4g} MB in all, above the {limit_mb:g} MB allowed; "
+            + advice.format("the data")
+        )
+
+
+def read_source(
+    source: str | Path,
+    format: str = "auto",
+    root: str | Path | None = None,
+    max_annotation_mb: float = DEFAULT.annotation_mb,
+    *,
+    follow_links: bool = False,
+) -> Source:
+    """Reads an annotation source without opening its images.
+
+    Args:
+        source: annotation file or folder.
+        format: `auto` or one of FORMATS.
+        root: folder the image paths are relative to; None = found beside the annotations.
+        max_annotation_mb: a larger JSON file, or more text files together (10^6 bytes), are refused.
+        follow_links: take files by symbolic links that lead out of the source's folder.
+
+    Raises:
+        UserError: unknown format, too large, malformed content, no pages, or a path or link that leaves the root.
+    """
+    if format not in ("auto", *FORMATS):
+        raise UserError(f"format {format!r}: allowed is auto, {', '.join(FORMATS)}")
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{path}: neither a file nor a folder")
+    if not follow_links:
+        refuse_label_links(path)
+    _refuse_large(path, max_annotation_mb)
+    made = _read_folder(path, format, root) if path.is_dir() else _read_file(path, format, root)
+    if not follow_links:
+        refuse_image_links(made.root, (page.path for page in made.pages))
+    return made
+
+
+def read(source: str | Path, format: str = "auto", root: str | Path | None = None) -> tuple[str, Path, list[Page]]:
+    """(format, image root, pages) of an annotation source; see `read_source`, which also gives the findings."""
+    made = read_source(source, format, root)
+    return made.format, made.root, made.pages

@@ -1,0 +1,370 @@
+"""Builds the index of an annotation source, and opens one for whatever the user names (the layout: index_store)."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipelines.annotations.page import Page, Source
+from pipelines.annotations.read import annotation_files, read_source
+from pipelines.errors import UserError, printable
+from pipelines.images.read import Header, pixel_limit, read_header
+from pipelines.index.store import KIND, VERSION, ConcatIndex, Index, is_index, load
+from pipelines.limits import DEFAULT, Limits
+
+__all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers", "subset"]
+
+logger = logging.getLogger(__name__)
+
+# More threads than this only queue at the disk; a header costs about 0.2 ms.
+MAX_WORKERS = 32
+# Below one pixel a text has no pixel to be learnt from; the targets would mask it out, so it must not count as usable.
+MIN_AREA_PX = 1.0
+# A polygon with too many points is drawn with fewer, which moves its outline by this much at most.
+MAX_SHIFT_PX = 0.5
+# With more points that is not tried: the time goes with their square for a zigzag, 0.9 s for 20,000.
+MAX_TRACED = 10_000
+Progress = Callable[[int, int], None]
+
+
+COUNTS = (
+    "dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "reduced_points", "too_many_points",
+    "wrong_size",
+)  # fmt: skip
+
+
+def clean(page: Page, width: int, height: int, counts: dict[str, int], max_points: int = DEFAULT.points) -> Page:
+    """A page fit for the index: only finite polygons of 3 to max_points points, clamped to the page.
+
+    Flat ones, and those whose outline cannot be drawn with max_points, are ignored.
+
+    Args:
+        width, height: of the image, oriented pixels; coordinates may span 0..width and 0..height.
+        counts: COUNTS (all but the last) are added up here.
+        max_points: most points of a polygon.
+    """
+    made = Page(page.path, width, height, texts=None if page.texts is None else [])
+    limit = np.array([width, height], np.float32)
+    for k, polygon in enumerate(page.polygons):
+        if not np.isfinite(polygon).all():
+            counts["dropped_not_finite"] += 1
+            continue
+        if len(polygon) < 3:
+            counts["dropped_few_points"] += 1
+            continue
+        inside = np.clip(polygon, 0, limit)
+        counts["clamped"] += int((inside != polygon).any())
+        inside, exact = reduce_points(inside, max_points)
+        counts["reduced_points"] += int(exact and len(inside) < len(polygon))
+        counts["too_many_points"] += int(not exact)
+        flat = _area(inside) < MIN_AREA_PX
+        counts["zero_area"] += int(flat)
+        ignore = bool(page.ignore[k]) or flat or not exact
+        made.add(inside, ignore, page.texts[k] if page.texts is not None else None)
+    return made
+
+
+def reduce_points(polygon: np.ndarray, most: int) -> tuple[np.ndarray, bool]:
+    """A polygon of at most `most` points, and whether its outline is within MAX_SHIFT_PX of the given one.
+
+    Where that takes more points it is the convex hull, simplified until it fits: a place to be masked out. Method:
+    Ramer-Douglas-Peucker (cv2.approxPolyDP).
+
+    Args:
+        polygon: (n, 2) float32 pixels, finite.
+        most: points, at least 16.
+    """
+    if len(polygon) <= most:
+        return polygon, True
+    if len(polygon) <= MAX_TRACED:
+        fewer = cv2.approxPolyDP(polygon, MAX_SHIFT_PX, closed=True)[:, 0]
+        if 3 <= len(fewer) <= most:
+            return fewer, True
+    hull, shift = cv2.convexHull(polygon)[:, 0], MAX_SHIFT_PX
+    while len(hull) > most:
+        hull, shift = cv2.approxPolyDP(hull, shift, closed=True)[:, 0], 2 * shift
+    return np.resize(hull, (max(3, len(hull)), 2)), False  # the hull of a line has two
+
+
+def _area(polygon: np.ndarray) -> float:
+    """Shoelace area of (n, 2) points, pixels."""
+    x, y = polygon.astype(np.float64).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _blob(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Strings as UTF-8 bytes end to end, and their offsets."""
+    encoded = [s.encode("utf-8", errors="surrogatepass") for s in strings]
+    return np.frombuffer(b"".join(encoded), np.uint8), _offsets([len(e) for e in encoded])
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
+    polygons = [polygon for page in pages for polygon in page.polygons]
+    names, name_offsets = _blob([page.path for page in pages])
+    made = {
+        "size_wh": np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2),
+        "orientation": np.array([h.orientation for h in headers], np.uint8),
+        "file_stat": np.array([(h.mtime_ns, h.num_bytes) for h in headers], np.int64).reshape(-1, 2),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *polygons]).astype(np.float32),
+        "point_offsets": _offsets([len(polygon) for polygon in polygons]),
+        "page_offsets": _offsets([len(page.polygons) for page in pages]),
+        "ignore": np.array([flag for page in pages for flag in page.ignore], bool),
+        "names": names,
+        "name_offsets": name_offsets,
+    }
+    if any(page.texts is not None for page in pages):
+        texts = [text for page in pages for text in (page.texts or [""] * len(page.polygons))]
+        made["texts"], made["text_offsets"] = _blob(texts)
+    return made
+
+
+def read_headers(
+    paths: list[Path], workers: int, limits: Limits = DEFAULT, progress: Progress | None = None
+) -> list[Header]:
+    """Headers of many files, in order, on a thread pool (0 workers = one a core, at most 32)."""
+    count = min(workers or (os.cpu_count() or 1), MAX_WORKERS)
+    headers = []
+    with pixel_limit(limits.pixels), ThreadPoolExecutor(count) as pool:
+        for header in pool.map(lambda path: read_header(path, limits), paths):
+            headers.append(header)
+            if progress is not None:
+                progress(len(headers), len(paths))
+    return headers
+
+
+def _refuse_crowded(pages: list[Page], headers: list[Header], most: int) -> list[Header]:
+    """Headers in which a page with too many polygons has the problem `too-many-polygons`."""
+    return [
+        header._replace(problem="too-many-polygons", detail=f"{len(page.polygons)} are more than the {most} allowed")
+        if len(page.polygons) > most and not header.problem
+        else header
+        for page, header in zip(pages, headers, strict=True)
+    ]
+
+
+def _keep_known(source: Source, headers: list[Header], known: Index | None) -> tuple[list[Header], dict[str, Any]]:
+    """Headers in which a file that was good in an earlier index, and is not now, is what it was then.
+
+    A run that starts again after a file went bad under it must find the same pages: its epoch has an order. Reading
+    the file then fails, and another page takes its place.
+
+    Returns:
+        headers; path -> [mtime_ns, bytes] of those files as they are now, None where there is none.
+    """
+    if known is None:
+        return headers, {}
+    rows = {known.relative_path(i): i for i in range(len(known))}
+    made, kept = [], {}
+    for page, header in zip(source.pages, headers, strict=True):
+        row = rows.get(page.path)
+        if header.problem and row is not None:
+            logger.warning("%s: %s (%s), kept as it was", source.root / page.path, header.problem, header.detail)
+            kept[page.path] = [header.mtime_ns, header.num_bytes] if header.mtime_ns else None
+            (width, height), stat = known.size_wh[row].tolist(), known.file_stat[row].tolist()
+            header = Header(width, height, int(known.orientation[row]), *stat)
+        made.append(header)
+    return made, kept
+
+
+def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dict[str, int]) -> list[int]:
+    """Rows with a good header.
+
+    Raises:
+        UserError: naming the first bad image and how many there are, unless `skip_bad`.
+    """
+    good = [i for i, header in enumerate(headers) if not header.problem]
+    bad = [i for i, header in enumerate(headers) if header.problem]
+    if bad and (not skip_bad or not good):
+        first = headers[bad[0]]
+        raise UserError(
+            f"{source.root / source.pages[bad[0]].path}: {first.problem} ({first.detail}); "
+            f"{len(bad)} of {len(headers)} pages are unusable: `pipelines.dataset check` names them all, "
+            "`build --skip-bad` leaves them out"
+        )
+    for i in bad:
+        words = f"{source.pages[i].path}: {headers[i].problem} ({headers[i].detail}), left out"
+        logger.warning("%s", printable(words))
+    counts["skipped_images"] = len(bad)
+    return good
+
+
+@contextmanager
+def new_folder(out: Path, replace: bool) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its name when the block ends well.
+
+    Args:
+        replace: put it in the place of an `out` that exists; else the one that was there first stays (two ranks
+            that build the same cache entry).
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if replace and out.exists():
+            out.rename(Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent)) / "old")
+        try:
+            temporary.rename(out)
+        except OSError:
+            if not out.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for old in out.parent.glob(f".{out.name}.old.*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], replace: bool) -> None:
+    with new_folder(out, replace) as temporary:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int], limits: Limits) -> list[Page]:
+    """Cleaned pages with the images' own sizes; fills in the rest of the counts."""
+    made = []
+    for page, header in zip(pages, headers, strict=True):
+        size = (header.width, header.height)
+        counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
+        made.append(clean(page, *size, counts, limits.points))
+    counts |= {"pages": len(made), "polygons": sum(len(p.polygons) for p in made)}
+    counts["ignored"] = sum(sum(p.ignore) for p in made)
+    return made
+
+
+def build(
+    source: str | Path,
+    out: str | Path,
+    format: str = "auto",
+    root: str | Path | None = None,
+    *,
+    workers: int = 0,
+    limits: Limits = DEFAULT,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+    replace: bool = True,
+    known: Index | None = None,
+    follow_links: bool = False,
+) -> Index:
+    """Builds the index of an annotation source in folder `out`.
+
+    Args:
+        source, format, root, follow_links: as `formats.read_source`.
+        workers: threads that read image headers; 0 = one a core.
+        limits: what is beyond them is refused; polygons of too many points are drawn with fewer, or ignored.
+        skip_bad: leave missing, unreadable and refused pages out (with a warning each) instead of refusing all.
+        progress: called with (done, total).
+        replace: replace an index that is there; else it stays and is opened.
+        known: an earlier index: pages that were good in it and are not now are kept as they were.
+
+    Raises:
+        UserError: bad source, no pages, missing or unreadable images, pages beyond the limits.
+    """
+    out = Path(out)
+    if out.exists() and not is_index(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an index; name another --out")
+    made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
+    headers = read_headers([made.root / page.path for page in made.pages], workers, limits, progress)
+    headers, kept = _keep_known(made, headers, known)
+    headers = _refuse_crowded(made.pages, headers, limits.polygons)
+    counts = dict.fromkeys(COUNTS, 0)
+    rows = _drop_bad(made, headers, skip_bad, counts)
+    headers = [headers[i] for i in rows]
+    pages = _clean_pages([made.pages[i] for i in rows], headers, counts, limits)
+    for finding in made.findings:
+        kind = finding.kind.replace("-", "_")
+        counts[kind] = counts.get(kind, 0) + 1
+    meta = {"kind": KIND, "version": VERSION, "source": str(Path(source).resolve()), "root": str(made.root)}
+    meta |= {"format": made.format, "counts": counts, "kept": kept}
+    _write(out, _arrays(pages, headers), meta, replace)
+    return load(out)
+
+
+def subset(index: Index, rows: np.ndarray, out: Path) -> Index:
+    """Builds an index of some pages of another one, of the same image files, in folder `out`.
+
+    Args:
+        index: a built index.
+        rows: pages to keep, in their new order, at least one.
+        out: replaced where it is an index.
+    """
+    polygons = np.concatenate([np.arange(*index.page_offsets[i : i + 2]) for i in rows])
+    points = [np.arange(*index.point_offsets[p : p + 2]) for p in polygons]
+    names, name_offsets = _blob([index.relative_path(i) for i in rows])
+    arrays = {
+        "size_wh": index.size_wh[rows], "orientation": index.orientation[rows], "file_stat": index.file_stat[rows],
+        "points": index.points[np.concatenate([np.zeros(0, np.int64), *points])],
+        "point_offsets": _offsets([len(p) for p in points]),
+        "page_offsets": _offsets([len(index.ignore(i)) for i in rows]),
+        "ignore": index.ignore_flags[polygons], "names": names, "name_offsets": name_offsets,
+    }  # fmt: skip
+    if index.has_texts:
+        arrays["texts"], arrays["text_offsets"] = _blob([text for i in rows for text in index.texts(i)])
+    counts = {"pages": len(rows), "polygons": len(polygons), "ignored": int(arrays["ignore"].sum())}
+    meta = {"kind": KIND, "version": VERSION, "source": str(index.folder.resolve()), "root": str(index.root)}
+    _write(out, arrays, meta | {"format": index.format, "counts": counts, "kept": {}}, replace=True)
+    return load(out)
+
+
+def _signature(path: Path) -> list[tuple[str, int, int]]:
+    """Name, time and size of the files a source's content depends on."""
+    return [(str(p), s.st_mtime_ns, s.st_size) for p, s in ((p, p.stat()) for p in annotation_files(path))]
+
+
+def _images_unchanged(index: Index) -> bool:
+    """Whether every image is as it was when the index was built; bad ones that were kept, still as bad."""
+    kept = json.loads((index.folder / "meta.json").read_bytes()).get("kept", {})
+    for i in range(len(index)):
+        try:
+            stat = os.stat(index.path(i))
+            now = [stat.st_mtime_ns, stat.st_size]
+        except OSError:
+            now = None
+        if now != kept.get(index.relative_path(i), index.file_stat[i].tolist()):
+            return False
+    return True
+
+
+def open_index(
+    spec: str | Path, format: str = "auto", cache_dir: str | Path = "runs/.index", limits: Limits = DEFAULT
+) -> Index:
+    """Opens a built index, or builds one for an annotation source in the cache.
+
+    The cache entry is used only while the annotation files and every image have the time and size they had when it
+    was built, so an edit of either is seen. An image that was good then and is not now keeps its place: see `build`.
+
+    Raises:
+        UserError: as `load` and `build`.
+    """
+    path = Path(spec)
+    if is_index(path):
+        return load(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    bounds = [limits.scans, limits.polygons, limits.points]  # the page size is asked of the index, by engine.data
+    stated = json.dumps([VERSION, format, str(path.resolve()), _signature(path.resolve()), bounds])
+    key = hashlib.sha256(stated.encode()).hexdigest()
+    place = hashlib.sha256(f"{format}\n{path.resolve()}".encode()).hexdigest()[:12]
+    folder = Path(cache_dir) / f"{path.stem}-{place}-{key[:12]}"
+    known = load(folder) if is_index(folder) else None
+    if known is not None and _images_unchanged(known):
+        return known
+    logger.info("building the index of %s in %s", printable(path), printable(folder))
+    index = build(path, folder, format, limits=limits, replace=known is not None, known=known)
+    logger.info("%s: %s, %d pages, %d polygons", printable(path), index.format, len(index), len(index.ignore_flags))
+    return index

@@ -1,0 +1,1 @@
+"""Receipts that are drawn: text, fonts, paper, labels. For the demo, tests and benches, from a seed alone."""

@@ -1,0 +1,277 @@
+"""A training's report: whole for any run, escaped, self-contained, small, and looked at in a real browser."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from PIL import Image
+
+from engine.evaluation.cleval import evaluate_page
+from engine.report import charts, history, sections
+from engine.report.__main__ import main
+from engine.report.heights import EDGES_PX, ByHeight, heights
+from engine.visualization import overlay
+from engine.visualization.document import Link, Table, to_html
+from pipelines.errors import UserError
+from tests.conftest import ROOT
+
+STEP = {"kind": "train", "step": 1, "epoch": 0, "lr": 1e-3, "loss": 2.0, "images_per_second": 5.0, "grad_norm": 1.0}
+
+
+@pytest.fixture(scope="module")
+def page(trained, tmp_path_factory):
+    """(run folder, page, its text, what --json printed) of a real evaluation; the run has an incident and odd names."""
+    folder = tmp_path_factory.mktemp("report") / "a<b>&'\""
+    shutil.copytree(trained, folder, symlinks=True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"kind": "incident", "step": 3, "text": "<script>alert(1)</script>\u202e skipped"}) + "\n"
+        )
+        file.write('{"kind": "train", "step": 9, "lo')
+    out = folder / "page.html"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = io.StringIO()
+        patch.setattr("sys.stdout", printed)
+        assert main([str(folder), "--out", str(out), "--pages", "2", "--json"]) == 0
+    return folder, out, out.read_text(), json.loads(printed.getvalue())
+
+
+def run_of(folder, *records, text=""):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + text)
+    return folder
+
+
+def made(folder, *arguments):
+    """The page of a run, from the logs alone."""
+    assert main([str(folder), "--no-eval", *arguments]) == 0
+    return (folder / "report.html").read_text()
+
+
+def test_every_section_is_there_and_figures_agree_with_the_evaluation(page):
+    folder, _, text, told = page
+    assert re.findall(r'<h2 id="(\w+)">', text) == [name for name, _ in sections.SECTIONS]
+    best = json.loads((folder / "summary.json").read_text())["val"]
+    assert told["scores"]["hmean"] == best["hmean"] and f"{best['hmean']:.4f}" in text
+    rows = told["by_height"]
+    assert sum(row["texts"] for row in rows) > 0 and len(told["by_page"]) == 4
+    assert text.count('<section class="page">') == 2 and text.count("<img ") == 6
+    worst = [entry["hmean"] for entry in told["by_page"]]
+    assert worst == sorted(worst)
+    assert told["incidents"] == 1 and told["bytes"] == len(text.encode()) < 2_000_000
+    assert any("1 lines are torn" in note for note in told["notes"])
+
+
+def test_nothing_from_outside_is_markup_and_nothing_is_fetched(page):
+    text = page[2]
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text and "\u202e" not in text
+    assert "a&lt;b&gt;&amp;" in text and "<b>&'" not in text
+    assert not re.findall(r'(?:src|href)="(?:https?:|//|file:|javascript:)', text)
+    assert "default-src 'none'" in text and "script-src 'sha256-" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
+def test_a_browser_shows_it_in_every_width_without_a_complaint(page, tmp_path):
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!doctype html><script>undefinedFunction()</script><img src='http://127.0.0.1:9/x.png'>")
+    with Browser(tmp_path / "profile") as browser:
+        seen = browser.visit(broken.as_uri(), 800, 600)
+        assert seen.complaints and seen.requests, "a complaint and a request would be seen"
+        for width, dark in ((1400, False), (380, False), (1000, True)):
+            seen = browser.visit(page[1].as_uri(), width, 900, dark)
+            assert seen.complaints == [] and seen.requests == []
+            shown = browser.evaluate(
+                "[...document.querySelectorAll('figure > svg, figure img, .bars svg')].map(e => "
+                "{ const box = e.getBoundingClientRect(); return [box.width, box.height, e.naturalWidth ?? 1]; })"
+            )
+            assert len(shown) == 13 and np.array(shown).min() >= 1, shown
+            across = browser.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            assert across[0] <= across[1], f"wider than the window of {width}"
+            picture = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"), float)
+            assert (picture.mean() < 90) == dark and picture.std() > 15 and len(np.unique(picture)) > 30
+        assert hover(browser).startswith("step ")
+        assert browser.evaluate("document.querySelectorAll('.code button').length") == 2
+
+
+def hover(browser):
+    """What the first chart says when its middle is pointed at."""
+    x, y = browser.evaluate(
+        "(() => { const b = document.querySelector('.chart > svg').getBoundingClientRect();"
+        " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    return browser.evaluate("document.querySelector('.chart output').textContent")
+
+
+def test_a_run_without_a_checkpoint_or_whose_pages_are_gone_gives_a_page(page, tmp_path, capsys):
+    alone = run_of(tmp_path / "alone", STEP)
+    assert main([str(alone)]) == 0
+    assert "No pages were judged" in (alone / "report.html").read_text()
+    assert "no checkpoint" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such file"):
+        main([str(page[0]), f"data.val={tmp_path}/gone.json"])
+    moved = tmp_path / "moved"
+    shutil.copytree(page[0], moved, symlinks=True)
+    for path in moved.rglob("config.yaml"):  # the checkpoints' own, which are checked
+        path.write_text(path.read_text().replace("preset: demo", "preset: gone"))
+    assert main([str(moved)]) == 0
+    assert "damaged" in capsys.readouterr().err and "preset gone is gone" in (moved / "report.html").read_text()
+
+
+def test_losses_that_are_no_numbers_one_point_and_nothing(tmp_path):
+    nan = [{**STEP, "step": i, "loss": None if 3 < i < 6 else 1.0 + i, "grad_norm": None} for i in range(1, 9)]
+    text = made(run_of(tmp_path / "nan", *nan))
+    assert "2 records have a loss that is no number" in text
+    loss = re.search(r'aria-label="Loss".*?</svg>', text, re.S)[0]
+    assert loss.count("<polyline") == 2, "a gap"
+    assert 'aria-label="Gradient norm"' not in text
+    assert 'aria-label="Loss"' in made(run_of(tmp_path / "one", STEP))
+    assert "Nothing was recorded yet" in made(run_of(tmp_path / "none"))
+    odd = {"kind": "train", "step": 10**400, "loss": "x", "lr": True}
+    assert "Nothing was recorded yet" in made(run_of(tmp_path / "odd", odd, {"kind": []}, text="[1]\n\n" + "[" * 9999))
+
+
+def test_a_page_from_the_logs_needs_no_torch(tmp_path):
+    folder = run_of(tmp_path / "run", STEP)
+    lines = (
+        "import sys",
+        "from engine.report.__main__ import main",
+        "main(sys.argv[1:])",
+        "assert 'torch' not in sys.modules",
+    )
+    call = [sys.executable, "-c", "\n".join(lines), str(folder), "--no-eval"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".*report\.html  0\.\d MB\n", done.stdout)
+
+
+def test_damaged_files_beside_the_metrics_are_notes(tmp_path):
+    folder = run_of(tmp_path / "run", STEP)
+    (folder / "config.yaml").write_text("preset: demo\nnew_section: {key: 1}\n")
+    (folder / "run.json").write_text('{"sessions": [3, {"command": 5, "git": 7, "versions": [], "first_step": "<i>"}]}')
+    (folder / "summary.json").write_text("{")
+    text = made(folder)
+    assert "is not read by this version" in text and "new_section.key: 1" in text
+    assert "summary.json: " in text and "<i>" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{}/gone"], "no such folder"),
+        (["{}"], "holds no run"),
+        (["{}", "{}"], "expected one run folder"),
+        (["{}/run", "--pages", "-1"], "expected 0 to 100"),
+        (["{}/run", "--pages", "101"], "expected 0 to 100"),
+        (["{}/run", "--no-eval", "seed=1"], "leave --no-eval out"),
+        (["{}/run", "--no-eval", "--out", "{}/a.pdf"], r"ends in \.html"),
+        (["{}/run", "--no-eval", "--out", "{}/run/metrics.jsonl/a.html"], "cannot be written"),
+    ],
+)
+def test_refusals(tmp_path, arguments, message):
+    run_of(tmp_path / "run", STEP)
+    with pytest.raises(UserError, match=message):
+        main([word.format(tmp_path) for word in arguments])
+
+
+def test_series_of_any_length_are_thinned_and_keep_their_peaks():
+    thin = history.Thinned()
+    for step in range(100_000):
+        thin.add({"step": step, "loss": 50.0 if step == 777 else 1.0})
+    assert thin.count == 100_000 and len(thin.buckets) <= 2 * history.POINTS
+    points = thin.series("loss")
+    assert max(most for _, _, _, most in points) == 50.0
+    assert points[0][0] == (thin.size - 1) / 2 and sum(b.sums["loss"][1] for b in thin.buckets) == 100_000
+    assert thin.series("lr") == []
+
+
+@pytest.mark.slow
+def test_two_million_lines(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    head, tail = json.dumps({**STEP, "step": 777}).split("777")
+    with (folder / "metrics.jsonl").open("w") as file:
+        file.writelines(f"{head}{step}{tail}\n" for step in range(2_000_000))
+    text = made(folder)
+    assert "2000000 records" in text and len(text) < 500_000
+
+
+def test_axes_have_round_ends():
+    assert charts.axis([0.0, 0.97], zero=True).ticks == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert charts.axis([3.0]).low < 3 < charts.axis([3.0]).high
+    assert charts.axis([0.0], zero=True).high > 0
+    log = charts.axis([0.02, 900.0], log=True)
+    assert log.log and log.low <= 0.02 and log.high >= 900 and len(log.ticks) <= 7
+    assert not charts.axis([-1.0, 900.0], log=True).log
+    assert charts.page_bars("pages", [charts.Bar(0.0, "<x>", "a&b")], 5).count("&lt;x&gt;") == 1
+    high = charts.page_bars("pages", [charts.Bar(0.984, ""), charts.Bar(1.0, "")], 2)
+    assert "the axis starts at 0.98" in high and ">0.984<" in high and ">1<" in high
+    assert "starts at" not in charts.page_bars("pages", [charts.Bar(0.4, "")], 1)
+
+
+def test_the_command_to_train_again_is_a_shell_s_and_takes_another_folder():
+    session = {"command": ["/x/python", "/x/engine/train.py", "preset=a b", "name=n", "resume=auto"], "world_size": 2}
+    assert sections.again({**session, "folder": "/x y", "git": {"commit": "abc", "dirty": True}}, "n").splitlines() == [
+        "cd '/x y'",
+        "git checkout abc  # it had changes that are not committed",
+        "torchrun --standalone --nproc_per_node 2 -m engine.train 'preset=a b' name=n-again",
+    ]
+
+
+def test_links_to_images_of_any_name(tmp_path):
+    link = sections.link_to(tmp_path / "a b#?\udc80'\".jpg", tmp_path / "r" / "report.html")
+    assert link == "../a%20b%23%3F%80%27%22.jpg"
+    page = to_html("t", [Table(["page"], [[Link("x", "a\udc80#.jpg")], [Link("y", "", "page-1")]])])
+    assert 'href="a%80%23.jpg"' in page and 'href="#page-1"' in page
+
+
+def box(x, y, width, height):
+    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], float)
+
+
+def test_characters_by_height():
+    gt = [box(0, 0, 100, 10), box(0, 40, 100, 20), box(0, 90, 100, 20), box(0, 150, 100, 40)]
+    pred = [gt[0] + 0.5, box(0, 40, 100, 70), box(300, 300, 90, 5)]
+    assert heights(gt).tolist() == [10, 20, 20, 40] and len(heights([])) == 0
+    result = evaluate_page(pred, gt, ["four", "four", "four", "###"], characters=True)
+    sums = ByHeight()
+    sums.add(heights(gt), heights(pred), 0.5, result)
+    sums.add(heights([]), heights([]), 1.0, evaluate_page([], [], [], characters=True))
+    rows = {row.low: row for row in sums.rows()}
+    assert set(rows) <= set(map(float, EDGES_PX)) and list(rows) == [0.0, 4.0, 10.0, 32.0]
+    assert (rows[4.0].recall, rows[4.0].precision, rows[4.0].source) == (1.0, 1.0, (10.0, 10.0))
+    assert (rows[10.0].texts, rows[10.0].merged, rows[10.0].recall, rows[10.0].precision) == (2, 2, 1.0, None)
+    assert (rows[0.0].false, rows[0.0].precision, rows[0.0].recall) == (1, 0.0, None)
+    assert rows[32.0].precision == 7 / 8
+    assert sums.gt.sum(0)[0] == result.counts["chars_gt"] and sums.pred.sum(0)[0] == result.counts["chars_pred"]
+
+
+def seen_as(colour, matrix):
+    """CIELAB of an sRGB colour after a matrix in linear RGB."""
+    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255])
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(matrix @ linear, 0, 1) / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+# Machado, Oliveira, Fernandes 2009, IEEE TVCG 15(6), severity 1
+BLINDNESS = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_of_pictures_are_told_apart_by_everyone(kind):
+    """A difference of 2.3 is just seen; red and green of the palette before were 9 apart for deutans."""
+    labs = [seen_as(colour, np.array(BLINDNESS[kind])) for _, colour in overlay.LEGEND]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]) > 19

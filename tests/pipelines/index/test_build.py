@@ -1,0 +1,262 @@
+import json
+import logging
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import UserError
+from pipelines.images.read import read_header
+from pipelines.index.build import ConcatIndex, build, is_index, load, open_index
+from pipelines.limits import Limits
+from pipelines.synthetic import receipts
+
+SQUARE = [[10, 20], [110, 20], [110, 40], [10, 40]]
+
+
+def picture(path, size=(200, 100), orientation=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.new("RGB", size, "white").save(path, exif=exif)
+
+
+def data_set(folder, pages, texts=True):
+    """Writes {name: [(points, text), ...]} in the contest's format, with white pictures."""
+    images = {}
+    for name, words in pages.items():
+        picture(folder / "images" / name)
+        made = {str(k): {"points": p} | ({"transcription": t} if texts else {}) for k, (p, t) in enumerate(words)}
+        images[name] = {"words": made, "img_w": 200, "img_h": 100}
+    path = folder / "train.json"
+    path.write_text(json.dumps({"images": images}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def source(tmp_path):
+    triangle = [[0, 0], [50, 0], [0, 50]]
+    pages = {
+        "a.jpg": [(SQUARE, "가나"), (triangle, "###")],
+        "empty.jpg": [],
+        "b.jpg": [(SQUARE + [[0, 30]], ""), (SQUARE, "B, C"), (triangle, "D")],
+    }
+    return data_set(tmp_path / "set", pages)
+
+
+def test_round_trip(source, tmp_path):
+    index = build(source, tmp_path / "index")
+    assert len(index) == 3 and index.format == "contest" and index.has_texts
+    assert [index.name(i) for i in range(3)] == ["a.jpg", "empty.jpg", "b.jpg"]
+    assert index.path(2) == source.parent / "images" / "b.jpg" and index.paths[2] == str(index.path(2))
+    np.testing.assert_array_equal(index.size_wh, [[200, 100]] * 3)
+    assert index.texts(0) == ["가나", "###"] and index.texts(1) == [] and index.texts(2) == ["", "B, C", "D"]
+    assert index.ignore(0).tolist() == [False, True] and index.ignore(1).shape == (0,)
+    assert [p.shape for p in index.polygons(2)] == [(5, 2), (4, 2), (3, 2)] and index.polygons(1) == []
+    np.testing.assert_array_equal(index.polygons(0)[0], SQUARE)
+    assert index.polygons(0)[0].dtype == np.float32
+    assert index.num_usable == 4
+    with pytest.raises(IndexError):
+        index.polygons(3)
+
+
+def test_arrays_are_mapped_and_csr(source, tmp_path):
+    index = build(source, tmp_path / "index")
+    assert isinstance(index.points.base, np.memmap) and not index.points.flags.writeable
+    assert index.page_offsets.tolist() == [0, 2, 2, 5]
+    assert index.point_offsets.tolist() == [0, 4, 7, 12, 16, 19]
+    assert index.size_wh.dtype == np.int32 and index.orientation.dtype == np.uint8
+
+
+def test_source_without_texts_or_polygons(tmp_path):
+    index = build(data_set(tmp_path, {"a.jpg": [(SQUARE, "")]}, texts=False), tmp_path / "i")
+    assert not index.has_texts and index.texts(0) is None
+    index = build(data_set(tmp_path, {"a.jpg": []}), tmp_path / "j")
+    assert index.polygons(0) == [] and index.num_usable == 0 and index.points.shape == (0, 2)
+
+
+def test_cleaning_drops_clamps_and_counts(tmp_path):
+    nan = [[10, 20], [float("nan"), 20], [110, 40]]
+    infinite = [[10, 20], [1e400, 20], [110, 40]]
+    outside = [[-5, 20], [250, 20], [250, 130], [-5, 130]]
+    words = [(nan, "n"), (infinite, "i"), (SQUARE[:2], "few"), ([], "none"), (outside, "out"), (SQUARE, "in")]
+    index = build(data_set(tmp_path, {"a.jpg": words}), tmp_path / "index")
+    assert index.texts(0) == ["out", "in"]
+    np.testing.assert_array_equal(index.polygons(0)[0], [[0, 20], [200, 20], [200, 100], [0, 100]])
+    expected = {"dropped_not_finite": 2, "dropped_few_points": 2, "clamped": 1, "polygons": 2, "pages": 1}
+    assert expected.items() <= index.counts.items()
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9), 0, 9])
+def test_sizes_are_oriented(tmp_path, orientation):
+    picture(tmp_path / "a.jpg", (200, 100), orientation)
+    header = read_header(tmp_path / "a.jpg")
+    turned = orientation in (5, 6, 7, 8)
+    assert (header.width, header.height) == ((100, 200) if turned else (200, 100))
+    assert header.orientation == (orientation if orientation in range(1, 9) else 1)
+
+
+def test_clamping_uses_the_oriented_page(tmp_path):
+    path = data_set(tmp_path, {"a.jpg": [([[0, 0], [90, 0], [90, 190], [0, 190]], "tall")]})
+    picture(tmp_path / "images" / "a.jpg", (200, 100), 6)
+    index = build(path, tmp_path / "index")
+    assert index.size_wh[0].tolist() == [100, 200] and index.orientation[0] == 6
+    assert index.polygons(0)[0].max(0).tolist() == [90, 190] and index.counts["wrong_size"] == 1
+
+
+def test_missing_and_broken_images(source, tmp_path):
+    (source.parent / "images" / "b.jpg").unlink()
+    (source.parent / "images" / "empty.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"empty\.jpg: unreadable.*2 of 3 pages.*--skip-bad") as caught:
+        build(source, tmp_path / "index")
+    assert "\n" not in str(caught.value) and not (tmp_path / "index").exists()
+    index = build(source, tmp_path / "index", skip_bad=True)
+    assert [index.name(i) for i in range(len(index))] == ["a.jpg"] and index.counts["skipped_images"] == 2
+    (source.parent / "images" / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="empty file"):
+        build(source, tmp_path / "index", skip_bad=True)
+
+
+def test_too_many_pixels(source, tmp_path):
+    before = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(UserError, match="too-large"):
+        build(source, tmp_path / "index", limits=Limits(199 * 100))
+    with pytest.raises(UserError, match="too-large"):
+        build(source, tmp_path / "index", limits=Limits(100))
+    assert len(build(source, tmp_path / "index", limits=Limits(200 * 100))) == 3
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_progress_and_workers(source, tmp_path):
+    seen = []
+    build(source, tmp_path / "index", workers=2, progress=lambda *told: seen.append(told))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_out_folder_is_never_somebody_elses(source, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="is not an index"):
+        build(source, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    build(source, tmp_path / "index")
+    build(source, tmp_path / "index")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index", "mine", "set"]
+
+
+def test_a_failed_write_leaves_nothing(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError):
+        build(source, tmp_path / "index")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+
+
+def test_damaged_indexes_are_refused(source, tmp_path):
+    folder = tmp_path / "index"
+    build(source, folder)
+    good = (folder / "points.npy").read_bytes()
+    (folder / "points.npy").write_bytes(good[:-8])
+    with pytest.raises(UserError, match=r"points\.npy: damaged"):
+        load(folder)
+    (folder / "points.npy").unlink()
+    with pytest.raises(UserError, match="incomplete"):
+        load(folder)
+    (folder / "points.npy").write_bytes(good)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"version": 0}))
+    with pytest.raises(UserError, match=r"version 0.*build it again"):
+        load(folder)
+    (folder / "meta.json").write_text(json.dumps(meta | {"root": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match="gone"):
+        load(folder)
+    with pytest.raises(UserError, match="not an index"):
+        load(tmp_path)
+
+
+def test_open_index_takes_folders_and_sources(source, tmp_path):
+    build(source, tmp_path / "index")
+    assert len(open_index(str(tmp_path / "index"), cache_dir=tmp_path / "cache")) == 3
+    assert not (tmp_path / "cache").exists()
+    assert len(open_index(str(source), cache_dir=tmp_path / "cache")) == 3
+    with pytest.raises(UserError, match="no such file"):
+        open_index(str(tmp_path / "absent"), cache_dir=tmp_path / "cache")
+
+
+def builds(caplog):
+    return sum("building the index" in message for message in caplog.messages)
+
+
+def test_cache_is_used_only_while_true(source, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        open_index(source, cache_dir=tmp_path / "cache")
+    assert builds(caplog) == 1
+    data = json.loads(source.read_text())
+    data["images"].pop("empty.jpg")
+    source.write_text(json.dumps(data))
+    assert len(open_index(source, cache_dir=tmp_path / "cache")) == 2 and builds(caplog) == 2
+    picture(source.parent / "images" / "a.jpg", (300, 100))
+    index = open_index(source, cache_dir=tmp_path / "cache")
+    assert index.size_wh[0].tolist() == [300, 100] and builds(caplog) == 3
+    open_index(source, cache_dir=tmp_path / "cache")
+    assert builds(caplog) == 3
+
+
+@pytest.mark.parametrize("spec", ["", "train.txt"])
+def test_cache_sees_edited_label_files(tmp_path, spec):
+    folder = tmp_path / "sroie"
+    picture(folder / "img" / "0.jpg")
+    (folder / "box").mkdir()
+    label = folder / "box" / "0.csv"
+    label.write_text("10,20,110,20,110,40,10,40,A")
+    (folder / "train.txt").write_text("0\n")
+    assert open_index(folder / spec, cache_dir=tmp_path / "cache").texts(0) == ["A"]
+    label.write_text("10,20,110,20,110,40,10,40,B")
+    os.utime(label, ns=(1, 1))
+    assert open_index(folder / spec, cache_dir=tmp_path / "cache").texts(0) == ["B"]
+
+
+def test_many_ranks_open_the_same_source_at_once(source, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: open_index(source, cache_dir=tmp_path / "cache"), range(8)))
+    assert all(index.texts(2) == ["", "B, C", "D"] for index in found)
+    assert [is_index(p) for p in (tmp_path / "cache").iterdir()] == [True]
+
+
+def test_concat(source, tmp_path):
+    first = build(source, tmp_path / "first")
+    second = build(data_set(tmp_path / "two", {"z.jpg": [(SQUARE, "")]}, texts=False), tmp_path / "second")
+    both = ConcatIndex([first, second, first])
+    assert len(both) == 7 and both.lengths == [3, 1, 3] and both.dataset_of.tolist() == [0, 0, 0, 1, 2, 2, 2]
+    assert both.name(3) == "z.jpg" and both.path(6) == first.path(2) and both.paths[3] == str(second.path(0))
+    assert both.num_usable == 9 and not both.has_texts and both.texts(0) is None
+    assert both.size_wh.shape == (7, 2) and both.orientation.shape == (7,)
+    assert len(both.polygons(6)) == 3 and both.ignore(4).tolist() == [False, True]
+    assert ConcatIndex([first, first]).texts(5) == ["", "B, C", "D"]
+    for row in (-1, 7):
+        with pytest.raises(IndexError):
+            both.polygons(row)
+
+
+def test_a_pickled_index_is_its_folder_not_a_copy(tmp_path):
+    made = receipts.write_dataset(tmp_path / "pages", 3, 1, 96, 128)
+    index = open_index(made, cache_dir=tmp_path / "cache")
+    packed = pickle.dumps(index)
+    assert len(packed) < 500
+    again = pickle.loads(packed)
+    assert [again.path(i) for i in range(3)] == [index.path(i) for i in range(3)]
+    assert all(np.array_equal(a, b) for a, b in zip(again.polygons(1), index.polygons(1), strict=True))
+
+
+def test_a_text_without_area_is_kept_but_ignored(tmp_path):
+    line = [[10, 10], [60, 10], [110, 10], [60, 10]]
+    source = data_set(tmp_path / "pages", {"a.jpg": [(SQUARE, "text"), (line, "flat")]})
+    index = open_index(source, cache_dir=tmp_path / "cache")
+    assert index.ignore(0).tolist() == [False, True] and index.num_usable == 1 and index.counts["zero_area"] == 1
