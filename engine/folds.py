@@ -25,9 +25,9 @@ from engine import cli
 from engine.config import Config, EvalConfig
 from engine.config.load import load_config
 from engine.evaluation.significance import counts_of, groups_of, standard_error, without_each
-from engine.files import json_object, write_text
+from engine.files import json_object, owner_record, replace_text
 from engine.jobs.executor import Attempt, Exit
-from engine.jobs.fence import read_json, side_file
+from engine.jobs.fence import side_file
 from engine.jobs.local import LocalExecutor, visible_gpus
 from engine.jobs.tail import Tail
 from engine.search.ledger import LOCK, take_lock
@@ -80,7 +80,7 @@ def claimed(args: argparse.Namespace, settings: Sequence[str], config: Config) -
         if not told.exists() or len(fold_folders(out / "split")) != args.folds:
             with contextlib.ExitStack() as forget:
                 forget.callback(told.unlink)  # a command that cannot be is not kept
-                write_text(told, json.dumps(command) + "\n")
+                replace_text(told, json.dumps(command) + "\n")
                 limits = config.data.limits
                 index = open_index(config.data.train[0], config.data.format, Path(config.run_root) / ".index", limits)
                 with progress("looking for copies") as count:
@@ -137,7 +137,7 @@ def run_folder(out: Path, fold: int) -> Path:
 
 def finished(out: Path, fold: int) -> bool:
     """Whether a fold's training has ended by itself, without an error."""
-    return read_json(side_file(run_folder(out, fold), "exit")).get("code") == 0
+    return owner_record(side_file(run_folder(out, fold), "exit")).get("code") == 0
 
 
 def train_all(settings: Sequence[str], out: Path, folds: int, agents: int, config: Config) -> None:
@@ -232,7 +232,7 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
             }
     result["checkpoint"] = args.checkpoint
     result["ensemble"] = str(ensemble_file.save(out, ensemble, places, joint))
-    write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
+    replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

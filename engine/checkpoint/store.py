@@ -29,7 +29,7 @@ import torch
 
 from engine import files
 from engine.console import warn
-from engine.files import write_text
+from engine.files import replace_text
 from pipelines.errors import UserError
 
 LINKS = ("last", "best")
@@ -228,7 +228,7 @@ def replace_settings(path: Path, config_yaml: str) -> None:
         ("config.yaml", config_yaml),
         ("manifest.json", json.dumps(manifest | {"config.yaml": new}, indent=1)),
     ):
-        write_text(path / name, text)
+        replace_text(path / name, text)
         _fsync(path)
 
 

@@ -4,15 +4,16 @@ A colour is a schedule, a line's style a warm-up (and learning rate). Learning r
 metrics.jsonl, so they are what was used.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.compare.result import Cell, Result, by_schedule
+from engine.run.log import read_metrics
 from engine.search.trials import run_folder
 from engine.visualization.sheet import BLUE, GREEN, ORANGE, RED, plain, save, sheet
+from pipelines.errors import UserError
 
 COLOURS, STYLES = (BLUE, ORANGE, GREEN, RED), ("-", "--", ":", "-.")
 LABELS = 12  # combinations that a legend can name
@@ -52,20 +53,18 @@ def rates_of(result: Result, cell: Cell) -> list[tuple[float, float]]:
     """(epochs, learning rate) of a combination's first training with a value; empty where it logged none."""
     trial = next(trial for trial in cell.trials if trial.seed in cell.final)
     try:
-        lines = (run_folder(result.study, trial) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):  # its run folder was removed since
+        points = [_rate(record) for record in read_metrics(run_folder(result.study, trial) / "metrics.jsonl")]
+    except UserError:  # its run folder was removed since
         return []
-    points = [point for line in lines if (point := _rate(line))]
+    points = [point for point in points if point is not None]
     steps = max((step for step, _ in points), default=0)
     return [(result.epochs * step / steps, lr) for step, lr in points]  # the last record is of the last step
 
 
-def _rate(line: str) -> tuple[int, float] | None:
+def _rate(record: dict[str, Any]) -> tuple[int, float] | None:
     try:
-        record = json.loads(line)
-        known = record.get("kind") == "train"
-        return (int(record["step"]), float(record["lr"])) if known else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # torn by a kill
+        return (int(record["step"]), float(record["lr"])) if record.get("kind") == "train" else None
+    except (ValueError, KeyError, TypeError):
         return None
 
 

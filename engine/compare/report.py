@@ -11,6 +11,7 @@ from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, cautions, find, same_by_best, sentences
 from engine.compare.verdict import Family
 from engine.config.load import shown
+from engine.files import replace_text
 from engine.search.report.words import duration, number
 from engine.search.study import Study
 from engine.visualization.document import (
@@ -22,7 +23,6 @@ from engine.visualization.document import (
     Link,
     Table,
     Text,
-    save,
     to_html,
     to_markdown,
 )
@@ -39,9 +39,11 @@ def write(study: Study) -> tuple[dict[str, Any], Path]:
     picture = figures.draw(result, study.folder / "figures")
     blocks, title = sections(result, picture), f"Comparison {study.name}"
     plain = as_json(result)
-    save(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
-    save(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    return plain, save(study.folder / "report.html", to_html(title, blocks))
+    replace_text(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
+    replace_text(study.folder / "report.md", to_markdown(title, blocks, study.folder))
+    page = study.folder / "report.html"
+    replace_text(page, to_html(title, blocks))
+    return plain, page
 
 
 def sections(result: Result, picture: Path | None) -> list[Block]:

@@ -24,7 +24,7 @@ from engine.config.load import from_dict, load_config, to_dict
 from engine.detection.ensemble import FLIPS, Ensemble, Member
 from engine.detection.pages import load_detector
 from engine.distributed import Ranks
-from engine.files import write_text
+from engine.files import replace_text
 from pipelines.errors import UserError
 
 FILE, KIND, VERSION = "ensemble.yaml", "dbnet-ensemble", 1
@@ -74,14 +74,14 @@ def save(folder: Path, ensemble: Ensemble, places: Sequence[Place], config: Conf
     ]
     values = {"kind": KIND, "version": VERSION, "members": members, "flips": ensemble.flips}
     values |= {"scales": list(ensemble.scales), "post": to_dict(config.post)}
-    write_text(folder / FILE, yaml.safe_dump(values, sort_keys=False))
+    replace_text(folder / FILE, yaml.safe_dump(values, sort_keys=False))
     return folder / FILE
 
 
 def replace_post(path: Path, post: dict) -> None:
     """Replaces the post settings of an ensemble's file; a kill leaves the old one or the new."""
     values = files.yaml_values(files.read_text(path)) | {"post": post}
-    write_text(path, yaml.safe_dump(values, sort_keys=False))
+    replace_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def is_ensemble(path: str | Path) -> bool:

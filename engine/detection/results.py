@@ -11,11 +11,9 @@ prediction has one file to go on with.
 import contextlib
 import csv
 import errno
-import fcntl
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from engine import files
 from engine.console import warn
 from engine.detection.postprocess import Detections
 from pipelines.errors import UserError, printable
@@ -138,20 +137,18 @@ def _claimed(path: Path) -> FileIO:
     """The file opened for writing, unbuffered, locked for as long as it is open."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - the journal closes it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    locked = files.flock(handle)
+    if locked is None:
+        warn(f"WARNING: {path}: this file system has no locks; start no second prediction into the same folder")
+    if locked is False:
         file.close()
         raise UserError(f"{path}: another process is writing it; wait for it, or choose another --out") from None
     return file
 
 
 def _refuse_other(path: Path, state: dict[str, Any]) -> None:
-    try:
-        before = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        before = None
-    if not isinstance(before, dict):
+    before = files.owner_record(path)
+    if not before:
         raise UserError(f"{path}: missing or damaged, so what made the results is not known; use --overwrite")
     for key in {**before, **state}:
         if before.get(key) != state.get(key):
@@ -179,17 +176,12 @@ def _whole(path: Path, names: Iterator[str], batch: int) -> tuple[int, int]:
 def replacing(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """A text file (UTF-8, line ends as written) that takes its name when the block ends well, and is gone otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=DRAFT, dir=path.parent)
     try:
-        with open(handle, "w", newline="", encoding="utf-8", errors=errors) as file:
+        with files.replacing(path, errors, DRAFT) as file:
             yield file
-        os.chmod(name, 0o644)
-        os.replace(name, path)
     except OSError as error:
         words = f"{path}: cannot be written ({error.strerror}); make room and go on with --resume"
         raise UserError(words) from None
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def csv_row(result: dict) -> list[str]:

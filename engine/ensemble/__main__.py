@@ -35,7 +35,7 @@ from engine.evaluation import compare
 from engine.evaluation.compare import Judged, judge
 from engine.evaluation.significance import groups_of
 from engine.evaluation.workers import worker_pool
-from engine.files import write_text
+from engine.files import replace_text
 from engine.model import build_model
 from engine.search import ledger
 from engine.training.precise_bn import estimate, trained_norms
@@ -257,7 +257,7 @@ def _write(out: Path, result: dict, work: Work, made: soup.Soup | None) -> None:
         first = every[made.ingredients[0]].config
         path = soup.write(out / "soup", made, [place.path for place in work.places], first)
         result["soup"]["checkpoint"] = str(path)
-    write_text(out / "report.json", json.dumps(result, indent=1) + "\n")
+    replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     title = f"{len(work.pages)} pages, CLEval {rules.protocol}, H-mean {rules.select}"
     with optional(out / "ensemble.png"):
         figure.draw(out / "ensemble.png", result["rows"], title)

@@ -32,6 +32,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.files import owner_record, replace_text
 from engine.jobs import fence
 
 MARK = "DBNET_ATTEMPT"  # environment variable that every process of an attempt carries
@@ -251,7 +252,7 @@ class Wrapper:
             return DRIVER_ENDED, GONE_GRACE_S
         if not fence.current(self.folder, self.token):
             return TOOK_OVER, 0.0
-        asked = fence.read_json(fence.side_file(self.folder, "stop"))
+        asked = owner_record(fence.side_file(self.folder, "stop"))
         if asked.get("id") == attempt_id:
             return STOPPED, float(asked["grace"])
         return (STOPPED, GRACE_S) if self.signalled else ("", 0.0)
@@ -290,10 +291,8 @@ def _at_end_of_file() -> bool:
 
 def write_json(path: Path, record: dict) -> None:
     """Replaces a small JSON file in one move; a disk that is full is reported on stderr, no more."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(record) + "\n")
-        os.replace(temporary, path)
+        replace_text(path, json.dumps(record) + "\n")
     except OSError as error:
         print(f"WARNING: {path} cannot be written ({error})", file=sys.stderr, flush=True)
 

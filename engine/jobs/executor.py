@@ -22,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.files import owner_record
 from engine.jobs.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, write_json
-from engine.jobs.fence import read_json, side_file
+from engine.jobs.fence import side_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def drain(running: list, poll: Callable[[Any], Exit | None], every_s: float, end
 
 def read_record(attempt: Attempt) -> dict[str, Any]:
     """The fields of `engine.jobs.attempt.End` of this attempt, {} where there are none (yet)."""
-    record = read_json(side_file(attempt.folder, "exit"))
+    record = owner_record(side_file(attempt.folder, "exit"))
     return record if record.get("id") == attempt.id else {}
 
 

@@ -9,9 +9,6 @@ another token and ends. The token decides, since flock may not reach from host t
 process's, so that a requeued job fences its first life, whose attempt id is the same.
 """
 
-import errno
-import fcntl
-import json
 import os
 import platform
 import signal
@@ -19,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from engine.files import flock, owner_record, write_record
 
 POLL_S = 1.0  # between two looks of the holder at the file
 KILL_AFTER_S = 3.0  # a holder on this host that has not left by then is stopped or stuck
@@ -35,18 +34,9 @@ def side_file(folder: Path, kind: str) -> Path:
     return folder.parent / f"{folder.name}.{kind}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A small record; {} where there is none or it is just being written."""
-    try:  # opened anew each time: NFS shows another host's writes only to those who open
-        record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def read(folder: Path) -> dict[str, Any]:
     """The fence's record."""
-    return read_json(side_file(folder, "lock"))
+    return owner_record(side_file(folder, "lock"))
 
 
 def current(folder: Path, token: str) -> bool:
@@ -74,9 +64,9 @@ def enter(folder: Path, attempt: int, attempt_id: str, token: str, over: Callabl
         raise Fenced(f"attempt {before['attempt']} is newer")
     path, host = side_file(folder, "lock"), platform.node()
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    _write(lock, {"attempt": attempt, "id": attempt_id, "token": token, "host": host, "pid": os.getpid()})
+    write_record(lock, {"attempt": attempt, "id": attempt_id, "token": token, "host": host, "pid": os.getpid()})
     start = time.monotonic()
-    while (locked := _try_lock(lock)) is False:
+    while (locked := flock(lock)) is False:
         waited = time.monotonic() - start
         if reason := over():
             raise Fenced(reason)
@@ -85,30 +75,10 @@ def enter(folder: Path, attempt: int, attempt_id: str, token: str, over: Callabl
         if waited > KILL_AFTER_S and before.get("host") == host:
             _kill_holder(before["pid"], folder)
         time.sleep(0.05)
-    ended = read_json(side_file(folder, "exit")).get("token") == before.get("token")
+    ended = owner_record(side_file(folder, "exit")).get("token") == before.get("token")
     if before and not ended and (before["host"] != host or locked is None):
         time.sleep(OTHER_HOST_S)
     return lock
-
-
-def _write(lock: int, record: dict) -> None:
-    """One short line in place: a rename would take the flock's file away from under its holder."""
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, (json.dumps(record) + "\n").encode(), 0)
-    os.fsync(lock)
-
-
-def _try_lock(lock: int) -> bool | None:
-    """Whether the flock is ours now; None where the file system has none."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-            return None
-        raise
-    return True
 
 
 def _kill_holder(pid: int, folder: Path) -> None:

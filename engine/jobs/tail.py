@@ -1,9 +1,13 @@
-"""The records of metrics.jsonl as a running training appends them"""
+"""What a training that runs has logged since the last look.
 
-import json
-import os
+tail = Tail(folder / "metrics.jsonl")
+new = tail.read()  # validation records
+"""
+
 from pathlib import Path
 from typing import Any
+
+from engine.files import json_lines
 
 
 class Tail:
@@ -15,30 +19,19 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file, self._offset = 0, 0  # inode
+        self._inode, self._offset = 0, 0
 
     def read(self) -> list[dict[str, Any]]:
         """New records of kind validation, in file order; a line that is still being written waits for its end."""
+        records = []
         try:
-            with self.path.open("rb") as file:
-                state = os.fstat(file.fileno())
-                if state.st_ino != self._file or state.st_size < self._offset:
-                    self._file, self._offset = state.st_ino, 0
-                if state.st_size == self._offset:
-                    return []
-                file.seek(self._offset)
-                data = file.read()
+            state = self.path.stat()
+            if state.st_ino != self._inode or state.st_size < self._offset:
+                self._inode, self._offset = state.st_ino, 0
+            for end, record in json_lines(self.path, self._offset, torn=False):
+                self._offset = end
+                if record and record.get("kind") == "validation" and isinstance(record.get("epoch"), int):
+                    records.append(record)
         except OSError:  # not there yet, or just replaced
-            return []
-        whole = data.rpartition(b"\n")[0]
-        self._offset += len(whole) + bool(whole)
-        return [record for line in whole.split(b"\n") if (record := _record(line))]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # torn by a kill
-        return None
-    known = isinstance(record, dict) and record.get("kind") == "validation" and isinstance(record.get("epoch"), int)
-    return record if known else None
+            pass
+        return records

@@ -4,7 +4,6 @@ A metrics.jsonl of any length is read line by line into at most 2 x POINTS bucke
 neighbours are joined. So memory does not grow, and a bucket keeps the least and greatest value beside the mean.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from pipelines.errors import UserError
 
 POINTS = 400  # a chart is 450 pixels wide
 INCIDENTS = 1000  # kept; all are counted
-LONGEST_LINE = 1 << 20  # of a record, which has 500 letters
 RUN_BYTES = 1 << 24  # of run.json: 2 kB a session
 
 
@@ -142,28 +140,17 @@ def read_history(path: Path, tell: Callable[[int, int | None], None] = lambda do
     try:
         if not path.is_file():
             raise UserError(f"{path}: is no regular file")
-        total, done = path.stat().st_size, 0
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b"")):
-                done += len(line)
-                if number % 5000 == 0:
-                    tell(done >> 20, total >> 20)
-                record = _record(line)
-                if record is None:
-                    history.odd_lines += 1
-                else:
-                    history.add(record)
+        total = path.stat().st_size
+        for number, (end, record) in enumerate(files.json_lines(path)):
+            if number % 5000 == 0:
+                tell(end >> 20, total >> 20)
+            if record is None:
+                history.odd_lines += 1
+            else:
+                history.add(record)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return history
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,6 @@ start within the same seconds on two hosts, on a file system whose flock does no
 
 import contextlib
 import datetime
-import errno
-import fcntl
-import json
 import os
 import platform
 import sys
@@ -23,15 +20,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from engine.config import Config
 from engine.console import reason, warn
+from engine.files import flock, owner_record, write_record
 from pipelines.errors import UserError
 
 BEAT_S = 10.0  # between two touches of the file by its owner
 WATCH_S = 25.0  # in which a living owner's touch must show
 DYING_S = 5.0  # for the last moments of an owner that was killed, and for one that has not written its name yet
-NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class InUse(UserError):
@@ -94,7 +92,7 @@ class Lock:
         deadline = time.monotonic() + DYING_S
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            owner, locked = _read(self.path), _flock(file)
+            owner, locked = owner_record(self.path), flock(file)
             if locked is False:
                 os.close(file)
                 if _alive(owner) or time.monotonic() > deadline:
@@ -109,14 +107,8 @@ class Lock:
                 os.close(file)
                 raise InUse(_refusal(self.folder, owner))
             else:
-                self._write(file)
+                write_record(file, self._owner)
                 return file
-
-    def _write(self, file: int) -> None:
-        """In place: a rename would take the flock's file away."""
-        os.ftruncate(file, 0)
-        os.pwrite(file, (json.dumps(self._owner) + "\n").encode(), 0)
-        os.fsync(file)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
@@ -131,11 +123,11 @@ class Lock:
         """The file was deleted, with the folder of all runs; a process that has made its own by now goes first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        if _flock(file) is False:
-            owner = _read(self.path)
+        if flock(file) is False:
+            owner = owner_record(self.path)
             warn(f"error: {self.folder} was deleted under this run. {_refusal(self.folder, owner)}")
             os._exit(2)  # whatever this process writes from now on is written over the other's
-        self._write(file)
+        write_record(file, self._owner)
         os.close(self._file)
         self._file = file
 
@@ -149,34 +141,12 @@ class Lock:
         os.close(self._file)
 
 
-def _flock(file: int) -> bool | None:
-    """Whether the flock is ours now; None where the file system has none."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in NO_FLOCK:
-            return None
-        raise
-    return True
-
-
 def _is(path: Path, file: int) -> bool:
     """Whether a path leads to an open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:
         return False
-
-
-def _read(path: Path) -> dict:
-    """The owner's record; {} where there is none or it is just being written."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _alive(owner: dict) -> bool:
@@ -259,7 +229,7 @@ def same_job(folder: Path) -> bool:
     signs = [p.stat().st_mtime for p in (folder / "run.json", folder / "metrics.jsonl") if p.exists()]
     if not signs or (restarts == "0" and (job == "none" or time.time() - max(signs) > RECENT_S)):
         return False
-    known = _sessions(folder / "run.json")[-1:]
+    known = sessions(folder / "run.json")[-1:]
     if not known or not isinstance(known[0], dict):
         return False
     environment, command = known[0].get("environment"), known[0].get("command")
@@ -267,8 +237,7 @@ def same_job(folder: Path) -> bool:
     return recorded == job and isinstance(command, list) and command[2:] == sys.argv[1:]
 
 
-def _sessions(path: Path) -> list:
-    try:
-        return json.loads(path.read_text())["sessions"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # an older or damaged file; the settings and metrics are kept elsewhere
+def sessions(path: Path) -> list[Any]:
+    """Those of a run.json; [] of an older or damaged one: settings and metrics are kept elsewhere."""
+    found = owner_record(path).get("sessions")
+    return found if isinstance(found, list) else []

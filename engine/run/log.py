@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from engine.config import Config
 from engine.config.load import to_dict, to_yaml
 from engine.console import reason, warn
-from engine.files import write_text
-from engine.run.folder import _sessions
+from engine.files import json_lines, replace_text
+from engine.run.folder import sessions
 from engine.run.progress import Progress
 from engine.run.provenance import device_name, provenance
 from engine.run.tracker import Tracker
@@ -55,7 +55,7 @@ class MetricsLog:
         if path.exists():
             read = read_metrics(path)  # what went wrong did, also in steps that are done again
             kept = [r for r in read if r.get("step", 0) <= resumed_step or r.get("kind") == "incident"]
-            write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+            replace_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -100,7 +100,7 @@ class MetricsLog:
         self._file = file
         for name, text in self._beside.items():
             if not (self.path.parent / name).exists():
-                write_text(self.path.parent / name, text)
+                replace_text(self.path.parent / name, text)
 
     def close(self) -> None:
         """Closes the file and says how many records were lost, if any."""
@@ -118,18 +118,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         UserError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for _, record in json_lines(path) if record is not None]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 class RunLog:
@@ -201,11 +192,11 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
     session = {**provenance(config, ranks.world_size, device_name(ranks.device)), "first_step": step}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sessions = _sessions(folder / "run.json") if step else []
-        record = json.dumps({"sessions": [*sessions, session]}, indent=1) + "\n"
+        before = sessions(folder / "run.json") if step else []
+        record = json.dumps({"sessions": [*before, session]}, indent=1) + "\n"
         beside = {"run.json": record, "config.yaml": to_yaml(config)}
         for name, text in beside.items():
-            write_text(folder / name, text)
+            replace_text(folder / name, text)
         metrics = MetricsLog(folder / "metrics.jsonl", step, beside)
     except OSError as error:
         raise UserError(f"{folder}: the run's folder cannot be written ({error.strerror})") from None

@@ -17,7 +17,6 @@ over by readers; the next writer starts on a line of its own.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.console import warn
+from engine.files import flock
 from engine.search.space import Space, space_from_json, space_to_json
 from engine.search.study import ENDED, Study, Trial
 from pipelines.errors import UserError
@@ -346,9 +347,10 @@ def take_lock(folder: Path) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study")
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    locked = flock(descriptor)
+    if locked is None:
+        warn(f"WARNING: {folder}: this file system has no locks; start no second search of this study")
+    if locked is False:
         owner = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         raise UserError(f"{folder}: a driver runs this study already ({owner}); wait for it or stop it") from None

@@ -14,7 +14,7 @@ from engine.data import Data
 from engine.detection.pages import load_detector
 from engine.distributed import Ranks
 from engine.evaluation.judge import Page, evaluate
-from engine.files import write_text
+from engine.files import replace_text
 from engine.run.log import RunLog
 from engine.visualization import overlay
 from engine.visualization.curves import curves
@@ -80,7 +80,7 @@ def finish(
         log.summary({f"test_{key}": value for key, value in summary["test"].items()})
     if ranks.main:
         with optional(folder / "summary.json"):
-            write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+            replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         with optional(folder / "curves.png"):
             curves(folder / "metrics.jsonl", folder / "curves.png")
         for split in ("val", "test"):

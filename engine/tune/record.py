@@ -10,7 +10,7 @@ from engine.checkpoint import store
 from engine.config import PostConfig
 from engine.config.load import from_dict, to_yaml
 from engine.detection import ensemble_file
-from engine.files import write_text
+from engine.files import replace_text
 from engine.run.folder import InUse, Lock
 from pipelines.errors import UserError
 
@@ -64,4 +64,4 @@ def apply(path: Path, post: PostConfig, record: dict) -> None:
             ensemble_file.replace_post(path, values)
         else:
             store.replace_settings(path, to_yaml(from_dict(store.load_settings(path) | {"post": values})))
-        write_text(folder_of(path) / NAME, json.dumps(record, indent=1) + "\n")
+        replace_text(folder_of(path) / NAME, json.dumps(record, indent=1) + "\n")

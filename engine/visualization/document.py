@@ -7,7 +7,6 @@ import base64
 import dataclasses
 import hashlib
 import html
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,17 +141,6 @@ def to_html(title: str, blocks: Sequence[Block], style: str = "", script: str = 
         f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n<h1>{escaped(title)}</h1>"
     )
     return "\n".join([head, *[_html(block) for block in blocks], ending])
-
-
-def save(path: Path, text: str) -> Path:
-    """Whole or not at all: a reader may have the old one open, and another process may be writing the same."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
 
 
 def _html(block: Block) -> str:

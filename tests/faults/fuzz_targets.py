@@ -16,7 +16,7 @@ from PIL import Image
 from engine.checkpoint import store
 from engine.config.load import from_dict, keys, load_config
 from engine.export.foreign import import_file
-from engine.jobs import fence
+from engine.files import owner_record
 from engine.run import log
 from engine.search import import_table, ledger, sweep
 from engine.search import options as search_options
@@ -378,7 +378,7 @@ def _small_files(case: tuple, folder: Path) -> None:
     _, data = case
     (folder / "m.jsonl").write_bytes(data)
     log.read_metrics(folder / "m.jsonl")
-    fence.read_json(folder / "m.jsonl")
+    owner_record(folder / "m.jsonl")
 
 
 # ---- checkpoints, indexes, weights

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.checkpoint import store
 from engine.config.load import load_config
 from engine.export.foreign import import_file
-from engine.jobs import fence
+from engine.files import owner_record
 from engine.run import log
 from engine.search import import_table, ledger, sweep
 from pipelines.annotations.json_formats import points
@@ -221,7 +221,7 @@ def test_what_is_no_record_is_passed_over(tmp_path):
     path.write_text('{"step": 1}\n' + "[" * 3000 + '\n{"a"\n[1]\n{"step": 2}\n')
     assert [record["step"] for record in log.read_metrics(path)] == [1, 2]
     path.write_text("[" * 3000)
-    assert fence.read_json(path) == {}
+    assert owner_record(path) == {}
 
 
 def test_an_optimizer_step_beyond_reason_is_refused():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.load import shown
+from engine.files import replace_text
 from engine.search.report import confirm, figures
 from engine.search.report.effects import Z90, digits2, fitted, reached
 from engine.search.report.findings import Findings, find
@@ -20,7 +21,6 @@ from engine.visualization.document import (
     Link,
     Table,
     Text,
-    save,
     to_html,
     to_markdown,
 )
@@ -41,8 +41,10 @@ def write(study: Study, baseline: float | None = None, posterior: Any = UNFITTED
     pictures = figures.draw(study, found, study.folder / "figures", line)
     blocks = sections(study, found, pictures)
     title = f"Search {study.name}"
-    save(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    return save(study.folder / "report.html", to_html(title, blocks))
+    replace_text(study.folder / "report.md", to_markdown(title, blocks, study.folder))
+    page = study.folder / "report.html"
+    replace_text(page, to_html(title, blocks))
+    return page
 
 
 def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[Block]:

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from engine.config.load import from_dict, load_config, to_dict
-from engine.files import write_text
+from engine.files import replace_text
 from engine.run import log as runlog
 from engine.run import tracker
 from engine.run.folder import folder_of, refuse_taken
@@ -161,14 +161,14 @@ def test_records_that_never_found_room_are_counted(tmp_path, monkeypatch, capsys
 
 def test_files_are_replaced_in_one_move(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
-    write_text(path, "old")
+    replace_text(path, "old")
 
     def fail(*_):
         raise OSError(28, "No space left")
 
     monkeypatch.setattr(runlog.os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        write_text(path, "new")
+        replace_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
