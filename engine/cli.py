@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from engine.config import Config
 from engine.config.load import help_text, load_config, preset_names, to_yaml
-from pipelines.errors import OneLine, UserError, printable
+from pipelines.errors import OneLine, Parser, UserError, printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -66,6 +67,28 @@ def _refuse(text: str) -> NoReturn:
         time.sleep(TORCHRUN_GRACE_S)
     print(f"error: {printable(text.strip())}", file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)
+
+
+def parser(module: str, describe: str) -> Parser:
+    """What every command with flags begins with: its name, its docstring as help, `--json`.
+
+        parser = cli.parser("engine.tune", __doc__)
+
+    Its complaints are UserErrors, for `run` to show in one line.
+    """
+    made = Parser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
+    return made
+
+
+def alone(module: str) -> None:
+    """Refuses several ranks for a command that is one process.
+
+    Raises:
+        UserError: torchrun has started it.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{module} runs as one process: start it with python -m")
 
 
 def wants_help(argv: list[str]) -> bool:

@@ -39,12 +39,17 @@ class Ranks:
         return self.rank == 0
 
 
-def start(device: str = "auto") -> Ranks:
+def start(device: str = "auto", threads: int = 0) -> Ranks:
     """Joins the process group that torchrun describes; alone without torchrun.
+
+    Args:
+        device: auto, cpu or cuda (trainer.device).
+        threads: torch's, of this process (trainer.threads); 0 = torch's own choice.
 
     Raises:
         UserError: cuda asked for where there is none, or more local ranks than GPUs.
     """
+    limit_threads(threads)
     loopback_for_one_node()
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -63,6 +68,12 @@ def start(device: str = "auto") -> Ranks:
         backend = "nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if use_cuda else None, **place)
     return Ranks(rank, local_rank, world_size, chosen)
+
+
+def limit_threads(threads: int) -> None:
+    """Torch's threads of this process; 0 leaves them as they are."""
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def loopback_for_one_node() -> None:

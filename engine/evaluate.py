@@ -11,8 +11,6 @@ overridden, e.g. `post.bin_thresh=0.2`. Counters are sums of integers, so 1, 2 a
 import json
 from pathlib import Path
 
-import torch
-
 from engine import cli, distributed
 from engine.data import open_pages
 from engine.detection.open import checkpoint_settings
@@ -30,10 +28,8 @@ def main(argv: list[str]) -> int:
         raise UserError("data.val=PATH is missing: name the pages to evaluate on")
     if extras["output"]:
         Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    ranks = distributed.start(config.trainer.device)
+    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     try:
-        if config.trainer.threads:
-            torch.set_num_threads(config.trainer.threads)
         pages = open_pages(config, config.data.val, ranks)
         with worker_pool(config.eval.workers) as pool:
             model = load_detector(path, config, ranks)

@@ -32,7 +32,7 @@ from engine.jobs.local import LocalExecutor, visible_gpus
 from engine.jobs.tail import Tail
 from engine.search.ledger import LOCK, take_lock
 from pipelines.bars import progress
-from pipelines.errors import Parser, UserError, printable
+from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex, open_index
 from pipelines.split import fold_folders, split
 
@@ -45,9 +45,7 @@ OPTIMISTIC = (
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """(flags, settings) of a command line."""
-    parser = Parser(
-        prog="python -m engine.folds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("engine.folds", __doc__)
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="as for engine.train")
     parser.add_argument("--folds", type=int, default=5, help="number of folds (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
@@ -56,7 +54,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--checkpoint", default="best", choices=("best", "last"), help="which one of each fold (default best)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_intermixed_args(argv)
     return args, args.settings
 
@@ -184,7 +181,6 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
         the standard deviation over folds and `standard_error` the jackknife's over pages; test: rows of the models and
         their mean on data.test (or data.val), where given. All as eval.select says.
     """
-    import torch  # here: the driver holds no device while the folds train
 
     from engine import distributed
     from engine.checkpoint import store
@@ -194,9 +190,7 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
     from engine.evaluation import compare
     from engine.evaluation.workers import worker_pool
 
-    ranks = distributed.start(config.trainer.device)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     kept = [item for item in settings if item.partition("=")[0].startswith(("eval.", "post.", "trainer."))]
     places = [
         ensemble_file.Place(f"fold {k}", store.locate(run_folder(out, k), args.checkpoint)) for k in range(args.folds)
@@ -283,9 +277,8 @@ def describe(result: dict, out: Path) -> str:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
+    cli.alone("engine.folds")
     args, settings = parse(argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("engine.folds starts torchrun itself: start it with python -m")
     if args.folds < 2 or args.agents < 1:
         raise UserError("--folds must be at least 2 and --agents at least 1")
     config, _ = load_config(settings)

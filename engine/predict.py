@@ -26,8 +26,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine import cli
 from engine.config import Config
 from engine.config.load import keys_and_values
@@ -146,9 +144,7 @@ def _refuse_if_none_is_good(images: Images, config: Config) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m engine.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("engine.predict", __doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
     parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint or ensemble.yaml")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
@@ -159,7 +155,6 @@ def _parser() -> Parser:
     before.add_argument("--resume", action="store_true", help="go on with the results that are in DIR")
     before.add_argument("--overwrite", action="store_true", help="delete the results that are in DIR")
     parser.add_argument("--follow-links", action="store_true", help="take links that lead out of a folder")
-    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     return parser
 
 
@@ -185,9 +180,8 @@ def _check_places(args: argparse.Namespace, paths: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
+    cli.alone("engine.predict")
     args = _parser().parse_intermixed_args(argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("engine.predict runs as one process: start it with python -m, one per folder of images")
     formats = _formats(args.format)
     settings, paths = cli.split_settings(args.paths)
     if not paths:
@@ -197,8 +191,6 @@ def main(argv: list[str]) -> int:
     images = find_images(paths, args.follow_links)
     _refuse_if_none_is_good(images, config)
     _check_places(args, paths)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     start = time.perf_counter()
     mode = "resume" if args.resume else "overwrite" if args.overwrite else "new"
     journal = Journal(args.out, _state(opened, images, args.draw), images.names(), config.eval.batch_size, mode)

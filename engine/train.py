@@ -228,8 +228,6 @@ def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_sca
         whether it was asked to stop before its end.
     """
     distributed.seed_everything(config.seed, config.trainer.deterministic)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     data = open_data(config, ranks)
     source = find_resume(config, ranks, folder, again=lr_scale < 1)
     config, change = keep_global_batch(config, ranks, source) if source else (config, "")
@@ -324,7 +322,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
     config, _, dry_run = cli.parse(argv, {}, __doc__)
-    ranks = distributed.start(config.trainer.device)
+    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     gc.disable()  # collected by hand in train_epoch
     try:
         if dry_run:

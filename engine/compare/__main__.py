@@ -28,14 +28,12 @@ from engine.compare import plan
 from engine.config.load import load_config
 from engine.search import ledger, trials
 from engine.search.study import Study
-from pipelines.errors import Parser, UserError
+from pipelines.errors import UserError
 
 
 def arguments() -> argparse.ArgumentParser:
     """The flags."""
-    parser = Parser(
-        prog="python -m engine.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("engine.compare", __doc__)
     parser.add_argument("words", nargs="*", metavar="key=value", help="schedules, warmup, lrs, seeds; settings of all")
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: studies/compare-PRESET-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the comparison in --out; seeds=N adds seeds")
@@ -43,7 +41,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--agents", type=int, help="trainings at a time; each gets its share of the GPUs (default 1)")
     parser.add_argument("--executor", help="where trainings run: local, ray[:...], slurm[:...] (default local)")
     parser.add_argument("--objective", default="", help="module:function instead of trainings, as in engine.search")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object and nothing else")
     parser.add_argument("--dry-run", action="store_true", help="list the trainings, measure the time of one, and leave")
     return parser
 

@@ -52,12 +52,13 @@ def open_named(named: str, settings: list[str]) -> Opened:
     if ensemble_file.is_ensemble(named):
         ranks = distributed.start(split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"])
         ensemble, config = ensemble_file.load(named, ranks, settings)
+        distributed.limit_threads(config.trainer.threads)
         file = Path(named) / ensemble_file.FILE if Path(named).is_dir() else Path(named)
         files = [file, *(weights for place in ensemble_file.read(named)[0] for weights in _weights(place.path))]
         return Opened(config, ranks, lambda: ensemble, files)
     path = store.locate(named).resolve()  # of a run that goes on, `best` may be another one a moment later
     config, _ = load_config(settings, base=store.load_settings(path))
-    ranks = distributed.start(config.trainer.device)
+    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     return Opened(config, ranks, lambda: load_detector(path, config, ranks), _weights(path))
 
 

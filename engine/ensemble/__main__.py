@@ -40,7 +40,7 @@ from engine.model import build_model
 from engine.search import ledger
 from engine.training.precise_bn import estimate, trained_norms
 from pipelines.bars import progress
-from pipelines.errors import Parser, UserError, printable
+from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex
 
 OPTIMISTIC = (
@@ -66,9 +66,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     Raises:
         UserError: a flag is wrong, no path, or a setting that does not exist.
     """
-    parser = Parser(
-        prog="python -m engine.ensemble", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("engine.ensemble", __doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="members, or settings section.key=value")
     parser.add_argument("--flips", default=None, choices=tuple(FLIPS), help="mirrored views beside the plain one")
     parser.add_argument("--scales", default=None, help="factors on each member's canvas, e.g. 0.8,1,1.25")
@@ -79,7 +77,6 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         "--bn-batches", type=int, default=0, help="training batches for the soup's BatchNorm statistics; 0 = their mean"
     )
     parser.add_argument("--out", type=Path, help="folder for ensemble.yaml, report.json and the soup")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_intermixed_args(argv)
     settings, paths = cli.split_settings(args.paths)
     split_extra(settings, {})  # refused before a file is read
@@ -204,8 +201,7 @@ def _without_start(config: Config) -> Config:
 def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:
     """Judges everything, writes what --out asks for, and returns the result as plain values; {} above rank 0."""
     ensemble, config, places = open_all(args, paths, settings, ranks)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    distributed.limit_threads(config.trainer.threads)
     if not config.data.val:
         raise UserError("data.val=PATH is missing: name the pages to judge on")
     if args.bn_batches and not config.data.train:

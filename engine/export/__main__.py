@@ -22,9 +22,7 @@ from pipelines.errors import Parser, UserError, printable
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m engine.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("engine.export", __doc__)
     parser.add_argument("items", nargs="*", metavar="RUN", help="run folder or checkpoint; settings section.key=value")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="ONNX file to write")
     parser.add_argument("--opset", type=int, metavar="N", help="its operator set (default 18)")
@@ -34,7 +32,6 @@ def _parser() -> Parser:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors file to write")
     parser.add_argument("--import", dest="foreign", type=Path, metavar="FILE", help="PyTorch file to take tensors from")
     parser.add_argument("--out", type=Path, metavar="PATH", help="what --import writes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     return parser
 
 

@@ -10,7 +10,6 @@ from the logs alone; so it is, with a note, where the run has no checkpoint yet 
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from engine.report import style
 from engine.report.history import Run, read_run
 from engine.visualization.document import Block, Markup, Text, to_html
 from pipelines.bars import progress
-from pipelines.errors import Parser, UserError, printable
+from pipelines.errors import UserError, printable
 
 if TYPE_CHECKING:
     from engine.report.judge import Judgement
@@ -36,14 +35,11 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
     Raises:
         UserError: no run or several, settings without an evaluation, an unknown flag.
     """
-    parser = Parser(
-        prog="python -m engine.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("engine.report", __doc__)
     parser.add_argument("items", nargs="+", metavar="RUN", help="run folder, and settings section.key=value")
     parser.add_argument("--out", type=Path, help="the page; RUN/report.html by default")
     parser.add_argument("--pages", type=int, default=8, help="worst pages to show (8)")
     parser.add_argument("--no-eval", action="store_true", help="from the logs alone: no checkpoint is run")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     args = parser.parse_intermixed_args(argv)
     settings, runs = cli.split_settings(args.items)
     if len(runs) != 1:
@@ -129,9 +125,8 @@ def figures(run: Run, judged: "Judgement | None", notes: list[str], out: Path) -
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
+    cli.alone("engine.report")
     args, folder, settings = arguments(argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("engine.report runs as one process: start it with python -m")
     with progress("megabytes of metrics") as tell:
         run = read_run(folder, tell)
     out = target(args.out, folder)

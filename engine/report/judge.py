@@ -88,10 +88,8 @@ def judge(
     path = store.locate(folder).resolve()  # of a run that goes on, `best` may be another one a moment later
     config, _ = load_config(settings, base=store.load_settings(path))
     state = store.load_state(path)
-    ranks = distributed.start(config.trainer.device)
+    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     try:
-        if config.trainer.threads:
-            torch.set_num_threads(config.trainer.threads)
         # Without data of its own a run was trained on built-in pages, which are made again where they are gone.
         pages = open_pages(config, config.data.val, ranks) if config.data.val else open_data(config, ranks).val
         model = load_detector(path, config, ranks)

@@ -11,18 +11,15 @@ search starts and what the gain is against. An ensemble (checkpoint=FOLDER/ensem
 then holds the settings.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from engine import cli, distributed
 from engine.config import Config, PostConfig
@@ -42,7 +39,7 @@ from engine.tune import figure, record
 from engine.tune.candidates import Judge
 from engine.tune.search import Found, Gain, Search, deal, gain_of, least_filters, slices
 from pipelines.bars import progress
-from pipelines.errors import Parser, UserError, printable
+from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex
 
 SHOWN = 5  # settings in the table
@@ -91,9 +88,10 @@ def open_named(settings: list[str]) -> Opened:
         path = Path(named) / ensemble_file.FILE if Path(named).is_dir() else Path(named)
         ranks = distributed.start(split_extra(rest, {"trainer.device": "auto"})[0]["trainer.device"])
         ensemble, config = ensemble_file.load(path, ranks, rest)
+        distributed.limit_threads(config.trainer.threads)
         return Opened(config, path, ranks, lambda: ensemble)
     config, _, path = checkpoint_settings(settings, {}, __doc__)
-    ranks = distributed.start(config.trainer.device)
+    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     return Opened(config, path, ranks, lambda: load_detector(path, config, ranks))
 
 
@@ -208,16 +206,14 @@ def _short(value: Any) -> str:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    parser = Parser(
-        prog="python -m engine.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    cli.alone("engine.tune")
+    parser = cli.parser("engine.tune", __doc__)
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="checkpoint=RUN, data.val=PATH, other settings"
     )
     parser.add_argument("--trials", type=int, default=16, help="growths asked of the model in each search (16)")
     parser.add_argument("--folds", type=int, default=5, help="of the pages, for the cross-validation (5)")
     parser.add_argument("--no-write", action="store_true", help="show the result only; no file is written")
-    parser.add_argument("--json", action="store_true", help="the result as one JSON object on stdout")
     args = parser.parse_intermixed_args(argv)
     opened = open_named(args.settings)
     config, path = opened.config, opened.path
@@ -225,8 +221,6 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--trials {args.trials} --folds {args.folds}: at least 1 trial and 2 folds are needed")
     if not config.data.val:
         raise UserError("data.val=PATH is missing: name the pages to tune on")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("engine.tune runs as one process: start it with python -m")
     if not args.no_write:
         with record.alone(path):  # before the work, not after it
             pass
@@ -248,8 +242,6 @@ def main(argv: list[str]) -> int:
 
 def _work(opened: Opened, trials: int, folds: int) -> tuple[Tuned, tuple[float, float], dict[str, float]]:
     config, ranks = opened.config, opened.ranks
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
     pages = open_pages(config, config.data.val, ranks)
     groups = groups_of(pages, config)
     deal(groups, folds)  # too few pages are said before the work

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import cli, evaluate, predict, train
+from engine import cli, evaluate, folds, predict, train
+from engine.report import __main__ as report
+from engine.tune import __main__ as tune
 from kernels import runtime
 from tests.conftest import TINY, run_module
 
@@ -165,3 +167,10 @@ def test_a_real_process_ends_the_same_way(tmp_path):
     assert (
         done.returncode == 2 and done.stderr.strip().count("\n") == 0 and done.stderr.startswith("error: unknown key")
     )
+
+
+@pytest.mark.parametrize("command", [predict, tune, report, folds], ids=lambda m: m.__spec__.name)
+def test_a_command_of_one_process_refuses_torchrun_before_it_joins_a_group(command, leave, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, errors, _ = leave(command.main, "anything")
+    assert code == 2 and len(errors) == 1 and "runs as one process: start it with python -m" in errors[0]
