@@ -87,6 +87,7 @@ def letterboxed(paths: list[Path]) -> list[np.ndarray]:
     made = []
     for path in paths:
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None, path
         scale = min(height / image.shape[0], width / image.shape[1])
         size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
         canvas = np.zeros((height, width, 3), np.uint8)

@@ -204,7 +204,7 @@ def pad(layers: list[Layer], width: int, to: int) -> list[Layer]:
 
 def kept_bytes(layers: list[Layer]) -> int:
     """Bytes of one image's maps that the backward pass needs if nothing is recomputed: what products and norms read."""
-    needed = {}
+    needed: dict[int, tuple[int, ...]] = {}
     for layer in layers:
         if is_product(layer) or layer.kind == "batch norm":
             needed |= dict(zip(layer.reads, layer.inputs))

@@ -164,9 +164,11 @@ def compiled(launch: Launch, capability: int) -> dict:
     options |= {name: launch.constants[name] for name in ("maxnreg",) if name in launch.constants}
     made = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=options)
     said = ptxas_report(made.asm["ptx"], capability)
-    stack, stores, loads = (int(n) for n in re.search(STACK, said).groups())
+    used, frame = re.search(r"Used (\d+) registers", said), re.search(STACK, said)
+    assert used and frame, said
+    stack, stores, loads = map(int, frame.groups())
     return {
-        "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
+        "registers": int(used.group(1)),
         "spills": stores + loads,
         "stack": stack,
         "shared": made.metadata.shared,
@@ -195,8 +197,9 @@ def ptxas_report(ptx: str, capability: int) -> str:
 
 def _bytes(suffix: str) -> int:
     """Bytes of one lane's load; `.v4.b32` -> 16."""
-    vector = re.search(r"\.v(\d)", suffix)
-    return (int(vector.group(1)) if vector else 1) * int(re.search(r"\.[bsuf](\d+)", suffix).group(1)) // 8
+    vector, width = re.search(r"\.v(\d)", suffix), re.search(r"\.[bsuf](\d+)", suffix)
+    assert width, suffix
+    return (int(vector.group(1)) if vector else 1) * int(width.group(1)) // 8
 
 
 def table() -> dict[str, dict]:

@@ -77,9 +77,9 @@ def measure(
         mine, others = _rounds(benchmark, timed, (ours, peer), rounds, on_gpu, 2 if planted else 1)
         peak = _cuda_peak_mib(ours, device) if on_gpu else _cpu_peak_mib(ours)
     figure = 1e6 * mine if on_gpu else mine / others
-    ms = np.quantile(1e3 * mine, (0.2, 0.5, 0.8))
-    p20, p50, p80 = np.quantile(figure, (0.2, 0.5, 0.8))
-    rate, rate_unit = _rate(images, moved_bytes, ms[1] / 1e3)
+    fast, median, slow = np.quantile(1e3 * mine, (0.2, 0.5, 0.8)).tolist()
+    p20, p50, p80 = np.quantile(figure, (0.2, 0.5, 0.8)).tolist()
+    rate, rate_unit = _rate(images, moved_bytes, median / 1e3)
     row = Row(
         bench=bench,
         case=case,
@@ -87,11 +87,11 @@ def measure(
         dtype=dtype,
         metric="cuda_us" if on_gpu else f"{clock}_ratio",
         unit="us" if on_gpu else f"of {peer_name}",
-        p20=float(p20),
-        p50=float(p50),
-        p80=float(p80),
+        p20=p20,
+        p50=p50,
+        p80=p80,
         n=len(mine),
-        ms=tuple(map(float, ms)),
+        ms=(fast, median, slow),
         peer_ms=float(np.median(1e3 * others)) if peer else None,
         peak_mib=peak,
         rate=rate,
@@ -205,7 +205,9 @@ def _cpu_peak_mib(call: Callable) -> float | None:
 
 
 def _status_mib(name: str) -> float:
-    return int(re.search(rf"^{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M).group(1)) / 1024
+    found = re.search(rf"^{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    assert found, f"Linux tells no {name}"
+    return int(found.group(1)) / 1024
 
 
 def _cuda_peak_mib(call: Callable, device: str) -> float:

@@ -27,6 +27,7 @@ from engine.model import DBNet, build_model
 from engine.model.encoder import NEED_INPUT
 from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
+from pipelines.index import ConcatIndex
 from pipelines.source import TrainSource
 
 WARM_UP = 3  # steps before the clock: oneDNN and cuDNN choose their algorithms, queues fill
@@ -76,10 +77,11 @@ def plain_loader(source: TrainSource, workers: int = 2) -> Iterator[tuple[torch.
 
 def plain_model(config: Config, device: torch.device) -> tuple[DBNet, torch.optim.Optimizer]:
     """The network in NCHW as timm and torch give it, and its optimizer with torch's defaults."""
-    model = build_model(config).to(device, memory_format=torch.contiguous_format).train()
+    model = build_model(config).to(device).to(memory_format=torch.contiguous_format).train()
     for module in model.encoder.modules():
         if type(module).__name__.lower() in NEED_INPUT and hasattr(module, "inplace"):
-            module.inplace = True  # as timm has it; the engine's encoder takes it out of place
+            # as timm has it; the engine's encoder takes it out of place. torch's stub knows tensors and modules only
+            module.inplace = True  # type: ignore[assignment]
     settings = config.models.optimizer
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.name]
     return model, kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -100,7 +102,7 @@ def plain_step(model: DBNet, optimizer: torch.optim.Optimizer, image: torch.Tens
     return loss.item()
 
 
-def _plain(config: Config, pages: object, ranks: Ranks, steps: int) -> float:
+def _plain(config: Config, pages: ConcatIndex, ranks: Ranks, steps: int) -> float:
     split = {"batch_size": config.data.batch_size, "accumulate": 1, "rank": 0, "world_size": 1}
     canvas = tuple(config.data.image_size)
     loader = plain_loader(TrainSource(pages, canvas, config.augment, seed=config.seed, weights=[], **split))
@@ -112,7 +114,7 @@ def _plain(config: Config, pages: object, ranks: Ranks, steps: int) -> float:
     return steps * config.data.batch_size / (time.perf_counter() - start)
 
 
-def _ours(config: Config, pages: object, ranks: Ranks, steps: int) -> float:
+def _ours(config: Config, pages: ConcatIndex, ranks: Ranks, steps: int) -> float:
     from engine.data import build_train_loader
     from engine.training.metrics import Stopwatch
     from engine.training.state import build

@@ -144,7 +144,7 @@ def table(judged: list[tuple[Row, Row | None, str]]) -> list[str]:
     cells = [head, *(_cells(row, baseline, verdict) for row, baseline, verdict in judged)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    differing = {}
+    differing: dict[str, str] = {}
     for row, baseline, _ in judged:
         if baseline is not None:
             differing |= differing_versions(row, baseline)

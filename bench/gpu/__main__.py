@@ -85,14 +85,16 @@ def measure(section: str, what: str, seconds: float, argv: list[str], keep: Call
     """Runs one entry in a process of its own for at most `seconds`, handing on its rows as they come."""
     command = [sys.executable, "-m", "bench.gpu", "--section", section, "--what", what, *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output, said = process.stdout, process.stderr
+    assert output and said  # pipes
     errors: list[str] = []
     whole = False
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
+    reader = threading.Thread(target=lambda: errors.extend(said), daemon=True)
     reader.start()
     late = threading.Timer(seconds, process.kill)
     late.start()
     try:
-        for line in process.stdout:
+        for line in output:
             if line.startswith("ROW "):
                 row = json.loads(line[4:])
                 whole = whole or bool(row.get("end"))
@@ -103,8 +105,8 @@ def measure(section: str, what: str, seconds: float, argv: list[str], keep: Call
         late.cancel()
         reader.join()
     if code and not whole:  # what a process says on its way out costs no row that is there
-        said = next((line.strip() for line in reversed(errors) if line.strip()), f"exit code {code}")
-        keep(missing(section, what, f"over the time left, {seconds:.0f} s" if expired else said[:300]))
+        last = next((line.strip() for line in reversed(errors) if line.strip()), f"exit code {code}")
+        keep(missing(section, what, f"over the time left, {seconds:.0f} s" if expired else last[:300]))
 
 
 def facts(device: torch.device) -> dict:

@@ -188,7 +188,10 @@ def loss_cases(device: torch.device, pages: int, side: int) -> list[Case]:
         return step(lambda x, y: db_loss(x, y, targets, implementation=implementation).total)
 
     full = [logits.detach().float().requires_grad_() for logits in (x, y)]
-    single = lambda: torch.autograd.grad(db_loss(*full, targets, implementation="triton").total, full)  # noqa: E731
+
+    def single() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(db_loss(full[0], full[1], targets, implementation="triton").total, full)
+
     pixels = pages * side * side
     return [
         Case("db_loss", "kernels", ours("triton"), pixels * 26, graph=device.type == "cuda"),

@@ -62,13 +62,13 @@ def norm_cases(device: torch.device, pages: int, side: int) -> list[Case]:
     cases = []
     for add in (False, True):
         given, dz = norm_inputs(pages, side, device, add)
-        op = "norm_add_relu" if add else "norm_relu"
+        op, size = "norm_add_relu" if add else "norm_relu", BYTES[add] * dz.numel()
 
         def step(call: Callable, given: list = given, dz: Tensor = dz) -> Callable:
             return lambda: gradients(call, given, dz)
 
         cases += [
-            Case(op, "kernels", step(by_operator("triton")), given[0].numel() * BYTES[add], device.type == "cuda"),
+            Case(op, "kernels", step(by_operator("triton")), size, device.type == "cuda"),
             Case(op, "F.batch_norm and relu, torch.compile", step(torch.compile(by_layers, dynamic=False))),
             Case(op, "F.batch_norm and relu, eager", step(by_layers)),
             Case(op, "reference, eager on this device", step(by_operator("reference"))),

@@ -26,7 +26,7 @@ from engine.training.state import build
 from engine.training.step import train_step
 
 WARM_UP, STEPS = 4, 20
-SPEED = {
+SPEED: dict[str, dict[str, Any]] = {
     "forced layout": {"force_layout": True},
     "blocks": {"scope": "blocks"},
     "fused norms": {"fused_norms": True},

@@ -67,11 +67,11 @@ def find_quads_on_device(table: Table, prob_map: Tensor, rules: QuadRules) -> Qu
     made = (hulls, rectangles, corners, scores)
     shape = (height, width, pages, capacity, table.left_gap.shape[1])
     runtime.launch(
-        _boxes_kernel, boxes_grid, table.count, *columns, *made, *limits, *sizes, *shape, num_warps=1, FAST=fast
+        _boxes_kernel, boxes_grid, table.counts, *columns, *made, *limits, *sizes, *shape, num_warps=1, FAST=fast
     )
     if fast:
         grid = _grid(device, pages, capacity, MEANS_PER_SM)
-        args = (table.count, rectangles, prob_map, scores, limits[0], height, width, pages, capacity)
+        args = (table.counts, rectangles, prob_map, scores, limits[0], height, width, pages, capacity)
         runtime.launch(_means_kernel, grid, *args, num_warps=4, ROWS=16, COLUMNS=128)
     return _ranked(table, corners, scores, rules.max_candidates)
 
@@ -81,7 +81,7 @@ def _ranked(table: Table, corners: Tensor, scores: Tensor, most: int) -> Quads:
     pages, capacity = scores.shape
     quads = empty_quads(pages, most, scores.device)
     into = (quads.quads, quads.scores, quads.counts, quads.overflow.view(torch.uint8))
-    grid, args = (pages, triton.cdiv(capacity, 128)), (table.count, table.overflow, corners, scores, *into)
+    grid, args = (pages, triton.cdiv(capacity, 128)), (table.counts, table.overflow, corners, scores, *into)
     runtime.launch(_rank_kernel, grid, *args, capacity, most, num_warps=4, MINE=128, OTHERS=64)
     return quads
 

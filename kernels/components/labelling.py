@@ -280,14 +280,13 @@ def _resolve_kernel(
             tl.atomic_max(bottom + at, last_row, mask=better, sem="relaxed")
 
 
-def resolved_runs(
-    values: Tensor, threshold: float, connectivity: int, sums: bool
-) -> tuple[DeviceRuns, RootSums | None]:
-    """The runs of (N, H, W) values above the threshold (NaN is not) and their roots; with `sums` also these.
+def resolved_runs(values: Tensor, threshold: float, connectivity: int, totals: RootSums | None = None) -> DeviceRuns:
+    """The runs of (N, H, W) values above the threshold (NaN is not) and their roots; fills `totals` where given.
 
     Args:
         values: contiguous, bool or float of 16, 32 or 64 bits.
         threshold: rounded to float32, for float64 values it is not, as torch.gt does.
+        totals: of `run_arrays`.
 
     Raises ValueError for 2^31 pixels a page, or rows in all, and more.
     """
@@ -295,11 +294,10 @@ def resolved_runs(
     if width * height > MOST.value or pages * height > MOST.value - ROWS:  # the last tile's rows are counted to its end
         raise ValueError(f"components: {tuple(values.shape)} is 2^31 pixels a page or rows in all, or more")
     row_bytes, capacity = -(-width // 8), run_capacity(height, width)
-    ints = {"dtype": torch.int32, "device": values.device}
-    runs = DeviceRuns(torch.empty((pages, height + 1), **ints), *run_arrays(4, pages, capacity, values.device))
-    totals = RootSums(*run_arrays(4, pages, capacity, values.device)) if sums else None
+    row_begin = torch.empty((pages, height + 1), dtype=torch.int32, device=values.device)
+    runs = DeviceRuns(row_begin, *run_arrays(4, pages, capacity, values.device))
     bits = torch.empty((pages, height, row_bytes), dtype=torch.uint8, device=values.device)
-    counts = torch.empty((pages, height), **ints)
+    counts = torch.empty((pages, height), dtype=torch.int32, device=values.device)
     (bits_of_threshold,) = struct.unpack("<q", struct.pack("<d", threshold))
     tiles = (triton.cdiv(pages * height, ROWS),)
     if values.dtype == torch.bool:
@@ -318,7 +316,7 @@ def resolved_runs(
     reach = 1 if connectivity == 8 else 0
     runtime.launch(_link_kernel, grid, *arrays, num_warps=1, BLOCK=LANES, REACH=reach)
     runtime.launch(_resolve_kernel, grid, *arrays, num_warps=1, BLOCK=LANES)
-    return runs, totals
+    return runs
 
 
 def run_capacity(height: int, width: int) -> int:

@@ -66,7 +66,7 @@ def find_quads(
         prob_map = prob_map.float()
     pages = max(1, PIXELS // (prob_map.shape[1] * prob_map.shape[2]))
     with torch.inference_mode():  # about 600 small operations: each is cheaper here
-        parts = [find_quads_reference(part.contiguous(), rules) for part in prob_map.split(pages)]
+        parts = [find_quads_reference(part.contiguous(), rules) for part in torch.split(prob_map, pages)]
     return Quads(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 

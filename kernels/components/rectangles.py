@@ -195,12 +195,12 @@ def unclip_distance(rectangles: Rectangles, unclip_ratio: float) -> Tensor:
 
 
 class Intervals(NamedTuple):
-    """Rows of pixels within rectangles, all (I,) int64; a count may be 0."""
+    """Rows of pixels within rectangles, all (I,) int64; a length may be 0."""
 
     owner: Tensor  # rectangle, ascending
     row: Tensor
     column: Tensor  # first column
-    count: Tensor  # columns
+    length: Tensor  # columns
 
 
 def pixel_intervals(rectangles: Rectangles, height: int, width: int, tolerance: float) -> Intervals:

@@ -41,9 +41,7 @@ class Quads(NamedTuple):
     quads: Tensor  # (N, K, 4, 2) float32 x, y in canvas pixels: top left, top right, bottom right, bottom left
     scores: Tensor  # (N, K) float32 mean probability
     counts: Tensor  # (N,) int64 how many of the K are there
-    overflow: (
-        Tensor  # (N,) bool: the page had more than MAX_COMPONENTS regions of sufficient size, the last were left out
-    )
+    overflow: Tensor  # (N,) bool: more than MAX_COMPONENTS regions were large enough, the last were left out
 
 
 class QuadRules(NamedTuple):
@@ -162,11 +160,9 @@ def _select(spans: Spans, kept: Tensor) -> Spans:
     new = torch.full_like(spans.top, -1).scatter_(0, kept, torch.arange(len(kept), device=kept.device))
     owner = new.index_select(0, spans.owner)
     runs = (owner >= 0).nonzero()[:, 0]
-    return Spans(
-        *(part.index_select(0, kept) for part in spans[:2]),
-        owner.index_select(0, runs),
-        *(part.index_select(0, runs) for part in spans[3:]),
-    )
+    top, height = (part.index_select(0, kept) for part in (spans.top, spans.height))
+    row, left, right = (part.index_select(0, runs) for part in (spans.row, spans.left, spans.right))
+    return Spans(top, height, owner.index_select(0, runs), row, left, right)
 
 
 def _rank_in_page(page: Tensor, pages: int) -> Tensor:

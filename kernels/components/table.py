@@ -15,7 +15,7 @@ class Table(NamedTuple):
     its page's left_gap and right_end; E = H * ceil(W / 2), the most runs a page can have, is always enough of them.
     """
 
-    count: Tensor  # (N,) int32 components of each page, at most C
+    counts: Tensor  # (N,) int32 components of each page, at most C
     overflow: Tensor  # (N,) int32, 1 where a page had more than C and the last were left out
     top: Tensor  # (N, C) int32 first row
     height: Tensor  # (N, C) int32 rows; every one has at least one pixel

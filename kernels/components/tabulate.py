@@ -29,6 +29,7 @@ from torch import Tensor
 from kernels import runtime
 from kernels.components.labelling import (
     LANES,
+    RootSums,
     resolved_runs,
     run_arrays,
     run_capacity,
@@ -191,7 +192,8 @@ def build_table(prob_map: Tensor, rules: QuadRules, places: int = MAX_COMPONENTS
     """
     pages, height, width = prob_map.shape
     capacity, device = run_capacity(height, width), prob_map.device
-    runs, totals = resolved_runs(prob_map, rules.bin_thresh, rules.connectivity, sums=True)
+    totals = RootSums(*run_arrays(4, pages, capacity, device))
+    runs = resolved_runs(prob_map, rules.bin_thresh, rules.connectivity, totals)
     count, overflow = torch.empty((2, pages), dtype=torch.int32, device=device)
     top, heights, area, begin = run_arrays(4, pages, places, device)
     mass = torch.empty((pages, places), dtype=torch.int64, device=device)
@@ -201,7 +203,8 @@ def build_table(prob_map: Tensor, rules: QuadRules, places: int = MAX_COMPONENTS
     least = float(min(max(rules.min_size_px - 1, 0) ** 2, 2.0**40))
     runtime.launch(
         _compact_kernel, (pages,), runs.row_begin, runs.row, runs.parent, *totals,
-        *table._replace(mass=mass if slow else None), least, height, capacity, places,
+        count, overflow, top, heights, area, mass if slow else None, begin, table.left_gap, table.right_end,
+        least, height, capacity, places,
         num_warps=CHUNK_WARPS, CHUNK=CHUNK,
     )  # fmt: skip
     runtime.launch(
@@ -221,7 +224,7 @@ def label_triton(mask: Tensor, connectivity: int) -> Tensor:
     """(N, H, W) int32 component numbers of a contiguous bool mask, as `reference.label_reference` gives them."""
     pages, height, width = mask.shape
     capacity = run_capacity(height, width)
-    runs, _ = resolved_runs(mask, 0.0, connectivity, sums=False)
+    runs = resolved_runs(mask, 0.0, connectivity)
     (numbers,) = run_arrays(1, pages, capacity, mask.device)
     labels = torch.zeros(mask.shape, dtype=torch.int32, device=mask.device)
     runtime.launch(

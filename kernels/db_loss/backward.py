@@ -44,13 +44,14 @@ def backward(maps: Maps, weights: Weights, stats: Tensor, grad_total: Tensor) ->
     pages = lay_out(maps.prob_logits, maps.thresh_logits)
     masked = maps.shrink_mask is not None
     shrink_mask, thresh_mask = (maps.shrink_mask, maps.thresh_mask) if masked else (maps.shrink_map, maps.shrink_map)
-    grads = tuple(torch.empty(pages.x.shape, dtype=pages.x.dtype, device=pages.x.device) for _ in range(2))
+    grad_x, grad_y = (torch.empty(pages.x.shape, dtype=pages.x.dtype, device=pages.x.device) for _ in range(2))
     programs = runtime.num_programs(pages.x.device, PER_SM, pages.tiles)
-    given = (pages.x, pages.y, maps.shrink_map, maps.thresh_map, shrink_mask, thresh_mask, stats, grad_total, *grads)
+    targets = (maps.shrink_map, maps.thresh_map, shrink_mask, thresh_mask)
+    given = (pages.x, pages.y, *targets, stats, grad_total, grad_x, grad_y)
     factors = (weights.db_k, weights.prob, weights.thresh, weights.binary)
     constants = {"X_STEP": pages.x_step, "Y_STEP": pages.y_step, "MASKED": masked, "TILE": TILE}
     runtime.launch(_gradient_kernel, (programs,), *given, *pages.geometry, *factors, num_warps=WARPS, **constants)
-    return grads
+    return grad_x, grad_y
 
 
 @triton.jit

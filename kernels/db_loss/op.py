@@ -4,7 +4,7 @@ The operators are opaque to torch.compile: they cause no graph break, and their 
 Definition and formulas: `reference.py`. Kernels: `forward.py`, `backward.py`, `binary.py`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,7 +82,8 @@ def binary_map(
     if not db_k > 0:
         raise ValueError(f"binary_map: need db_k > 0, not {db_k}")
     x, y = (logits.detach() for logits in _flat_channels("binary_map", prob_logits, thresh_logits))
-    return _binary_op(x, y, float(db_k), _use_triton("binary_map", implementation, x))
+    binary: Tensor = _binary_op(x, y, float(db_k), _use_triton("binary_map", implementation, x))
+    return binary
 
 
 def _use_triton(name: str, implementation: str, x: Tensor) -> bool:
@@ -155,7 +156,7 @@ def _loss_op(
 
 
 @_loss_op.register_fake
-def _(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, weights, masked, triton):
+def _(x: Tensor, *_others: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.new_empty(4, dtype=dtype), x.new_empty(len(Stats._fields), dtype=torch.float64)
 
@@ -181,17 +182,18 @@ def _gradient_op(
 
 
 @_gradient_op.register_fake
-def _(x, y, shrink_map, shrink_mask, thresh_map, thresh_mask, stats, grad_total, weights, masked, triton):
+def _(x: Tensor, y: Tensor, *_others: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
 
-def _save(ctx, inputs, output) -> None:
+# torch gives ctx no type that has `saved_tensors` or takes attributes
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, weights, masked, triton = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.options = weights, masked, triton
 
 
-def _backward(ctx, grad_losses: Tensor, _grad_stats: Tensor | None):
+def _backward(ctx: Any, grad_losses: Tensor, _grad_stats: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, stats = ctx.saved_tensors
     grads = _gradient_op(*tensors, stats, grad_losses[0], *ctx.options)
     return *grads, *(None,) * 7
@@ -206,5 +208,5 @@ def _binary_op(x: Tensor, y: Tensor, db_k: float, triton: bool) -> Tensor:
 
 
 @_binary_op.register_fake
-def _(x, y, db_k, triton):
+def _(x: Tensor, y: Tensor, db_k: float, triton: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)

@@ -280,8 +280,9 @@ def db_targets_triton(
     pages, polygons, num_points = page_offsets.numel() - 1, ignore.numel(), points.shape[0]
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     tiles, num_words = tiles_x * tiles_y, polygons // 32 + pages
-    bytes_of = {"dtype": torch.uint8, "device": points.device}
-    shrink_map, shrink_mask, thresh_mask = (torch.empty(pages, height, width, **bytes_of) for _ in range(3))
+    shrink_map, shrink_mask, thresh_mask = (
+        torch.empty(pages, height, width, dtype=torch.uint8, device=points.device) for _ in range(3)
+    )
     thresh_map = torch.empty(pages, height, width, dtype=thresh_dtype, device=points.device)
     boxes = torch.empty(polygons, 4, dtype=torch.int32, device=points.device)
     distances = torch.empty(polygons, dtype=torch.float32, device=points.device)

@@ -4,6 +4,8 @@ The operator is opaque to torch.compile: it causes no graph break, and its sizes
 The definition is in `reference.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -104,24 +106,26 @@ def _targets_op(
     if not triton or points_xy.device.type == "cpu":  # the reference waits for the device anyway
         _check_offsets("poly_offsets", poly_offsets, points_xy.shape[0])
         _check_offsets("page_offsets", page_offsets, ignore.numel())
-    options = {
-        "height": height,
-        "width": width,
-        "shrink_ratio": shrink_ratio,
-        "thresh_min": thresh_min,
-        "thresh_max": thresh_max,
-        "min_text_size_px": min_text_size_px,
-        "mode": mode,
-    }
-    tensors = (points_xy, poly_offsets, page_offsets, ignore)
     if triton:
-        return tuple(db_targets_triton(*tensors, **options, thresh_dtype=thresh_dtype))
-    maps = db_targets_reference(*tensors, **options)
-    return tuple(maps._replace(thresh_map=maps.thresh_map.to(thresh_dtype)))
+        maps = db_targets_triton(
+            points_xy, poly_offsets, page_offsets, ignore, height=height, width=width, shrink_ratio=shrink_ratio,
+            thresh_min=thresh_min, thresh_max=thresh_max, min_text_size_px=min_text_size_px, mode=mode,
+            thresh_dtype=thresh_dtype,
+        )  # fmt: skip
+    else:
+        maps = db_targets_reference(
+            points_xy, poly_offsets, page_offsets, ignore, height=height, width=width, shrink_ratio=shrink_ratio,
+            thresh_min=thresh_min, thresh_max=thresh_max, min_text_size_px=min_text_size_px, mode=mode,
+        )  # fmt: skip
+    # .to: the reference's map is float32. A plain tuple is what an operator may return.
+    return maps.shrink_map, maps.shrink_mask, maps.thresh_map.to(thresh_dtype), maps.thresh_mask
 
 
 @_targets_op.register_fake
-def _(points_xy, poly_offsets, page_offsets, ignore, height, width, *parameters):
+def _(
+    points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor, height: int, width: int,
+    *parameters: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     *_, thresh_dtype, _ = parameters
     shape = (page_offsets.shape[0] - 1, height, width)
     dtypes = (torch.uint8, torch.uint8, thresh_dtype, torch.uint8)

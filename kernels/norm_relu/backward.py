@@ -74,13 +74,13 @@ def backward(
     constants = rows.constants | {"GROUP": rows.group, "ADDED": added, "TWO": more is not None}
     runtime.launch(_norm_sums_kernel, rows.grid, *given, num_warps=WARPS, **constants)
     totals = {"PROGRAMS": triton.next_power_of_2(rows.programs), "BLOCK": TOTAL_BLOCK}
-    given = (partials, var, dweight, dbias, rows.programs, rows.channels, eps)
-    runtime.launch(_norm_total_kernel, rows.total_grid, *given, num_warps=WARPS, **totals)
+    sums = (partials, var, dweight, dbias, rows.programs, rows.channels, eps)
+    runtime.launch(_norm_total_kernel, rows.total_grid, *sums, num_warps=WARPS, **totals)
 
     rows = lay_out(y, INPUT_PER_SM)
-    given = (masked, y, weight, bias, mean, var, dweight, dbias, dy, rows.rows, rows.tiles, eps)
+    inputs = (masked, y, weight, bias, mean, var, dweight, dbias, dy, rows.rows, rows.tiles, eps)
     constants = rows.constants | {"MASKED": added}
-    runtime.launch(_norm_input_kernel, rows.grid, *given, num_warps=WARPS, **constants)
+    runtime.launch(_norm_input_kernel, rows.grid, *inputs, num_warps=WARPS, **constants)
     return dy, masked if added else None, dweight, dbias
 
 

@@ -32,8 +32,8 @@ class FoldSums(CustomGraphPass):
 def fold_sums(graph: Graph) -> int:
     """Folds, in place, every sum of two maps that a norm_add_relu_gradient alone reads; returns how many.
 
-    For graphs after autograd, of ATen operators. Sums of other shapes, dtypes
-    or factors, and those with another reader, stay.
+    For graphs after autograd, of ATen operators. Sums of other shapes, dtypes or factors, and those with another
+    reader, stay.
     """
     folded = 0
     for node in graph.find_nodes(op="call_function", target=torch.ops.dbnet_engine.norm_add_relu_gradient.default):
@@ -51,7 +51,6 @@ def _is_sum(total: Any) -> bool:
     """Whether this is a + b of two maps that are like the sum."""
     if not isinstance(total, Node) or total.target != torch.ops.aten.add.Tensor or total.kwargs:
         return False
-    values = [part.meta.get("val") if isinstance(part, Node) else None for part in (total, *total.args)]
-    if len(values) != 3 or not all(isinstance(value, torch.Tensor) for value in values):
-        return False
-    return all((value.shape, value.dtype) == (values[0].shape, values[0].dtype) for value in values)
+    values = [part.meta.get("val") for part in (total, *total.args) if isinstance(part, Node)]
+    kinds = [(value.shape, value.dtype) for value in values if isinstance(value, torch.Tensor)]
+    return len(kinds) == 3 and kinds[0] == kinds[1] == kinds[2]

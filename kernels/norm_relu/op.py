@@ -4,6 +4,8 @@ Definition: `reference.py`. Kernels: `forward.py`, `backward.py`. The operators 
 graph break.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ def _norm_op(
 
 
 @_norm_op.register_fake
-def _(y, weight, bias, residual, eps, triton):
+def _(y: Tensor, weight: Tensor, *_others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like(y), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -94,7 +96,7 @@ def _gradient_op(
 
 
 @_gradient_op.register_fake
-def _(dz, y, weight, bias, mean, var, eps, triton):
+def _(dz: Tensor, y: Tensor, weight: Tensor, *_others: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like(y), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -103,11 +105,15 @@ def _add_gradient_op(
     dz: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, triton: bool,
     more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _gradient(dz, y, z, weight, bias, mean, var, eps, triton, more)
+    dy, dresidual, dweight, dbias = _gradient(dz, y, z, weight, bias, mean, var, eps, triton, more)
+    assert dresidual is not None  # z was given
+    return dy, dresidual, dweight, dbias
 
 
 @_add_gradient_op.register_fake
-def _(dz, y, z, weight, bias, mean, var, eps, triton, more=None):
+def _(
+    dz: Tensor, y: Tensor, z: Tensor, weight: Tensor, *_others: Any, more: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _like(y), _like(y), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -115,15 +121,23 @@ def _like(y: Tensor) -> Tensor:
     return torch.empty_like(y, memory_format=NHWC)
 
 
-def _gradient(dz, y, z, weight, bias, mean, var, eps, triton, more=None):
+def _gradient(
+    dz: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float,
+    triton: bool, more: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """Dense maps, whatever came in: `sum().backward()` delivers a gradient of stride 0."""
-    maps = (None if t is None else t.to(y.dtype).contiguous(memory_format=NHWC) for t in (dz, y, z))
-    more = None if more is None else more.to(y.dtype).contiguous(memory_format=NHWC)
-    vectors = (vector.contiguous() for vector in (weight, bias, mean, var))
-    return (backward if triton else norm_relu_gradient)(*maps, *vectors, eps, more)
+    dz, y = _dense(dz, y.dtype), _dense(y, y.dtype)
+    z, more = (None if values is None else _dense(values, y.dtype) for values in (z, more))
+    weight, bias, mean, var = (vector.contiguous() for vector in (weight, bias, mean, var))
+    return (backward if triton else norm_relu_gradient)(dz, y, z, weight, bias, mean, var, eps, more)
 
 
-def _save(ctx, inputs, output) -> None:
+def _dense(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype).contiguous(memory_format=NHWC)
+
+
+# torch gives ctx no type that has `saved_tensors` or takes attributes
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     y, weight, bias, residual, *ctx.options = inputs
     z, mean, var = output
     ctx.added = residual is not None
@@ -131,7 +145,7 @@ def _save(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)  # else zeros are made for mean and var: two launches for every norm
 
 
-def _backward(ctx, dz: Tensor | None, _dmean: Tensor | None, _dvar: Tensor | None):
+def _backward(ctx: Any, dz: Tensor | None, _dmean: Tensor | None, _dvar: Tensor | None) -> tuple[Tensor | None, ...]:
     if dz is None:
         return (None,) * 6
     if ctx.added:

@@ -140,8 +140,8 @@ def test_a_step_needs_torch_timm_and_opencv_alone():
         f"for name in {others}: sys.modules[name] = None\n"
         "import importlib.util as u\n"
         f"real = u.find_spec; u.find_spec = lambda name, *a: None if name in {others} else real(name, *a)\n"
-        "from bench import gpu, gpu_step\n"
-        "gpu_step.STEPS = 2\n"
+        "from bench.gpu import __main__ as gpu, step\n"
+        "step.STEPS = 2\n"
         f"sys.exit(sum(gpu.child('step', what, {ARGUMENTS}) for what in ('plain loop', 'eager')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -151,10 +151,10 @@ def test_a_step_needs_torch_timm_and_opencv_alone():
 
 
 def test_a_missing_package_is_said(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "engine.evaluate", None)
+    monkeypatch.setitem(sys.modules, "engine.evaluation.judge", None)
     assert __main__.child("evaluation", "validation", ARGUMENTS) == 0
     row = json.loads(capsys.readouterr().out.removeprefix("ROW "))
-    assert row[__main__.NOT_MEASURED] == "no package engine.evaluate"
+    assert row[__main__.NOT_MEASURED] == "no package engine.evaluation.judge"
 
 
 def test_without_a_gpu_it_says_not_measured(monkeypatch, capsys, tmp_path):

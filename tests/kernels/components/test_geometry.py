@@ -30,11 +30,11 @@ def blank_table(pages: int, capacity: int, height: int, width: int) -> Table:
 def fill(table: Table, page: int, component: tuple, width: int, free: int) -> int:
     """Writes (top, first columns, last columns, area, mass) as the page's next component; returns the free entry."""
     top, left, right, area, mass = component
-    index, inside = int(table.count[page]), slice(free, free + len(left))
+    index, inside = int(table.counts[page]), slice(free, free + len(left))
     for column, value in zip(table[2:7], (top, len(left), area, mass, free), strict=True):
         column[page, index] = value
     table.left_gap[page, inside], table.right_end[page, inside] = width - left, right + 1
-    table.count[page] += 1
+    table.counts[page] += 1
     return free + len(left)
 
 
@@ -284,7 +284,7 @@ def test_ranking_of_a_full_table_equals_a_stable_sort():
     score[score < 0] = -1.0
     corners = torch.from_numpy(rng.random((pages, capacity, 8), np.float32))
     table = blank_table(pages, 1, 1, 1)._replace(
-        count=torch.tensor(count, dtype=torch.int32), overflow=torch.tensor([1, 0], dtype=torch.int32)
+        counts=torch.tensor(count, dtype=torch.int32), overflow=torch.tensor([1, 0], dtype=torch.int32)
     )
     table = Table(*(t.to(DEVICE) for t in table))
     found = Quads(*(t.cpu() for t in geometry._ranked(table, corners.to(DEVICE), score.to(DEVICE), most)))

@@ -52,7 +52,7 @@ def expected_page(labels: np.ndarray, steps: np.ndarray, least: float) -> list[t
 def page_of(table: Table, page: int) -> list[tuple]:
     """The same of a table, which must be packed without gaps."""
     rows, begin = [], 0
-    for k in range(table.count[page]):
+    for k in range(table.counts[page]):
         top, height, area, mass = (int(field[page, k]) for field in (table.top, table.height, table.area, table.mass))
         assert table.begin[page, k] == begin
         inside = slice(begin, begin + height)
@@ -117,7 +117,7 @@ def test_labels_of_strided_masks_and_of_no_pages():
         assert not strided.is_contiguous()
         assert torch.equal(label(strided, 4, implementation="triton"), expected)
     assert label(masks[:0], implementation="triton").shape == (0, 9, 17)
-    assert build_table(torch.empty(0, 9, 17, device=DEVICE), RULES).count.shape == (0,)
+    assert build_table(torch.empty(0, 9, 17, device=DEVICE), RULES).counts.shape == (0,)
 
 
 @pytest.mark.parametrize("width", [8, 13, 16])
@@ -160,12 +160,12 @@ def test_values_at_the_threshold_nan_and_infinity(dtype):
     prob[0, 0, ::2] = values  # every second pixel: each is a component of its own
     for thresh in (0.3, 0.0, 1.0, 1e-50, 1e300):
         table = check_table(prob, RULES._replace(bin_thresh=thresh, min_size_px=0.0))
-        columns = prob.shape[2] - table.left_gap[0, : table.count[0]]
+        columns = prob.shape[2] - table.left_gap[0, : table.counts[0]]
         rounded = torch.tensor(thresh, dtype=torch.float64 if dtype == torch.float64 else torch.float32).item()
         assert columns.tolist() == [2 * k for k, value in enumerate(values.tolist()) if value > rounded]
-        assert table.count[1] == 0
+        assert table.counts[1] == 0
     table = check_table(prob, RULES._replace(min_size_px=0.0))
-    found = table.mass[0, : table.count[0]][-3:].tolist()
+    found = table.mass[0, : table.counts[0]][-3:].tolist()
     assert found == [reference.FIXED_POINT] * 3, "infinity, 2 and 1 count as 1"
 
 
@@ -184,7 +184,7 @@ def test_more_components_than_places(monkeypatch):
         monkeypatch.setattr(reference, "MAX_COMPONENTS", places)
         table = check_table(maps_of(masks), RULES._replace(min_size_px=0.0), places)
         assert table.overflow.tolist() == [1, int(places == 5), 0, 0]
-        assert table.count.tolist() == [places, min(places, 6), 5, 0]
+        assert table.counts.tolist() == [places, min(places, 6), 5, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn])
@@ -239,11 +239,11 @@ def test_pages_too_large_for_32_bit_positions_are_named(monkeypatch):
 
 def used_part(table: Table) -> list[torch.Tensor]:
     """The defined entries of a table."""
-    places = torch.arange(table.top.shape[1], device=table.top.device) < table.count[:, None]
+    places = torch.arange(table.top.shape[1], device=table.top.device) < table.counts[:, None]
     rows = torch.where(places, table.height, 0).sum(1, keepdim=True)
     entries = torch.arange(table.left_gap.shape[1], device=rows.device) < rows
     fields = [field[places] for field in (table.top, table.height, table.area, table.mass, table.begin)]
-    return [table.count, table.overflow, *fields, table.left_gap[entries], table.right_end[entries]]
+    return [table.counts, table.overflow, *fields, table.left_gap[entries], table.right_end[entries]]
 
 
 @needs_gpu
@@ -279,7 +279,7 @@ def test_batches_of_more_than_2_to_the_31_pixels():
     alone = build_table(prob[[0, -1]].contiguous(), RULES)
     for found, expected in zip(used_part(ends), used_part(alone), strict=True):
         assert torch.equal(found, expected)
-    assert not table.count[1:-1].any()
+    assert not table.counts[1:-1].any()
     del table, ends
     text = prob > 0.3
     del prob
