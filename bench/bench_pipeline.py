@@ -18,6 +18,7 @@ from PIL import Image
 from bench.peers.opencv_loader import NORMALISED, opencv_loader
 from pipelines import loader
 from pipelines.augment import AugmentConfig, draw
+from pipelines.graph import LoaderOptions
 from pipelines.index.build import build, open_index
 from pipelines.source import SampleMaker
 
@@ -65,14 +66,18 @@ def ours(index: Any, augment: AugmentConfig) -> None:
     the next one. Opened and closed within the call, each makes these batches and the two in flight (DALI's prefetch of
     2, one a worker of the peer).
     """
-    options = {"image_size": CANVAS, "batch_size": BATCH, "augment": augment, "seed": 0}
-    _take(loader.train_loader(index, **options, threads=THREADS, prefetch=2))
+    _take(
+        loader.train_loader(
+            index, image_size=CANVAS, batch_size=BATCH, augment=augment, seed=0, options=LoaderOptions(threads=THREADS)
+        )
+    )
 
 
 def peer(index: Any, augment: AugmentConfig) -> None:
     """The same batches by the DataLoader with OpenCV, from starting to ending its workers."""
-    options = {"image_size": CANVAS, "batch_size": BATCH, "augment": augment, "seed": 0}
-    _take(opencv_loader(index, **options, workers=THREADS, prefetch=1))
+    _take(
+        opencv_loader(index, image_size=CANVAS, batch_size=BATCH, augment=augment, seed=0, workers=THREADS, prefetch=1)
+    )
 
 
 def _take(made: Any) -> None:
@@ -113,8 +118,9 @@ def test_train_loader(measure, index, name):
 
 def test_eval_loader(measure, index):
     pages = loader.eval_loader(
-        index, image_size=CANVAS, batch_size=BATCH, world_size=max(1, len(index) // 24), threads=THREADS
-    )
+        index, image_size=CANVAS, batch_size=BATCH, world_size=max(1, len(index) // 24),
+        options=LoaderOptions(threads=THREADS),
+    )  # fmt: skip
     paths = [index.path(int(row)) for row in pages.rows]
     measure(
         "eval_loader", f"{PAGES} 1280x640", lambda: list(pages), lambda: letterboxed(paths), peer_name="OpenCV",

@@ -28,6 +28,7 @@ from engine.model.encoder import NEED_INPUT
 from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
 from pipelines.index import ConcatIndex
+from pipelines.sampler import Share
 from pipelines.source import TrainSource
 
 WARM_UP = 3  # steps before the clock: oneDNN and cuDNN choose their algorithms, queues fill
@@ -103,9 +104,8 @@ def plain_step(model: DBNet, optimizer: torch.optim.Optimizer, image: torch.Tens
 
 
 def _plain(config: Config, pages: ConcatIndex, ranks: Ranks, steps: int) -> float:
-    split = {"batch_size": config.data.batch_size, "accumulate": 1, "rank": 0, "world_size": 1}
     canvas = tuple(config.data.image_size)
-    loader = plain_loader(TrainSource(pages, canvas, config.augment, seed=config.seed, weights=[], **split))
+    loader = plain_loader(TrainSource(pages, canvas, config.augment, Share(config.data.batch_size), seed=config.seed))
     model, optimizer = plain_model(config, ranks.device)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:

@@ -9,6 +9,7 @@ from engine.config import Config
 from engine.config.settings import SIZE_MULTIPLE
 from engine.distributed import Ranks, on_main_first
 from pipelines.errors import UserError
+from pipelines.graph import LoaderOptions
 from pipelines.index.build import ConcatIndex, open_index
 from pipelines.limits import Limits
 from pipelines.loader import TrainLoader, train_loader
@@ -147,6 +148,13 @@ def canvas_at(config: Config, epoch: int) -> tuple[int, int]:
     return tuple(max(SIZE_MULTIPLE, round(side * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in (height, width))
 
 
+def loader_options(config: Config, ranks: Ranks) -> LoaderOptions:
+    """Device, threads and workers of this rank's loaders."""
+    data = config.data
+    device_id = ranks.device.index if ranks.device.type == "cuda" else None
+    return LoaderOptions(device_id, data.threads, data.workers, data.prefetch, data.hw_decoder_load)
+
+
 def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: int, step: int) -> TrainLoader:
     """The endless training stream, starting at step `step` (updates) of epoch `epoch`, on that epoch's canvas.
 
@@ -160,17 +168,13 @@ def build_train_loader(config: Config, pages: ConcatIndex, ranks: Ranks, epoch: 
         batch_size=data.batch_size,
         augment=config.augment,
         seed=config.seed,
-        weights=data.train_weights or [1.0] * len(pages.lengths),
+        weights=data.train_weights,
         rank=ranks.rank,
         world_size=ranks.world_size,
         accumulate=config.trainer.accumulate,
         start_epoch=epoch,
         start_step=step,
-        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
-        threads=data.threads,
-        workers=data.workers,
-        prefetch=data.prefetch,
-        hw_decoder_load=data.hw_decoder_load,
+        options=loader_options(config, ranks),
         bad=pages.bad,
         unread=pages.unread,
         max_bad_share=data.max_bad_share,

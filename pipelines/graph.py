@@ -8,6 +8,7 @@ graph when the configuration never uses them, and skip the samples of a batch th
 to the normalisation: a quarter of the bytes of float32 in each step, and saturation as a camera has it.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,29 @@ _NDIM = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are made: where, and with how much help. Which pages they hold does not hang on it.
+
+    Attributes:
+        device_id: GPU to decode and warp on; None = the CPU.
+        threads: DALI's CPU threads (decoding, and everything on the CPU).
+        workers: processes that run a training's source; 0 = this process does. An evaluation has none.
+        prefetch: batches prepared ahead.
+        hw_decoder_load: share of the JPEGs that the GPU's JPEG decoder takes, where it has one; CUDA cores and the CPU
+            decode the rest. Without effect on the CPU.
+    """
+
+    device_id: int | None = None
+    threads: int = 2
+    workers: int = 0
+    prefetch: int = 2
+    hw_decoder_load: float = 0.9
+
+
+DEFAULT = LoaderOptions()
+
+
 class Outputs(NamedTuple):
     """Outputs of the graph, in order; all but the image are in host memory."""
 
@@ -51,13 +75,8 @@ def define(
     source: Any,
     canvas_hw: tuple[int, int],
     augment: AugmentConfig,
-    *,
     batch_size: int,
-    device_id: int | None,
-    threads: int,
-    workers: int,
-    prefetch: int,
-    hw_decoder_load: float = 0.9,
+    options: LoaderOptions = DEFAULT,
     largest_wh: tuple[int, int] = (0, 0),
 ) -> Pipeline:
     """The pipeline that yields `Outputs`, to be built (which needs the GPU, where there is one).
@@ -67,29 +86,27 @@ def define(
         canvas_hw: canvas height and width.
         augment: decides which steps the graph has.
         batch_size: largest batch.
-        device_id: GPU, or None for the CPU.
-        threads: DALI's CPU threads (decoding, and everything on the CPU).
-        workers: processes that run the source; 0 = in this process.
-        prefetch: batches prepared ahead.
-        hw_decoder_load: share of the JPEGs that the GPU's JPEG decoder takes, where it has one; CUDA cores and the CPU
-            decode the rest.
+        options: device, threads, workers, batches ahead.
         largest_wh: largest stored width and height: the hardware decoder's memory is taken once, for those.
     """
-    decoder = {}
-    if device_id is not None:
-        decoder = {"hw_decoder_load": hw_decoder_load}
-        decoder |= {"preallocate_width_hint": largest_wh[0], "preallocate_height_hint": largest_wh[1]}
+    decoder: dict[str, float] = {}
+    if options.device_id is not None:
+        decoder = {
+            "hw_decoder_load": options.hw_decoder_load,
+            "preallocate_width_hint": largest_wh[0],
+            "preallocate_height_hint": largest_wh[1],
+        }
     return _graph(
         source,
         canvas_hw,
         augment,
-        workers > 0,
+        options.workers > 0,
         decoder,
         batch_size=batch_size,
-        num_threads=threads,
-        device_id=device_id,
-        prefetch_queue_depth=prefetch,
-        py_num_workers=max(1, workers),
+        num_threads=options.threads,
+        device_id=options.device_id,
+        prefetch_queue_depth=options.prefetch,
+        py_num_workers=max(1, options.workers),
         py_start_method="spawn",  # fork would copy a process that holds CUDA and threads
         seed=0,
     )

@@ -1,10 +1,10 @@
 """Loaders: `Batch`es for training, evaluation and prediction, out of the DALI graph."""
 
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from pipelines import graph, quarantine, sampler
 from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
-from pipelines.index.bare import BareIndex
+from pipelines.graph import DEFAULT, LoaderOptions
 from pipelines.quarantine import Ledger
-from pipelines.source import NOT_AUGMENTED, EvalSource, TrainSource, raw_sizes
+from pipelines.sampler import Share
+from pipelines.source import EvalSource, TrainSource, raw_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +35,17 @@ class _Stream:
     had the row been known from the beginning.
     """
 
-    def __init__(
-        self, source: TrainSource | EvalSource, augment: AugmentConfig, prefetch: int, ledger: Ledger, **options: Any
-    ) -> None:
-        self.source, self.augment, self.prefetch, self.ledger = source, augment, prefetch, ledger
-        self.device_id: int | None = options["device_id"]
+    def __init__(self, source: TrainSource | EvalSource, options: LoaderOptions, ledger: Ledger) -> None:
+        self.source, self.options, self.ledger = source, options, ledger
         self.iteration = 0
         self._stale = False  # rows were passed over since the pipeline was built
         self._unexplained = -1  # batch number of a failure that no file explained
         self.wait_seconds = 0.0
         sizes = raw_sizes(source.maker.index)
         sizes = sizes[sizes[:, 0] > 0]  # bare images may not all have been looked at yet
-        if self.device_id is not None:
-            _preallocate(source, sizes, augment, options["batch_size"], prefetch, self.device_id)
-        options["largest_wh"] = largest_wh(sizes)
-        self._options = options
+        if options.device_id is not None:
+            _preallocate(source, sizes, options.prefetch, options.device_id)
+        self._largest_wh = largest_wh(sizes)
         self._start()
 
     def _start(self) -> None:
@@ -56,8 +53,9 @@ class _Stream:
         self._pipeline, self._stale = None, False  # first of all the old one's workers and memory are freed
         source = self.source
         source.first = self.iteration
-        canvas = source.maker.canvas_hw
-        self._pipeline = graph.define(source, canvas, self.augment, prefetch=self.prefetch, **self._options)
+        self._pipeline = graph.define(
+            source, source.maker.canvas_hw, source.augment, source.batch_size, self.options, self._largest_wh
+        )
         self._pipeline.build()
 
     def next(self) -> Batch:
@@ -91,7 +89,8 @@ class _Stream:
         """One batch; None when it cannot be had or is wrong, and the files at fault are now known as bad."""
         assert self._pipeline is not None, "the loader is closed"
         # Bound to torch's stream: no host wait, and DALI reuses a buffer only after the work queued on that stream.
-        stream = None if self.device_id is None else torch.cuda.current_stream(self.device_id)
+        device_id = self.options.device_id
+        stream = None if device_id is None else torch.cuda.current_stream(device_id)
         try:
             outputs = graph.Outputs(*self._pipeline.run(stream))
         except RuntimeError as error:
@@ -140,13 +139,13 @@ class _Stream:
         """Whether there are files that cannot be decoded among the batches in flight."""
         pages = [
             page
-            for iteration in range(self.iteration, self.iteration + self.prefetch + 1)
+            for iteration in range(self.iteration, self.iteration + self.options.prefetch + 1)
             for page in self.source.encoded(iteration)
         ]
         self._pipeline = None
         bad = quarantine.undecodable([page for page in pages if len(page[1])], None)
-        if not bad and self.device_id is not None:
-            bad = quarantine.undecodable([page for page in pages if len(page[1])], self.device_id)
+        if not bad and self.options.device_id is not None:
+            bad = quarantine.undecodable([page for page in pages if len(page[1])], self.options.device_id)
         self.source.maker.bad |= set(bad)
         for row in bad:
             self._add(row, quarantine.UNDECODABLE)
@@ -169,26 +168,18 @@ def largest_wh(sizes_wh: np.ndarray) -> tuple[int, int]:
     return (width, height) if width * height <= HINT_MAX_PX else (0, 0)
 
 
-def _preallocate(
-    source: TrainSource | EvalSource,
-    sizes_wh: np.ndarray,
-    augment: AugmentConfig,
-    batch_size: int,
-    prefetch: int,
-    device_id: int,
-) -> None:
+def _preallocate(source: TrainSource | EvalSource, sizes_wh: np.ndarray, prefetch: int, device_id: int) -> None:
     """Grows DALI's pools once instead of in the first epoch's steps, which would wait for it.
 
     Only where a quarter of the free memory is enough: the pools never shrink, and the network needs the rest.
     """
-    maker = source.maker
-    needed = graph.device_bytes(sizes_wh, maker.canvas_hw, augment, batch_size, prefetch)
+    canvas, augment, batch_size = source.maker.canvas_hw, source.augment, source.batch_size
+    needed = graph.device_bytes(sizes_wh, canvas, augment, batch_size, prefetch)
     free, _total = torch.cuda.mem_get_info(device_id)
     if needed <= free // 4:
         backend.PreallocateDeviceMemory(needed, device_id)
     if augment.noises:  # by far the most that goes to the GPU: 3 bytes a pixel, on the pages that get noise
-        pixels = maker.canvas_hw[0] * maker.canvas_hw[1]
-        backend.PreallocatePinnedMemory(3 * pixels * math.ceil(batch_size * augment.noise_p))
+        backend.PreallocatePinnedMemory(3 * canvas[0] * canvas[1] * math.ceil(batch_size * augment.noise_p))
 
 
 class TrainLoader:
@@ -281,11 +272,7 @@ def train_loader(
     accumulate: int = 1,
     start_epoch: int = 0,
     start_step: int = 0,
-    device_id: int | None = None,
-    threads: int = 2,
-    workers: int = 0,
-    prefetch: int = 2,
-    hw_decoder_load: float = 0.9,
+    options: LoaderOptions = DEFAULT,
     bad: dict[int, str] | None = None,
     unread: Collection[int] | None = None,
     max_bad_share: float = 0.05,
@@ -302,9 +289,7 @@ def train_loader(
         rank, world_size: global rank and number of ranks.
         accumulate: micro-steps per optimizer step.
         start_epoch, start_step: position of the first batch.
-        device_id: GPU to decode and warp on, None = CPU.
-        threads, workers, prefetch: DALI threads, source processes (0 = none), batches ahead.
-        hw_decoder_load: as `graph.define`; no effect on the CPU.
+        options: device, threads, workers, batches ahead.
         bad: rows found to be bad and why; those found now are added to it, in place.
         unread: those of them that are not read again; None = all. A row found now is read again where it comes again,
             unless it is the decoder that refuses it, until `TrainLoader.pass_over`.
@@ -313,22 +298,18 @@ def train_loader(
     Raises:
         UserError: fewer samples than one global batch; from `next`, more than max_bad_share bad pages.
     """
-    options = {"batch_size": batch_size, "accumulate": accumulate, "rank": rank, "world_size": world_size}
-    canvas = (int(image_size[0]), int(image_size[1]))
-    source = TrainSource(index, canvas, augment, seed=seed, weights=weights or [], **options)
+    canvas, share = (int(image_size[0]), int(image_size[1])), Share(batch_size, rank, world_size, accumulate)
+    source = TrainSource(index, canvas, augment, share, seed=seed, weights=weights)
     if source.steps_per_epoch == 0:
-        needed = batch_size * world_size * accumulate
         raise UserError(
-            f"{source.num_samples} training pages are fewer than one global batch of {needed} (data.batch_size x ranks "
-            "x trainer.accumulate); lower data.batch_size or add pages"
+            f"{source.num_samples} training pages are fewer than one global batch of {share.global_batch} "
+            "(data.batch_size x ranks x trainer.accumulate); lower data.batch_size or add pages"
         )
     bad = {} if bad is None else bad
     source.maker.bad = set(bad if unread is None else unread)
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
-    options = {"device_id": device_id, "threads": threads, "workers": workers, "hw_decoder_load": hw_decoder_load}
     ledger = Ledger(index, bad, max_bad_share, "another page takes its place", rank, {})
-    stream = _Stream(source, augment, prefetch, ledger, batch_size=batch_size, **options)
-    return TrainLoader(stream, source)
+    return TrainLoader(_Stream(source, options, ledger), source)
 
 
 def eval_loader(
@@ -338,10 +319,7 @@ def eval_loader(
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    device_id: int | None = None,
-    threads: int = 2,
-    prefetch: int = 2,
-    hw_decoder_load: float = 0.9,
+    options: LoaderOptions = DEFAULT,
     bad: dict[int, str] | None = None,
     named: dict[int, str] | None = None,
     fate: str = "",
@@ -359,39 +337,9 @@ def eval_loader(
     if not len(rows):
         return EvalLoader(None, 0, rows)
     source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)
-    options = {"device_id": device_id, "threads": threads, "workers": 0, "hw_decoder_load": hw_decoder_load}
     bad = {} if bad is None else bad
     source.maker.bad = set(bad)
     ledger = Ledger(index, bad, 1.0 if fate else 0.0, fate, rank, {} if named is None else named)
-    stream = _Stream(source, NOT_AUGMENTED, prefetch, ledger, batch_size=batch_size, **options)
-    return EvalLoader(stream, math.ceil(len(rows) / batch_size), rows)
-
-
-def predict_loader(
-    paths: list[Path],
-    *,
-    image_size: tuple[int, int],
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    device_id: int | None = None,
-    threads: int = 2,
-    prefetch: int = 2,
-    hw_decoder_load: float = 0.9,
-) -> EvalLoader:
-    """`eval_loader` over bare image files; batches have no polygons, `Batch.index` counts in `paths`.
-
-    Raises:
-        UserError: a path that is missing or no image.
-    """
-    return eval_loader(
-        BareIndex(paths),
-        image_size=image_size,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        device_id=device_id,
-        threads=threads,
-        prefetch=prefetch,
-        hw_decoder_load=hw_decoder_load,
-    )
+    # In this process: the loader reads what the source has found out about files (`SampleMaker.bad`, `BareIndex.look`).
+    stream = _Stream(source, dataclasses.replace(options, workers=0), ledger)
+    return EvalLoader(stream, source.num_batches, rows)

@@ -4,6 +4,8 @@ One global order per epoch, cut into global batches. Position (epoch, step) alon
 ranks sees the same samples in the same global batch as long as batch_size * world_size * accumulate is the same.
 """
 
+import dataclasses
+
 import numpy as np
 
 from pipelines.errors import UserError
@@ -11,6 +13,24 @@ from pipelines.errors import UserError
 ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the per-sample ones of pipelines.augment
 SUBSTITUTE_STREAM = 0x7377617073  # "swaps"
 TRIES = 100  # with half of a data set's pages gone, one row in 10^30 finds no substitute
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one rank takes of every optimizer step: `accumulate` batches of `batch_size` samples.
+
+    Ranks are numbered 0 to world_size - 1 over all machines.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step, over all ranks."""
+        return self.batch_size * self.world_size * self.accumulate
 
 
 def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] | None = None) -> np.ndarray:
@@ -87,20 +107,18 @@ def steps_per_epoch(num_samples: int, global_batch: int) -> int:
     return num_samples // global_batch
 
 
-def rank_batch(
-    order: np.ndarray, step: int, micro: int, *, batch_size: int, accumulate: int, rank: int, world_size: int
-) -> np.ndarray:
+def rank_batch(order: np.ndarray, step: int, micro: int, share: Share) -> np.ndarray:
     """(batch_size,) int64 sample numbers of one micro-step of one rank.
 
     Args:
         order: the epoch's `epoch_order`.
         step, micro: optimizer step in the epoch, and forward pass 0..accumulate-1 in the step.
-        batch_size, accumulate: per rank and micro-step; micro-steps per step.
-        rank, world_size: global rank and number of ranks.
+        share: which part of the step is this rank's.
     """
-    start = (step * accumulate + micro) * world_size * batch_size + rank * batch_size
-    assert 0 <= rank < world_size and 0 <= micro < accumulate and start + batch_size <= len(order)
-    return order[start : start + batch_size]
+    assert 0 <= share.rank < share.world_size and 0 <= micro < share.accumulate
+    start = ((step * share.accumulate + micro) * share.world_size + share.rank) * share.batch_size
+    assert start + share.batch_size <= len(order)
+    return order[start : start + share.batch_size]
 
 
 def eval_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:

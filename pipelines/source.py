@@ -22,6 +22,7 @@ import numpy as np
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
 from pipelines.index.bare import BareIndex
+from pipelines.sampler import Share
 from pipelines.worker_signals import leave_to_parent
 
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
@@ -220,8 +221,11 @@ class TrainSource:
 
     Args:
         index: as `SampleMaker`; a ConcatIndex's `lengths` are what `weights` refer to.
-        canvas_hw, batch_size, seed, weights, rank, world_size, accumulate, augment: as `loader.train_loader`.
-        start: first micro-step, counted from the beginning of epoch 0.
+        canvas_hw, augment, seed, weights: as `loader.train_loader`.
+        share: which samples of each step are this rank's.
+
+    Attributes:
+        start: first micro-step, counted from the beginning of epoch 0; 0 until it is set.
     """
 
     def __init__(
@@ -229,24 +233,19 @@ class TrainSource:
         index: Any,
         canvas_hw: tuple[int, int],
         augment: AugmentConfig,
+        share: Share,
         *,
-        batch_size: int,
         seed: int,
-        weights: list[float],
-        rank: int,
-        world_size: int,
-        accumulate: int,
-        start: int = 0,
+        weights: list[float] | None = None,
     ) -> None:
         self.maker = SampleMaker(index, canvas_hw)
         self.fields = fields_of(augment)
-        self.augment, self.seed, self.start = augment, seed, start
+        self.augment, self.share, self.seed, self.start = augment, share, seed, 0
+        self.batch_size = share.batch_size
         self.lengths = list(getattr(index, "lengths", [len(index)]))
-        self.weights = list(weights) or [1.0] * len(self.lengths)
-        self.split = {"batch_size": batch_size, "accumulate": accumulate, "rank": rank, "world_size": world_size}
-        global_batch = batch_size * world_size * accumulate
-        self.num_samples = sampler.num_samples(self.lengths, self.weights)
-        self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, global_batch)
+        self.weights = weights
+        self.num_samples = sampler.num_samples(self.lengths, weights)
+        self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, share.global_batch)
         self.first = 0  # batch number of the running pipeline's first batch
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -258,14 +257,14 @@ class TrainSource:
 
     def position(self, iteration: int) -> tuple[int, int, int]:
         """(epoch, step, micro) of a batch number."""
-        accumulate = self.split["accumulate"]
+        accumulate = self.share.accumulate
         epoch, rest = divmod(self.start + iteration, self.steps_per_epoch * accumulate)
         return (epoch, *divmod(rest, accumulate))
 
     def rows(self, iteration: int) -> np.ndarray:
         """(batch_size,) int64 index rows of a batch number, were every page good."""
         epoch, step, micro = self.position(iteration)
-        return sampler.rank_batch(self._order(epoch)[0], step, micro, **self.split)
+        return sampler.rank_batch(self._order(epoch)[0], step, micro, self.share)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order and repeats. Two epochs are kept: the pipeline is ahead of the loader, which asks too."""
@@ -278,7 +277,7 @@ class TrainSource:
     def wanted(self, iteration: int) -> list[tuple[int, int]]:
         """Index row of every page of a batch number, and how often it came earlier in the epoch."""
         epoch, step, micro = self.position(iteration)
-        again = sampler.rank_batch(self._order(epoch)[1], step, micro, **self.split)
+        again = sampler.rank_batch(self._order(epoch)[1], step, micro, self.share)
         return list(zip(self.rows(iteration).tolist(), again.tolist()))
 
     def draws(self, iteration: int) -> list[tuple[int, Draw]]:
@@ -340,7 +339,7 @@ class EvalSource:
 
     def __init__(self, index: Any, canvas_hw: tuple[int, int], rows: np.ndarray, batch_size: int) -> None:
         self.maker = SampleMaker(index, canvas_hw)
-        self.fields = fields_of(NOT_AUGMENTED)
+        self.augment, self.fields = NOT_AUGMENTED, fields_of(NOT_AUGMENTED)
         self._rows, self.batch_size = rows, batch_size
         self.num_batches = math.ceil(len(rows) / batch_size)
         self.first = 0  # batch number of the running pipeline's first batch

@@ -73,6 +73,7 @@ def open_loader(config: Config, pages: Pages, device: torch.device) -> tuple[Any
     options = {"image_size": canvas, "batch_size": data.batch_size, "augment": config.augment, "seed": 0}
     cores = len(os.sched_getaffinity(0))
     try:
+        from pipelines.graph import LoaderOptions
         from pipelines.loader import train_loader
     except ImportError:
         from bench.peers.opencv_loader import opencv_loader
@@ -80,7 +81,7 @@ def open_loader(config: Config, pages: Pages, device: torch.device) -> tuple[Any
         workers = loader_workers(cores, data.batch_size * 3 * canvas[0] * canvas[1] * 4)
         return opencv_loader(pages, **options, workers=workers), f"no DALI: OpenCV, {workers} workers"
     device_id = None if device.type == "cpu" else torch.cuda.current_device()
-    return train_loader(pages, **options, device_id=device_id, threads=min(8, cores)), "DALI"
+    return train_loader(pages, **options, options=LoaderOptions(device_id, threads=min(8, cores))), "DALI"
 
 
 def loader_workers(cores: int, batch_bytes: int) -> int:
@@ -144,12 +145,12 @@ def plain(config: Config, pages: Pages, device: torch.device) -> dict:
     Without pyclipper its workers draw the targets with our CPU reference, which is faster.
     """
     from bench.plain_loop import plain_loader, plain_model, plain_step
+    from pipelines.sampler import Share
     from pipelines.source import TrainSource
 
     data = dataclasses.replace(config.data, batch_size=min(4, config.data.batch_size))  # float32 takes twice the memory
     config = dataclasses.replace(config, data=data)
-    split = {"batch_size": config.data.batch_size, "accumulate": 1, "rank": 0, "world_size": 1}
-    source = TrainSource(pages, tuple(config.data.image_size), config.augment, seed=0, weights=[], **split)
+    source = TrainSource(pages, tuple(config.data.image_size), config.augment, Share(config.data.batch_size), seed=0)
     pixels = config.data.batch_size * config.data.image_size[0] * config.data.image_size[1]
     loader = plain_loader(source, workers=min(8, loader_workers(len(os.sched_getaffinity(0)), pixels * 20)))
     model, optimizer = plain_model(config, device)

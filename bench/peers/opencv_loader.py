@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from pipelines.augment import AugmentConfig, Draw
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
+from pipelines.sampler import Share
 from pipelines.source import Sample, TrainSource
 
 # ImageNet statistics, grey levels of 255, RGB; written again here because pipelines.graph imports DALI
@@ -153,7 +154,6 @@ def opencv_loader(
         workers: processes, 0 = in this one.
         prefetch: batches prepared ahead by each worker.
     """
-    split = {"batch_size": batch_size, "accumulate": 1, "rank": 0, "world_size": 1}
-    source = TrainSource(index, image_size, augment, seed=seed, weights=[], **split)
+    source = TrainSource(index, image_size, augment, Share(batch_size), seed=seed)
     assert source.steps_per_epoch, "fewer pages than a batch"
     return OpenCVLoader(source, workers, prefetch)

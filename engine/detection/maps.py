@@ -12,6 +12,7 @@ import torch
 from engine.config import Config
 from engine.config.load import canvas_hw
 from engine.console import reason
+from engine.data import loader_options
 from engine.distributed import Ranks
 from engine.model.forward import run_network
 from pipelines.batch import Batch
@@ -79,10 +80,7 @@ def page_loader(
         batch_size=config.eval.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        hw_decoder_load=config.data.hw_decoder_load,
+        options=loader_options(config, ranks),
         bad=bad,
         named=pages.bad,
         fate=fate,

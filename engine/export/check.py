@@ -17,6 +17,7 @@ from engine.data import open_pages
 from engine.detection.postprocess import Detections, detect
 from engine.export.network import HERE, Exported
 from pipelines.errors import UserError
+from pipelines.graph import LoaderOptions
 from pipelines.index.build import ConcatIndex
 from pipelines.loader import eval_loader
 from pipelines.synthetic import receipts
@@ -70,7 +71,8 @@ def cases(exported: Exported, pages: ConcatIndex) -> list[Case]:
     """PyTorch's maps of the first pages, once for all files that are compared with them."""
     found = []
     for size, batch in sizes(exported.config):
-        loader = eval_loader(pages, image_size=size, batch_size=min(batch, len(pages)), threads=1, prefetch=1)
+        options = LoaderOptions(threads=1, prefetch=1)
+        loader = eval_loader(pages, image_size=size, batch_size=min(batch, len(pages)), options=options)
         try:
             first = next(iter(loader))
             image = first.image.float().contiguous()

@@ -14,6 +14,7 @@ from engine.checkpoint import store
 from engine.config import Config
 from engine.config.load import canvas_hw, load_config
 from engine.data import open_data, open_pages
+from engine.detection.maps import page_loader
 from engine.detection.pages import NOTHING_FOUND, detect_pages, load_detector
 from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
@@ -26,7 +27,6 @@ from pipelines.errors import UserError
 from pipelines.geometry import letterbox
 from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex
-from pipelines.loader import eval_loader
 from pipelines.quarantine import paths_of
 
 
@@ -160,10 +160,7 @@ def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> 
 
     bare = BareIndex(paths, config.data.limits)
     canvas, result = canvas_hw(config), []
-    device_id = ranks.device.index if ranks.device.type == "cuda" else None
-    loader = eval_loader(
-        bare, image_size=canvas, batch_size=config.eval.batch_size, device_id=device_id, threads=config.data.threads
-    )
+    loader = page_loader(bare, canvas, config, ranks)
     try:
         for batch in loader:
             with torch.inference_mode():

@@ -1,5 +1,7 @@
 """Builds the index of an annotation source, and opens one for whatever the user names (the layout: index_store)."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,9 +20,11 @@ import numpy as np
 from pipelines.annotations.page import Page, Source
 from pipelines.annotations.read import annotation_files, read_source
 from pipelines.errors import UserError, printable
-from pipelines.images.read import Header, pixel_limit, read_header
 from pipelines.index.store import KIND, VERSION, ConcatIndex, Index, is_index, load
 from pipelines.limits import DEFAULT, Limits
+
+if TYPE_CHECKING:
+    from pipelines.images.read import Header
 
 __all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers", "subset"]
 
@@ -136,6 +140,8 @@ def read_headers(
     paths: list[Path], workers: int, limits: Limits = DEFAULT, progress: Progress | None = None
 ) -> list[Header]:
     """Headers of many files, in order, on a thread pool (0 workers = one a core, at most 32)."""
+    from pipelines.images.read import pixel_limit, read_header  # here: loaders of annotated pages do without Pillow
+
     count = min(workers or (os.cpu_count() or 1), MAX_WORKERS)
     headers = []
     with pixel_limit(limits.pixels), ThreadPoolExecutor(count) as pool:
@@ -174,8 +180,11 @@ def _keep_known(source: Source, headers: list[Header], known: Index | None) -> t
         if header.problem and row is not None:
             logger.warning("%s: %s (%s), kept as it was", source.root / page.path, header.problem, header.detail)
             kept[page.path] = [header.mtime_ns, header.num_bytes] if header.mtime_ns else None
-            (width, height), stat = known.size_wh[row].tolist(), known.file_stat[row].tolist()
-            header = Header(width, height, int(known.orientation[row]), *stat)
+            (width, height), (mtime_ns, num_bytes) = known.size_wh[row].tolist(), known.file_stat[row].tolist()
+            header = header._replace(
+                width=width, height=height, orientation=int(known.orientation[row]),
+                mtime_ns=mtime_ns, num_bytes=num_bytes, problem="", detail="",
+            )  # fmt: skip
         made.append(header)
     return made, kept
 

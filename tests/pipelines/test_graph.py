@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 from pipelines import geometry, graph, loader
 from pipelines.augment import AugmentConfig, draw
+from pipelines.index.bare import BareIndex
 from pipelines.index.build import build
 from pipelines.source import NOISE_UNIT, SampleMaker, is_tone
 
@@ -27,7 +28,7 @@ def smooth(width, height, seed=0):
 
 
 def load_one(path, canvas=(256, 256)):
-    pages = loader.predict_loader([path], image_size=canvas, batch_size=1)
+    pages = loader.eval_loader(BareIndex([path]), image_size=canvas, batch_size=1)
     (batch,) = list(pages)
     pages.close()
     return batch

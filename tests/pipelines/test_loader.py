@@ -12,6 +12,8 @@ from PIL import Image
 from pipelines import loader
 from pipelines.augment import AugmentConfig
 from pipelines.errors import UserError
+from pipelines.graph import LoaderOptions
+from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex, build
 from pipelines.source import SampleMaker
 
@@ -39,9 +41,9 @@ def index(tmp_path_factory):
     return write_pages(tmp_path_factory.mktemp("pages"), PAGES)
 
 
-def make(index, **options):
+def make(index, workers=0, **options):
     given = {"image_size": CANVAS, "batch_size": 2, "augment": AugmentConfig(), "seed": 11, **options}
-    return loader.train_loader(index, **given)
+    return loader.train_loader(index, **given, options=LoaderOptions(workers=workers))
 
 
 def take(made, count):
@@ -401,7 +403,7 @@ def test_evaluation_of_a_bad_page(tmp_path, how, caplog):
 
 def test_bare_files(index, tmp_path):
     paths = [index.path(i) for i in (5, 2, 9)]
-    pages = loader.predict_loader(paths, image_size=CANVAS, batch_size=2)
+    pages = loader.eval_loader(BareIndex(paths), image_size=CANVAS, batch_size=2)
     batches = list(pages)
     pages.close()
     assert [batch.index.tolist() for batch in batches] == [[0, 1], [2]]
@@ -413,4 +415,4 @@ def test_bare_files(index, tmp_path):
     whole.close()
     assert torch.equal(batches[0].image[0], batch.image[5]) and torch.equal(batches[1].image[0], batch.image[9])
     with pytest.raises(UserError, match=r"nowhere\.png: missing"):
-        loader.predict_loader([tmp_path / "nowhere.png"], image_size=CANVAS, batch_size=1)
+        BareIndex([tmp_path / "nowhere.png"])

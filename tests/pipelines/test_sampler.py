@@ -46,10 +46,9 @@ def test_any_world_sees_the_same_global_batches(ranks, accumulate, samples):
     """24 samples a step, however they are spread over ranks and micro-steps."""
     order = sampler.epoch_order(0, 0, [samples])
     batch = 24 // (ranks * accumulate)
-    options = {"batch_size": batch, "accumulate": accumulate, "world_size": ranks}
     for step in range(sampler.steps_per_epoch(samples, 24)):
         seen = [
-            sampler.rank_batch(order, step, micro, rank=rank, **options)
+            sampler.rank_batch(order, step, micro, sampler.Share(batch, rank, ranks, accumulate))
             for micro in range(accumulate)
             for rank in range(ranks)
         ]
@@ -60,7 +59,7 @@ def test_the_last_incomplete_step_is_dropped():
     assert sampler.steps_per_epoch(100, 24) == 4 and sampler.steps_per_epoch(23, 24) == 0
     order = sampler.epoch_order(0, 0, [100])
     with pytest.raises(AssertionError):
-        sampler.rank_batch(order, 4, 0, batch_size=24, accumulate=1, rank=0, world_size=1)
+        sampler.rank_batch(order, 4, 0, sampler.Share(24))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

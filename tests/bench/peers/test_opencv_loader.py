@@ -112,7 +112,7 @@ for name in ("nvidia", "PIL", "shapely", "scipy", "pyclipper", "omegaconf", "tri
     sys.modules[name] = None
 import cv2, numpy as np
 from pathlib import Path
-from bench.opencv_loader import opencv_loader
+from bench.peers.opencv_loader import opencv_loader
 from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch
 

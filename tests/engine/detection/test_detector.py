@@ -16,7 +16,8 @@ from engine.predict import Detector
 from pipelines import geometry
 from pipelines.errors import UserError
 from pipelines.images.read import EXIF_ORIENTATION, read_rgb
-from pipelines.loader import predict_loader
+from pipelines.index.bare import BareIndex
+from pipelines.loader import eval_loader
 from tests.conftest import DEVICE
 
 MANY = ("post.box_thresh=0", "post.bin_thresh=0.05")  # the tiny detector is sure of nothing
@@ -45,7 +46,7 @@ def test_the_canvas_is_the_one_of_the_evaluation_graph(tmp_path, size, largest):
     rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     canvas = (128, 96)
-    batch = next(iter(predict_loader([tmp_path / "a.png"], image_size=canvas, batch_size=1, threads=1)))
+    batch = next(iter(eval_loader(BareIndex([tmp_path / "a.png"]), image_size=canvas, batch_size=1)))
     matrix = geometry.letterbox(size[::-1], canvas)
     mine = normalised(torch.from_numpy(place(rgb, matrix, canvas))[None])
     assert np.array_equal(batch.matrix[0], matrix) and mine.stride() == batch.image.stride()
@@ -101,7 +102,7 @@ def test_grey_of_16_bits_is_what_the_command_sees(pages, detector, tmp_path):
     images = [tmp_path / "16.png", tmp_path / "8.png"]
     eight, sixteen = (read_rgb(path) for path in images)
     assert np.array_equal(eight, sixteen)
-    one, other = next(iter(predict_loader(images, image_size=(128, 96), batch_size=2, threads=1))).image
+    one, other = next(iter(eval_loader(BareIndex(images), image_size=(128, 96), batch_size=2))).image
     assert torch.equal(one, other)
     expected = detector.detect(grey)
     assert len(expected.polygons)

@@ -10,6 +10,7 @@ from engine.detection.pages import detect_pages
 from engine.detection.postprocess import detect
 from engine.distributed import start
 from engine.model import build_model
+from pipelines.graph import LoaderOptions
 from pipelines.loader import eval_loader
 from tests.conftest import TINY
 
@@ -58,9 +59,7 @@ def test_both_shapes_give_the_same_late_as_at_once(tmp_path):
         config, _ = load_config([*TINY, f"run_root={tmp_path}", "eval.batch_size=3", f"post.shape={shape}"])
         given = iter(maps.logit().split(3))
         found = dict(detect_pages(lambda image, given=given: next(given), pages, config, ranks))
-        loader = eval_loader(
-            pages, image_size=(96, 128), batch_size=4, rank=0, world_size=1, device_id=None, threads=1, prefetch=1
-        )
+        loader = eval_loader(pages, image_size=(96, 128), batch_size=4, options=LoaderOptions(threads=1, prefetch=1))
         (whole,) = loader
         loader.close()
         expected = detect(maps[:, 0].logit().sigmoid(), whole.matrix, pages.size_wh[np.arange(4)], config.post)
