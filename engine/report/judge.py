@@ -61,7 +61,7 @@ class WorstPage:
 class Judgement:
     """An evaluation of a checkpoint; `pages` worst first, `bad` path -> what is wrong with a page, judged as empty."""
 
-    store: Path
+    checkpoint: Path
     config: Config
     state: dict
     scores: dict[str, float]
