@@ -21,20 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from engine import cli, distributed
+from engine import cli
 from engine.config import Config, PostConfig
-from engine.config.load import split_extra
 from engine.console import reason, warn
 from engine.data import open_pages
-from engine.detection import ensemble_file
-from engine.detection.maps import MapStore, prob_batches, store_maps
-from engine.detection.open import checkpoint_settings
-from engine.detection.pages import load_detector
+from engine.detection.maps import Forward, MapStore, prob_batches, store_maps
+from engine.detection.open import Opened, checkpoint_of, open_detector
 from engine.detection.postprocess import detect
 from engine.distributed import Ranks
-from engine.evaluation.cleval import evaluate_page
-from engine.evaluation.judge import cleval_arguments
-from engine.evaluation.significance import SURE, groups_of, hmeans
+from engine.evaluation.cleval import PageResult
+from engine.evaluation.judge import judged
+from engine.evaluation.significance import SURE, counts_of, groups_of, hmeans
 from engine.tune import figure, record
 from engine.tune.candidates import Judge
 from engine.tune.search import Found, Gain, Search, deal, gain_of, least_filters, slices
@@ -45,16 +42,6 @@ from pipelines.index.build import ConcatIndex
 SHOWN = 5  # settings in the table
 OF_MAPS = ("data.image_size", "eval.image_size", "eval.ema")  # settings that decide the maps
 COLUMNS = tuple(field.name for field in dataclasses.fields(PostConfig) if field.name != "polygon_epsilon")
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """What is tuned: a checkpoint, or an ensemble."""
-
-    config: Config
-    path: Path  # of the checkpoint, or the ensemble's file
-    ranks: Ranks
-    load: Callable[[], Callable]  # the detector on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,25 +61,6 @@ class Tuned:
     def best(self) -> PostConfig:
         """The settings found with all pages."""
         return self.ranked[0].post
-
-
-def open_named(settings: list[str]) -> Opened:
-    """What `checkpoint=` names, with the other settings over its own.
-
-    Raises:
-        UserError: there is none, it is damaged, or a setting is wrong.
-    """
-    own, rest = split_extra(settings, {"checkpoint": ""})
-    named = own["checkpoint"]
-    if named and ensemble_file.is_ensemble(named):
-        path = Path(named) / ensemble_file.FILE if Path(named).is_dir() else Path(named)
-        ranks = distributed.start(split_extra(rest, {"trainer.device": "auto"})[0]["trainer.device"])
-        ensemble, config = ensemble_file.load(path, ranks, rest)
-        distributed.limit_threads(config.trainer.threads)
-        return Opened(config, path, ranks, lambda: ensemble)
-    config, _, path = checkpoint_settings(settings, {}, __doc__)
-    ranks = distributed.start(config.trainer.device, config.trainer.threads)
-    return Opened(config, path, ranks, lambda: load_detector(path, config, ranks))
 
 
 def tune(
@@ -128,20 +96,19 @@ def tune(
 
 
 def unrounded(
-    forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, posts: list[PostConfig],
+    forward: Forward, pages: ConcatIndex, config: Config, ranks: Ranks, posts: list[PostConfig],
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:  # fmt: skip
     """H-mean of settings on the network's own float maps, in one pass: what engine.evaluate gives for each."""
-    counts: list[list] = [[] for _ in posts]
+    results: list[list[PageResult]] = [[] for _ in posts]
     with contextlib.closing(prob_batches(forward, pages, config, ranks)) as batches:
         for batch, maps in batches:
-            for post, kept in zip(posts, counts, strict=True):
+            for post, kept in zip(posts, results, strict=True):
                 found = detect(maps, batch.matrix, pages.size_wh[batch.index], post, config.trainer.kernels)
-                for row, page in zip(batch.index.tolist(), found, strict=True):
-                    result = evaluate_page(*cleval_arguments(page.polygons, row, pages, config.eval.protocol))
-                    kept.append(list(result.counts.values()))
-            tell(len(counts[0]), len(pages))
-    return [float(hmeans(np.array(kept), config.eval.select)) for kept in counts]
+                rows = zip(batch.index.tolist(), found, strict=True)
+                kept += [result for _, _, result in judged(rows, pages, config.eval.protocol)]
+            tell(len(results[0]), len(pages))
+    return [float(hmeans(counts_of(kept), config.eval.select)) for kept in results]
 
 
 def verdict(tuned: Tuned, real: tuple[float, float]) -> tuple[bool, str]:
@@ -215,7 +182,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folds", type=int, default=5, help="of the pages, for the cross-validation (5)")
     parser.add_argument("--no-write", action="store_true", help="show the result only; no file is written")
     args = parser.parse_intermixed_args(argv)
-    opened = open_named(args.settings)
+    named, settings, _ = checkpoint_of(args.settings)
+    opened = open_detector(named, settings)
     config, path = opened.config, opened.path
     if args.trials < 1 or args.folds < 2:
         raise UserError(f"--trials {args.trials} --folds {args.folds}: at least 1 trial and 2 folds are needed")
