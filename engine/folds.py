@@ -28,6 +28,7 @@ import numpy as np
 from engine import cli
 from engine.config import Config, EvalConfig
 from engine.config.load import load_config
+from engine.console import text_table
 from engine.evaluation.cleval import scores_of, selected
 from engine.evaluation.significance import counts_of, groups_of, standard_error, without_each
 from engine.files import json_object, owner_record, replace_text
@@ -247,19 +248,16 @@ def _pooled(judged: "Sequence[Judged]", rules: EvalConfig, groups: np.ndarray) -
 
 def describe(result: dict, out: Path) -> str:
     """The result for a terminal."""
-    from engine.evaluation.compare import text_table
+    from engine.evaluation.compare import as_text
 
-    lines = ["            pages  H-mean  precision  recall"]
-    rows = [(f"fold {k}", fold) for k, fold in enumerate(result["folds"])] + [("out of fold", result["out_of_fold"])]
-    lines += [
-        f"{name:<11}{row['pages']:6d}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}"
-        for name, row in rows
-    ]
     whole = result["out_of_fold"]
+    rows = [["", "pages", "H-mean", "precision", "recall"]]
+    for name, row in [*((f"fold {k}", fold) for k, fold in enumerate(result["folds"])), ("out of fold", whole)]:
+        rows.append([name, str(row["pages"]), *(f"{row[score]:.4f}" for score in ("hmean", "precision", "recall"))])
     error = "" if whole["standard_error"] is None else f"; standard error over pages {whole['standard_error']:.4f}"
-    lines += [f"standard deviation over folds {whole['spread']:.4f}{error}"]
+    lines = [text_table(rows), f"standard deviation over folds {whole['spread']:.4f}{error}"]
     if "test" in result:
-        lines += ["", f"{result['test']['pages']} pages that no fold trains on:", text_table(result["test"]["rows"])]
+        lines += ["", f"{result['test']['pages']} pages that no fold trains on:", as_text(result["test"]["rows"])]
     return "\n".join([*lines, printable(f"ensemble: {result['ensemble']}")])
 
 

@@ -324,7 +324,7 @@ def _write(out: Path, result: dict, work: Work, made: soup.Soup | None) -> None:
 def describe(result: dict) -> str:
     """The result for a terminal."""
     lines = [f"{result['pages']} pages, CLEval {result['protocol']}, H-mean {result['select']}"]
-    lines += [compare.text_table(result["rows"])]
+    lines += [compare.as_text(result["rows"])]
     lines += ["± is one standard error over pages, in pairs; noise: a difference within two of them"]
     if "soup" in result:
         lines += [printable(f"the soup's weights: {', '.join(result['soup']['ingredients'])}")]

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine import distributed
 from engine.config import Config
+from engine.console import text_table
 from engine.detection.maps import Forward, prob_batches
 from engine.detection.pages import detect_pages
 from engine.distributed import Ranks
@@ -128,18 +129,14 @@ def best_member(every: Sequence[Judged]) -> Judged:
     return max((item for item in every if item.kind == "member"), key=lambda item: item.scores["score"])
 
 
-def text_table(table: Sequence[dict]) -> str:
-    """Aligned columns for a terminal."""
-    names = [printable(row["name"]) for row in table]
-    width = max(map(len, names))
-    lines = [f"{'':<{width}}  H-mean  precision  recall  images/s  against the best member"]
-    for name, row in zip(names, table, strict=True):
+def as_text(table: Sequence[dict]) -> str:
+    """The table for a terminal."""
+    lines = [["", "H-mean", "precision", "recall", "images/s", "against the best member"]]
+    for row in table:
         against = "the best member"
         if row["difference"] is not None:
             error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
             against = f"{row['difference']:+.4f}{error}  {row['verdict']}"
-        lines.append(
-            f"{name:<{width}}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}  "
-            f"{row['images_per_second']:8.2f}  {against}"
-        )
-    return "\n".join(lines)
+        scores = [f"{row[name]:.4f}" for name in ("hmean", "precision", "recall")]
+        lines.append([printable(row["name"]), *scores, f"{row['images_per_second']:.2f}", against])
+    return text_table(lines, left=(0, 5))

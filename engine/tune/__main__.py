@@ -23,7 +23,7 @@ import numpy as np
 
 from engine import cli
 from engine.config import Config, PostConfig
-from engine.console import reason, warn
+from engine.console import reason, text_table, warn
 from engine.data import open_pages
 from engine.detection.maps import Forward, MapStore, prob_batches, store_maps
 from engine.detection.open import Opened, checkpoint_of, open_detector
@@ -80,19 +80,23 @@ def tune(
     start, select = config.post, config.eval.select
     fold, every = deal(groups, folds), np.arange(len(store))
     judge = Judge(store, pages, config.eval.protocol, least_filters(start))
-    sets = [np.ones(len(store), bool), *(fold != k for k in range(folds))]
-    searched = Search(judge, start, select, sets, trials, tell).run()
-    before = judge.exact(start, every)
-    chosen = np.zeros_like(before)
-    for k, found in enumerate(searched[1:]):
-        chosen[fold == k] = judge.exact(found.ranked[0].post, every[fold == k])
-    best = searched[0].ranked[0].post
+    all_pages, without_fold = np.ones(len(store), bool), [fold != k for k in range(folds)]
+    whole, *parts = Search(judge, start, select, [all_pages, *without_fold], trials, tell).run()
+    best, chosen = whole.best, [part.best for part in parts]
+    before, after = judge.exact(start, every), judge.exact(best, every)
+    unseen = np.zeros_like(before)  # every page with the settings that were found without it
+    for k, post in enumerate(chosen):
+        unseen[fold == k] = judge.exact(post, every[fold == k])
     return Tuned(
-        start, searched[0].ranked, [one.ranked[0].post for one in searched[1:]],
-        gain_of(before, chosen, groups, select), sum(one.tried for one in searched),
-        list(slices(judge, best, start, select)), int(groups.max()) + 1,
-        (float(hmeans(before, select)), float(hmeans(judge.exact(best, every), select))),
-    )  # fmt: skip
+        start=start,
+        ranked=whole.ranked,
+        chosen=chosen,
+        gain=gain_of(before, unseen, groups, select),
+        tried=sum(searched.tried for searched in (whole, *parts)),
+        curves=list(slices(judge, best, start, select)),
+        groups=int(groups.max()) + 1,
+        stored=(float(hmeans(before, select)), float(hmeans(after, select))),
+    )
 
 
 def unrounded(
@@ -153,11 +157,10 @@ def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     rows.append(["start", f"{tuned.stored[0]:.4f}", *(_short(getattr(tuned.start, name)) for name in COLUMNS)])
     for place, one in enumerate(tuned.ranked[:SHOWN], start=1):
         rows.append([f"{place}", f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     gain = tuned.gain
     off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
-    lines += [
+    lines = [
+        text_table(rows, left=()),
         "",
         f"on the network's own maps: {real[0]:.4f} -> {real[1]:.4f} (8 bits a pixel change it by at most {off:.5f})",
         f"cross-validated: {gain.start:.4f} -> {gain.chosen:.4f} over {len(tuned.chosen)} folds of "
