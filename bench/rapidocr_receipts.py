@@ -21,12 +21,12 @@ import torch
 from engine import cli
 from engine.config.load import canvas_hw
 from engine.data import open_pages
-from engine.detection.open import checkpoint_settings
+from engine.detection.open import checkpoint_of
 from engine.detection.pages import detect_pages
 from engine.detection.postprocess import Detections
-from engine.evaluation.cleval import CLEval
+from engine.evaluation.judge import scores_by
 from engine.export import onnx_file, rapid
-from engine.export.network import HERE, description, load
+from engine.export.network import HERE, Exported, description, load
 from pipelines.errors import UserError
 from pipelines.index.build import ConcatIndex
 
@@ -40,9 +40,8 @@ def in_rapidocr(ocr: object, pages: ConcatIndex) -> Run:
     return lambda: ((row, rapid.detect(ocr, str(pages.path(row)))) for row in range(len(pages)))
 
 
-def runs(path: Path, settings: list[str], pages: ConcatIndex, folder: Path, sizes: bool) -> dict[str, Run]:
+def runs(exported: Exported, pages: ConcatIndex, folder: Path, sizes: bool) -> dict[str, Run]:
     """{name of a row: one pass over all pages}."""
-    exported = load(str(path), settings)
     config, model = exported.config, exported.module.detector
     onnx_file.write(rapid.network(exported.module), folder / rapid.MODEL, description(exported))
     rapid.write_settings(folder, folder, config)
@@ -60,30 +59,23 @@ def runs(path: Path, settings: list[str], pages: ConcatIndex, folder: Path, size
     return rows
 
 
-def score(found: list[tuple[int, Detections]], pages: ConcatIndex, protocol: str) -> dict:
-    """CLEval of a pass."""
-    metric = CLEval(protocol)
-    for row, page in found:
-        metric.update(page.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row))
-    return metric.compute()
-
-
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
     sources = [item for item in argv if "=" not in item and not item.startswith("-")]
     rest = [item for item in argv if item not in sources]
-    config, own, path = checkpoint_settings(rest, {"turns": "3", "rows": "all"}, __doc__)
+    named, settings, own = checkpoint_of(rest, {"turns": "3", "rows": "all"}, __doc__)
     if not sources:
         raise UserError("name the annotated pages, e.g. SROIE/val.txt")
     if not own["turns"].isdigit() or not int(own["turns"]):
         raise UserError(f"turns={own['turns']}: expected a whole number above 0")
     onnx_file.need("onnx", "onnxruntime", "onnxscript", "rapidocr")
-    settings = [item for item in rest if item.split("=")[0] not in ("checkpoint", *own)]
+    exported = load(named, settings)
+    config = exported.config
     pages = open_pages(config, sources, HERE)
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.trainer.threads or cores)
     with tempfile.TemporaryDirectory() as folder:
-        every = runs(path, settings, pages, Path(folder), own["rows"] == "all")
+        every = runs(exported, pages, Path(folder), own["rows"] == "all")
         print(f"{len(pages)} pages, {cores} cores, CLEval {config.eval.protocol}, {own['turns']} turns", flush=True)
         times: dict[str, list[float]] = {name: [] for name in every}
         scores = {}
@@ -94,7 +86,7 @@ def main(argv: list[str]) -> int:
                 start = time.perf_counter()
                 found = list(run())
                 times[name].append(len(pages) / (time.perf_counter() - start))
-                scores[name] = score(found, pages, config.eval.protocol)
+                scores[name] = scores_by(config.eval, found, pages)
     print(f"{'':<48}{'H-mean':>8}{'recall':>8}{'prec.':>8}{'macro H':>9}{'images/s':>10}  (least to most)")
     for name, s in scores.items():
         speeds = times[name]

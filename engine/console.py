@@ -1,10 +1,10 @@
-"""Lines for the user on stderr that can stop nothing: the disk that is full may be the log's own."""
+"""Words for the user: warnings that can stop nothing (the disk that is full may be the log's own), and tables."""
 
 import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from pipelines.errors import UserError, printable
 
@@ -28,6 +28,21 @@ def reason(error: BaseException) -> str:
         return error.strerror
     number = NUMBER.search(str(error))
     return os.strerror(int(number[1])) if number else " ".join(str(error).split()) or type(error).__name__
+
+
+def text_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Rows of cells, the header first, as lines with aligned columns.
+
+        text_table([["", "H-mean"], ["fold 0", "0.9421"]])
+
+    Args:
+        left: columns of words, which begin at the left; the others hold numbers and end at the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        [cell.ljust(widths[i]) if i in left else cell.rjust(widths[i]) for i, cell in enumerate(row)] for row in rows
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in lines)
 
 
 @contextlib.contextmanager

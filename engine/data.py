@@ -21,7 +21,7 @@ class Data:
     """Opened indexes of a run; `test` is None without `data.test`. `notice` says where built-in pages are used."""
 
     train: ConcatIndex
-    val: ConcatIndex | None
+    val: ConcatIndex
     test: ConcatIndex | None
     notice: str
 
@@ -45,22 +45,19 @@ def open_data(config: Config, ranks: Ranks) -> Data:
             f"px (validation: {data.synthetic_val} others)"
         )
         train, val = on_main_first(ranks, lambda: _synthetic(config))
-    opened = [
-        open_pages(config, spec, ranks, key) for spec, key in ((train, "train"), (val, "val"), (data.test, "test"))
-    ]
-    if opened[0].num_usable == 0:
+    opened, judged = open_pages(config, train, ranks, "train"), open_pages(config, val, ranks, "val")
+    test = open_pages(config, data.test, ranks, "test") if data.test else None
+    if opened.num_usable == 0:
         raise UserError(f"data.train={','.join(train)}: every text is ignored or empty, nothing can be learnt from it")
-    return Data(opened[0], opened[1], opened[2], notice)
+    return Data(opened, judged, test, notice)
 
 
-def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val") -> ConcatIndex | None:
-    """One index over several sources; None for none. Rank 0 opens first, so an index is built once.
+def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val") -> ConcatIndex:
+    """One index over several sources, at least one. Rank 0 opens first, so an index is built once.
 
     Raises:
         UserError: a source cannot be read or is empty; official CLEval is asked for and there are no transcriptions.
     """
-    if not specs:
-        return None
     cache, limits = Path(config.run_root) / ".index", config.data.limits
     indexes = on_main_first(ranks, lambda: [open_index(s, config.data.format, cache, limits) for s in specs])
     pages = ConcatIndex(indexes)

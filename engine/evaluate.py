@@ -13,8 +13,7 @@ from pathlib import Path
 
 from engine import cli, distributed
 from engine.data import open_pages
-from engine.detection.open import checkpoint_settings
-from engine.detection.pages import load_detector
+from engine.detection.open import checkpoint_of, open_detector
 from engine.evaluation.judge import evaluate
 from engine.evaluation.workers import worker_pool
 from pipelines.errors import UserError
@@ -23,19 +22,20 @@ from pipelines.errors import UserError
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
     argv = [item for item in argv if item != "--json"]  # as of the other commands; this one prints nothing else
-    config, extras, path = checkpoint_settings(argv, {"output": ""}, __doc__)
-    if not config.data.val:
-        raise UserError("data.val=PATH is missing: name the pages to evaluate on")
-    if extras["output"]:
-        Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    ranks = distributed.start(config.trainer.device, config.trainer.threads)
+    named, settings, extras = checkpoint_of(argv, {"output": ""}, __doc__)
     try:
+        opened = open_detector(named, settings)
+        config, ranks = opened.config, opened.ranks
+        if not config.data.val:
+            raise UserError("data.val=PATH is missing: name the pages to evaluate on")
+        if extras["output"]:
+            Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
         pages = open_pages(config, config.data.val, ranks)
         with worker_pool(config.eval.workers) as pool:
-            model = load_detector(path, config, ranks)
-            scores = evaluate(model, pages, config, ranks, pool=pool, refuse_bad=True).scores
+            result = evaluate(opened.load(), pages, config, ranks, pool=pool, refuse_bad=True)
         if ranks.main:
-            report = json.dumps({**scores, "checkpoint": str(path), "protocol": config.eval.protocol}, indent=1)
+            told = {**result.scores, "checkpoint": str(opened.path), "protocol": config.eval.protocol}
+            report = json.dumps(told, indent=1)
             print(report)
             if extras["output"]:
                 Path(extras["output"]).write_text(report + "\n")

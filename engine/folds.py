@@ -19,11 +19,17 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from engine import cli
 from engine.config import Config, EvalConfig
 from engine.config.load import load_config
+from engine.console import text_table
+from engine.evaluation.cleval import scores_of, selected
 from engine.evaluation.significance import counts_of, groups_of, standard_error, without_each
 from engine.files import json_object, owner_record, replace_text
 from engine.jobs.executor import Attempt, Exit
@@ -35,6 +41,9 @@ from pipelines.bars import progress
 from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex, open_index
 from pipelines.split import fold_folders, split
+
+if TYPE_CHECKING:  # it imports torch
+    from engine.evaluation.compare import Judged
 
 OWN = ("data.train", "data.val", "data.test", "name", "run_root", "resume")  # settings that each fold gets from here
 POLL_S = 0.2
@@ -151,7 +160,7 @@ def train_all(settings: Sequence[str], out: Path, folds: int, agents: int, confi
         print(executor.notice, file=sys.stderr)
     epochs = dict.fromkeys(range(folds), 0) | {k: config.trainer.max_epochs for k in range(folds) if k not in waiting}
     tails = {fold: Tail(run_folder(out, fold) / "metrics.jsonl") for fold in waiting}
-    running = {}
+    running: dict[int, Any] = {}  # fold -> the executor's handle
     with contextlib.closing(executor), progress("epochs") as bar:
         while waiting or running:
             while waiting and len(running) < executor.slots:
@@ -181,12 +190,12 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
         the standard deviation over folds and `standard_error` the jackknife's over pages; test: rows of the models and
         their mean on data.test (or data.val), where given. All as eval.select says.
     """
-
-    from engine import distributed
+    from engine import distributed  # here: the driver holds no device while the folds train
     from engine.checkpoint import store
     from engine.data import open_pages
     from engine.detection import ensemble_file
-    from engine.ensemble import Ensemble
+    from engine.detection.ensemble import Ensemble
+    from engine.detection.open import open_member
     from engine.evaluation import compare
     from engine.evaluation.workers import worker_pool
 
@@ -195,63 +204,43 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
     places = [
         ensemble_file.Place(f"fold {k}", store.locate(run_folder(out, k), args.checkpoint)) for k in range(args.folds)
     ]
-    ensemble = Ensemble([ensemble_file.open_member(place, kept, ranks) for place in places])
+    ensemble = Ensemble([open_member(place, kept, ranks) for place in places])
     joint = ensemble_file.joint_config(ensemble)
-    judged = []
+    result: dict[str, Any] = {}
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
-        done = [0]
-
-        def judge(name, kind, forward, pages, own):
-            def tell(count: int) -> None:
-                done[0] += count
-                bar(done[0], None)
-
-            return compare.judge(name, kind, forward, pages, own, ranks, pool, tell)
-
+        judge = partial(compare.judge, ranks=ranks, pool=pool, on_page=bar.advance)
         parts = [open_pages(config, [str(out / "split" / f"fold_{k}" / "val")], ranks) for k in range(args.folds)]
-        for member, pages in zip(ensemble.members, parts, strict=True):
-            judged.append(judge(member.name, "member", member.forward, pages, member.config))
-        result = {"folds": [_scores(item, config.eval.select) for item in judged]}
-        result["out_of_fold"] = _pooled(
-            judged, config.eval, groups_of(ConcatIndex([part for pages in parts for part in pages.parts]), config)
-        )
+        judged = [
+            judge(member.name, "member", member.forward, pages, member.config)
+            for member, pages in zip(ensemble.members, parts, strict=True)
+        ]
+        result["folds"] = [_scores(item, config.eval.select) for item in judged]
+        every = ConcatIndex([part for pages in parts for part in pages.parts])
+        result["out_of_fold"] = _pooled(judged, config.eval, groups_of(every, config))
         held_out = config.data.test or config.data.val
         if held_out:
             pages = open_pages(config, held_out, ranks, "test" if config.data.test else "val")
             rows = [judge(m.name, "member", m.forward, pages, m.config) for m in ensemble.members]
             rows.append(judge(f"mean of {args.folds} maps", "ensemble", ensemble, pages, joint))
-            result["test"] = {
-                "pages": len(pages),
-                "rows": compare.rows(rows, config.eval.select, groups_of(pages, config)),
-            }
+            table = compare.rows(rows, config.eval.select, groups_of(pages, config))
+            result["test"] = {"pages": len(pages), "rows": table}
     result["checkpoint"] = args.checkpoint
     result["ensemble"] = str(ensemble_file.save(out, ensemble, places, joint))
     replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _scores(judged, select: str) -> dict:
-    return {"pages": len(judged.pages), **_chosen(judged.scores, select), "score": judged.scores["score"]}
+def _scores(judged: "Judged", select: str) -> dict:
+    return {"pages": len(judged.pages), **selected(judged.scores, select), "score": judged.scores["score"]}
 
 
-def _chosen(scores: dict, select: str) -> dict:
-    """H-mean, precision and recall that eval.select names."""
-    ending = "" if select == "micro" else "_macro"
-    return {name: scores[name + ending] for name in ("hmean", "precision", "recall")}
-
-
-def _pooled(judged: Sequence, rules: EvalConfig, groups) -> dict:
+def _pooled(judged: "Sequence[Judged]", rules: EvalConfig, groups: np.ndarray) -> dict:
     """Scores of all out-of-fold pages, each judged by the model that has not seen it; groups: copies together."""
-    from engine.evaluation.cleval import CLEval
-
-    metric = CLEval(rules.protocol)
     pages = [page for item in judged for page in item.pages]
-    for page in pages:
-        metric.add(page)
     without = without_each(counts_of(pages), rules.select, groups)
     return {
         "pages": len(pages),
-        **_chosen(metric.compute(), rules.select),
+        **selected(scores_of(pages, rules.protocol, rules.select), rules.select),
         "spread": statistics.stdev(item.scores["score"] for item in judged),
         "standard_error": standard_error(without),
     }
@@ -259,19 +248,16 @@ def _pooled(judged: Sequence, rules: EvalConfig, groups) -> dict:
 
 def describe(result: dict, out: Path) -> str:
     """The result for a terminal."""
-    from engine.evaluation.compare import text_table
+    from engine.evaluation.compare import as_text
 
-    lines = ["            pages  H-mean  precision  recall"]
-    rows = [(f"fold {k}", fold) for k, fold in enumerate(result["folds"])] + [("out of fold", result["out_of_fold"])]
-    lines += [
-        f"{name:<11}{row['pages']:6d}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}"
-        for name, row in rows
-    ]
     whole = result["out_of_fold"]
+    rows = [["", "pages", "H-mean", "precision", "recall"]]
+    for name, row in [*((f"fold {k}", fold) for k, fold in enumerate(result["folds"])), ("out of fold", whole)]:
+        rows.append([name, str(row["pages"]), *(f"{row[score]:.4f}" for score in ("hmean", "precision", "recall"))])
     error = "" if whole["standard_error"] is None else f"; standard error over pages {whole['standard_error']:.4f}"
-    lines += [f"standard deviation over folds {whole['spread']:.4f}{error}"]
+    lines = [text_table(rows), f"standard deviation over folds {whole['spread']:.4f}{error}"]
     if "test" in result:
-        lines += ["", f"{result['test']['pages']} pages that no fold trains on:", text_table(result["test"]["rows"])]
+        lines += ["", f"{result['test']['pages']} pages that no fold trains on:", as_text(result["test"]["rows"])]
     return "\n".join([*lines, printable(f"ensemble: {result['ensemble']}")])
 
 

@@ -32,7 +32,7 @@ from engine.config.load import keys_and_values
 from engine.console import warn
 from engine.detection import results
 from engine.detection.detector import Detector
-from engine.detection.open import Opened, open_named
+from engine.detection.open import Opened, open_detector
 from engine.detection.pages import detect_pages
 from engine.detection.results import LINES, STATE, Journal
 from engine.visualization import overlay
@@ -41,7 +41,7 @@ from pipelines.errors import Parser, UserError, printable
 from pipelines.images.listing import Images, find_images
 from pipelines.images.read import pixel_limit, read_rgb
 from pipelines.index.bare import BareIndex
-from pipelines.quarantine import NAMED
+from pipelines.quarantine import NAMED, BadPages
 
 __all__ = ["Detector", "main", "predict"]
 
@@ -98,7 +98,7 @@ def predict(images: Images, opened: Opened, journal: Journal, pictures: Path | N
     pages = BareIndex(rest, config.data.limits, tolerate=True, refused=rest.refused)
     model = opened.load()
     with progress("predicting") as bar, pixel_limit(config.data.limits.pixels):
-        for row, found in detect_pages(model, pages, config, ranks, "left out", pages.bad):
+        for row, found in detect_pages(model, pages, config, ranks, BadPages("left out", pages.bad)):
             name, reason = rest.name(row), pages.bad.get(row)
             if reason is not None:
                 journal.add({"image": name, "error": reason})
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> int:
     settings, paths = cli.split_settings(args.paths)
     if not paths:
         raise UserError("PATH is missing: name images or folders")
-    opened = open_named(args.checkpoint, settings)
+    opened = open_detector(args.checkpoint, settings)
     config = opened.config
     images = find_images(paths, args.follow_links)
     _refuse_if_none_is_good(images, config)

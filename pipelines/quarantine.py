@@ -1,5 +1,6 @@
 """Pages that cannot be read: what is wrong with each, and the number of them above which a run stops."""
 
+import dataclasses
 import logging
 import math
 import os
@@ -15,6 +16,25 @@ logger = logging.getLogger(__name__)
 
 NAMED = 20  # pages listed when a run stops
 UNDECODABLE = "cannot be decoded"
+
+
+@dataclasses.dataclass(frozen=True)
+class BadPages:
+    """Pages that a loader cannot read: what becomes of one, and which are known.
+
+        bad = BadPages("left out")
+        ...                                  # pages are loaded with it
+        bad.known                            # {17: "empty file"}: row -> what is wrong with it
+
+    Args:
+        on_bad_page: what becomes of one, in words for the warning; "" = the first one is refused.
+        known: rows that are not read any more. A row that is found is added, before its batch is handed out.
+        named: rows that an earlier loader has warned of, and why: the same is not said again. Added to as well.
+    """
+
+    on_bad_page: str = ""
+    known: dict[int, str] = dataclasses.field(default_factory=dict)
+    named: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def problem(index: Any, row: int) -> str:

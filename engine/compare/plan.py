@@ -15,6 +15,7 @@ from typing import Any
 from engine.config import Config
 from engine.config.cautions import warnings
 from engine.config.load import load_config, shown
+from engine.evaluation.cleval import key_of
 from engine.jobs.open import open_executor
 from engine.search import ledger
 from engine.search.plan import OWN, default_name
@@ -201,8 +202,7 @@ def missing(study: Study, wanted: list[dict[str, Any]], seeds: Sequence[int]) ->
 
 
 def _metric(config: Config | None) -> str:
-    macro = config is not None and config.eval.select == "macro"
-    return "val/hmean_macro" if macro else "val/hmean"
+    return f"val/{key_of('hmean', config.eval.select if config else 'micro')}"
 
 
 def _parameter(key: str, values: list) -> Parameter:

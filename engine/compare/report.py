@@ -11,6 +11,7 @@ from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, cautions, find, same_by_best, sentences
 from engine.compare.verdict import Family
 from engine.config.load import shown
+from engine.console import text_table
 from engine.files import replace_text
 from engine.search.report.words import duration, number
 from engine.search.study import Study
@@ -174,13 +175,11 @@ def _again(result: Result) -> str:
 
 def text_of(result: dict[str, Any]) -> str:
     """The result for a terminal: a table and the verdict."""
-    width = max(len(cell["label"]) for cell in result["combinations"])
-    lines = [f"{'':{width}}  {'last epoch':>11}  {'sd':>8}  {'best epoch':>11}  trainings"]
+    rows = [["", "last epoch", "sd", "best epoch", "trainings"]]
     for cell in result["combinations"]:
         last, best = cell["final"], cell["best"]
         sd = "" if last["sd"] is None else f"{last['sd']:.2g}"
         count = f"{len(last['by_seed'])}" + (f", {len(cell['failed'])} failed" if cell["failed"] else "")
-        words = f"{number(last['mean']):>11}  {sd:>8}  {number(best['mean']):>11}  {count}"
-        lines.append(f"{cell['label']:{width}}  {words}")
+        rows.append([cell["label"], number(last["mean"]), sd, number(best["mean"]), count])
     verdicts = [family["verdict"] for family in result["families"]]
-    return "\n".join([*lines, "", *verdicts, *result["cautions"], *result["left_out"]])
+    return "\n".join([text_table(rows, left=(0, 4)), "", *verdicts, *result["cautions"], *result["left_out"]])

@@ -23,11 +23,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from engine.checkpoint import store
-from engine.config.load import load_config
-from engine.detection import ensemble_file
 from engine.detection.ensemble import Ensemble, Member
-from engine.detection.pages import load_detector
+from engine.detection.open import open_detector
 from engine.detection.postprocess import detect
 from engine.distributed import Ranks
 from pipelines import geometry
@@ -63,14 +60,10 @@ class Detector:
     def __init__(self, path: str | Path, *settings: str, device: str = "auto") -> None:
         settings = (*settings, f"trainer.device={device.partition(':')[0]}", "trainer.compile=false")
         self.device = _device(device)
-        ranks = Ranks(0, 0, 1, self.device)
-        if ensemble_file.is_ensemble(path):
-            ensemble, self.config = ensemble_file.load(path, ranks, settings)
-        else:
-            found = store.locate(path).resolve()  # `best` of a run that goes on may move
-            self.config, _ = load_config(list(settings), base=store.load_settings(found))
-            ensemble = Ensemble([Member(str(path), self.config, load_detector(found, self.config, ranks))])
-        self._ensemble = ensemble  # of one; its mean is that one's map to the bit
+        opened = open_detector(path, settings, Ranks(0, 0, 1, self.device))
+        self.config, found = opened.config, opened.load()
+        # A model alone is an ensemble of one, whose mean is that one's map to the bit.
+        self._ensemble = found if isinstance(found, Ensemble) else Ensemble([Member(str(path), self.config, found)])
         self._reading = threading.Lock()  # Pillow's limit on pixels is a global of the process
 
     def detect(self, image: Picture) -> Regions:

@@ -12,7 +12,6 @@ batch of pages, so memory holds one batch of maps, and the members' weights.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,12 +20,10 @@ import torch.nn.functional as F
 from engine.config import Config
 from engine.config.load import canvas_hw
 from engine.config.settings import SIZE_MULTIPLE
-from engine.detection.maps import page_loader, prob_maps
+from engine.detection.maps import MapBatches, Network, Pages, page_loader, prob_maps
 from engine.distributed import Ranks
-from pipelines.batch import Batch
 from pipelines.geometry import ANTIALIAS, compose, invert, scaling
-from pipelines.index.bare import BareIndex
-from pipelines.index.build import ConcatIndex
+from pipelines.quarantine import BadPages
 
 FLIPS = {"none": ((),), "h": ((), (-1,)), "v": ((), (-2,)), "hv": ((), (-1,), (-2,), (-1, -2))}  # axes of each view
 Canvas = tuple[int, int]  # height, width in pixels
@@ -38,7 +35,7 @@ class Member:
 
     name: str
     config: Config  # its own: canvas, arithmetic
-    forward: Callable  # in evaluation mode, on the ranks' device: image (N, 3, H, W) -> logits (N, 1, H, W)
+    forward: Network  # on the ranks' device
     weight: float = 1.0
 
     @property
@@ -83,7 +80,7 @@ class Ensemble:
         Returns:
             (N, H, W) float32 on the device, on the reference canvas.
         """
-        total, weights = 0.0, 0.0
+        total, weights = torch.zeros(()), 0.0
         back = np.stack([invert(matrix) for matrix in matrices[self.canvas]])
         for member in self.members:
             for scale in self.scales:
@@ -99,14 +96,7 @@ class Ensemble:
         maps = [prob_maps(member.forward, image.flip(axes), member.config).flip(axes) for axes in views]
         return torch.stack(maps).mean(0) if len(maps) > 1 else maps[0]
 
-    def prob_batches(
-        self,
-        pages: ConcatIndex | BareIndex,
-        config: Config,
-        ranks: Ranks,
-        fate: str = "",
-        bad: dict[int, str] | None = None,
-    ) -> Iterator[tuple[Batch, torch.Tensor]]:
+    def prob_batches(self, pages: Pages, config: Config, ranks: Ranks, bad: BadPages) -> MapBatches:
         """As `engine.detection.maps.prob_batches`: (batch on the reference canvas, mean maps (n, H, W) float32).
 
         Args:
@@ -115,7 +105,7 @@ class Ensemble:
         canvases = self.canvases
         with contextlib.ExitStack() as open_:
             loaders = [
-                open_.enter_context(contextlib.closing(page_loader(pages, canvas, config, ranks, fate, bad)))
+                open_.enter_context(contextlib.closing(page_loader(pages, canvas, config, ranks, bad)))
                 for canvas in canvases
             ]
             for batches in zip(*loaders, strict=True):
@@ -126,7 +116,8 @@ class Ensemble:
 
 def scaled(canvas: Canvas, scale: float) -> Canvas:
     """A canvas times a factor, sides rounded to multiples of 32, at least 32."""
-    return tuple(max(SIZE_MULTIPLE, round(side * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in canvas)
+    height, width = (max(SIZE_MULTIPLE, round(side * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in canvas)
+    return height, width
 
 
 def onto(maps: torch.Tensor, to_view: np.ndarray, canvas: Canvas) -> torch.Tensor:

@@ -20,10 +20,8 @@ import yaml
 from engine import files
 from engine.checkpoint import store
 from engine.config import Config
-from engine.config.load import from_dict, load_config, to_dict
-from engine.detection.ensemble import FLIPS, Ensemble, Member
-from engine.detection.pages import load_detector
-from engine.distributed import Ranks
+from engine.config.load import from_dict, to_dict
+from engine.detection.ensemble import FLIPS, Ensemble
 from engine.files import replace_text
 from pipelines.errors import UserError
 
@@ -39,15 +37,6 @@ class Place:
     path: Path  # of the checkpoint
     weight: float = 1.0
     canvas: tuple[int, ...] = ()  # () = its own
-
-
-def open_member(place: Place, settings: Sequence[str], ranks: Ranks) -> Member:
-    """A member with its weights on the device; `settings` (key=value) override its own."""
-    own = from_dict(store.load_settings(place.path))
-    if place.canvas:
-        own = dataclasses.replace(own, eval=dataclasses.replace(own.eval, image_size=list(place.canvas)))
-    config, _ = load_config(list(settings), base=to_dict(own))
-    return Member(place.name, config, load_detector(place.path, config, ranks), place.weight)
 
 
 def joint_config(ensemble: Ensemble, post: dict | None = None) -> Config:
@@ -158,24 +147,3 @@ def check_views(flips: object, scales: object) -> tuple[str, tuple[float, ...]]:
 def _is_number(value: object) -> bool:
     """Whether it is a number that a float holds; false for NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def load(path: str | Path, ranks: Ranks, settings: Sequence[str] = ()) -> tuple[Ensemble, Config]:
-    """The ensemble of a file that `engine.ensemble --out` wrote, and the settings to detect with.
-
-    Give both to whatever takes a model and its settings: `detect_pages(ensemble, pages, config, ranks)`,
-    `engine.detection.maps.prob_batches`. `Ensemble.maps` takes images that are on its canvases already.
-
-    Args:
-        path: ensemble.yaml, or the folder it lies in.
-        ranks: where it runs.
-        settings: key=value over every member's own and the file's.
-
-    Raises:
-        UserError: the file or a checkpoint is missing, damaged or wrong.
-    """
-    places, flips, scales, post = read(path)
-    ensemble = Ensemble([open_member(place, settings, ranks) for place in places], flips, scales)
-    config = joint_config(ensemble, post)
-    own = [item for item in settings if item.startswith("post.")]  # the command line has the last word
-    return ensemble, load_config(own, base=to_dict(config))[0]

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,44 +21,57 @@ from pipelines.errors import UserError
 from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex
 from pipelines.loader import EvalLoader, eval_loader
+from pipelines.quarantine import BadPages
 
 RAM_BYTES = 1 << 30  # 655 maps of 1280x1280, the contest's 404 validation pages among them; more go to a file
 
+Pages = ConcatIndex | BareIndex
+Network = Callable[[torch.Tensor], torch.Tensor]  # in evaluation mode: image (N, 3, H, W) -> logits (N, 1, H, W)
+MapBatches = Generator[tuple[Batch, torch.Tensor], None, None]  # pages, and their maps (n, H, W) float32
 
-def prob_maps(forward: Callable, image: torch.Tensor, config: Config) -> torch.Tensor:
+
+@runtime_checkable
+class ManyViews(Protocol):
+    """What needs pages on several canvases, so it makes its own batches: `engine.detection.ensemble.Ensemble`."""
+
+    def prob_batches(self, pages: Pages, config: Config, ranks: Ranks, bad: BadPages) -> MapBatches:
+        """As the function of this name."""
+
+
+Forward = Network | ManyViews
+
+
+def prob_maps(network: Network, image: torch.Tensor, config: Config) -> torch.Tensor:
     """image (N, 3, H, W) on the device -> prob_map (N, H, W) float32, the sigmoid taken in float32."""
     with torch.inference_mode():
-        return torch.sigmoid(run_network(forward, image, config)[:, 0].float())
+        logits = run_network(network, image, config)
+        assert isinstance(logits, torch.Tensor)  # in training there are several
+        return torch.sigmoid(logits[:, 0].float())
 
 
 def prob_batches(
-    forward: Callable,
-    pages: ConcatIndex | BareIndex,
-    config: Config,
-    ranks: Ranks,
-    fate: str = "",
-    bad: dict[int, str] | None = None,
-) -> Iterator[tuple[Batch, torch.Tensor]]:
+    forward: Forward, pages: Pages, config: Config, ranks: Ranks, bad: BadPages | None = None
+) -> MapBatches:
     """Yields (batch, its maps (n, H, W) float32 on the device) of this rank's pages, in order.
 
     Nothing here waits for the device. Close it (`contextlib.closing`) where it is not read to its end.
 
     Args:
-        forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`, which makes its own
-            batches: its views need pages on several canvases.
+        forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`.
         pages: annotated pages or bare images.
         config: eval and data settings.
         ranks: rank r takes rows r, r + world_size, ...
-        fate: what becomes of a page that cannot be read, for a warning, given once for `pages`; "" = it is refused.
-        bad: rows known to be bad and why. A row found now is in it when its batch is yielded, and is a black page.
+        bad: what becomes of pages that cannot be read, and which are known; such a page is a black one. None = the
+            first is refused.
 
     Raises:
         UserError: a page cannot be read and is refused.
     """
-    if hasattr(forward, "prob_batches"):
-        yield from forward.prob_batches(pages, config, ranks, fate, bad)
+    bad = bad or BadPages()
+    if isinstance(forward, ManyViews):
+        yield from forward.prob_batches(pages, config, ranks, bad)
         return
-    with contextlib.closing(page_loader(pages, canvas_hw(config), config, ranks, fate, bad)) as loader:
+    with contextlib.closing(page_loader(pages, canvas_hw(config), config, ranks, bad)) as loader:
         for batch in loader:
             image = batch.image.to(ranks.device, non_blocking=True)
             if config.trainer.compile:
@@ -65,14 +79,7 @@ def prob_batches(
             yield batch, prob_maps(forward, image, config)[: len(batch.index)]
 
 
-def page_loader(
-    pages: ConcatIndex | BareIndex,
-    canvas: tuple[int, int],
-    config: Config,
-    ranks: Ranks,
-    fate: str = "",
-    bad: dict[int, str] | None = None,
-) -> EvalLoader:
+def page_loader(pages: Pages, canvas: tuple[int, int], config: Config, ranks: Ranks, bad: BadPages) -> EvalLoader:
     """This rank's pages, letterboxed on a canvas (height, width); other arguments as for `prob_batches`. Close it."""
     return eval_loader(
         pages,
@@ -81,9 +88,9 @@ def page_loader(
         rank=ranks.rank,
         world_size=ranks.world_size,
         options=loader_options(config, ranks),
-        bad=bad,
-        named=pages.bad,
-        fate=fate,
+        bad=bad.known,
+        named=bad.named,
+        fate=bad.on_bad_page,
     )
 
 
@@ -117,7 +124,7 @@ class MapStore:
         shape = (pages, *hw)
         self.matrices = np.zeros((pages, 2, 3))  # float64 upright source pixels to canvas pixels
         self.sizes_wh = np.zeros((pages, 2), np.int32)  # of the source pages
-        self._file = None
+        self._file: IO[bytes] | None = None  # None: the maps are in RAM
         if np.prod(shape, dtype=np.int64) <= ram_bytes:
             self.bytes = np.zeros(shape, np.uint8)
         else:
@@ -126,11 +133,6 @@ class MapStore:
 
     def __len__(self) -> int:
         return len(self.bytes)
-
-    @property
-    def in_ram(self) -> bool:
-        """Whether the maps are in RAM, not in a file."""
-        return self._file is None
 
     def put(self, rows: np.ndarray, maps: torch.Tensor, matrices: np.ndarray, sizes_wh: np.ndarray) -> None:
         """Keeps maps (n, H, W) of any device as those of `rows`, with (n, 2, 3) matrices and (n, 2) page sizes.
@@ -158,7 +160,7 @@ class MapStore:
         self.close()
 
 
-def _unnamed(size: int) -> tempfile._TemporaryFileWrapper:
+def _unnamed(size: int) -> IO[bytes]:
     """An open temporary file of `size` bytes that has no name; its room is reserved, as a map of a hole would crash."""
     folder = Path(tempfile.gettempdir())
     try:
@@ -175,8 +177,8 @@ def _unnamed(size: int) -> tempfile._TemporaryFileWrapper:
 
 
 def store_maps(
-    forward: Callable,
-    pages: ConcatIndex | BareIndex,
+    forward: Forward,
+    pages: Pages,
     config: Config,
     ranks: Ranks,
     tell: Callable[[int, int], None] = lambda done, total: None,

@@ -7,7 +7,7 @@ score.
 
 import logging
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ import pyclipper
 import torch
 from scipy import ndimage
 
+from engine.config import PostConfig
 from kernels.components import MAX_COMPONENTS, Quads, find_quads, label, to_host
 
 CLIPPER_SCALE = 1000  # clipper works on integers: a thousandth of a pixel
@@ -24,21 +25,6 @@ ARC_TOLERANCE_PX = (
 MIN_AREA_PX2 = 1.0  # less than a source pixel left on the page is no region
 
 log = logging.getLogger(__name__)
-
-
-class PostSettings(Protocol):
-    """The settings `detect` reads; `engine.config.load.PostConfig` has them."""
-
-    shape: str
-    bin_thresh: float
-    box_thresh: float
-    unclip_ratio: float
-    min_size_px: float
-    min_unclipped_px: float
-    score_mode: str
-    max_candidates: int
-    connectivity: int
-    polygon_epsilon: float
 
 
 @dataclass(frozen=True)
@@ -68,19 +54,19 @@ def detect(
     prob_maps: torch.Tensor,
     matrices: np.ndarray,
     sizes_wh: np.ndarray,
-    post: PostSettings,
+    post: PostConfig,
     implementation: str = "auto",
 ) -> list[Detections]:
     """Text regions of N pages: `begin` and `finish` at once, see there for arguments, result and errors."""
     return finish(begin(prob_maps, post, implementation), matrices, sizes_wh, post)
 
 
-def begin(prob_maps: torch.Tensor, post: PostSettings, implementation: str = "auto") -> Pending:
+def begin(prob_maps: torch.Tensor, post: PostConfig, implementation: str = "auto") -> Pending:
     """Starts finding text regions; on a GPU with the Triton kernels nothing here waits for it.
 
     Args:
         prob_maps: (N, H, W) float probabilities on any device.
-        post: see `engine.config.load.PostConfig`.
+        post: settings.
         implementation: as `trainer.kernels`.
 
     Raises:
@@ -103,7 +89,7 @@ def begin(prob_maps: torch.Tensor, post: PostSettings, implementation: str = "au
     return Pending(quads, maps, labels, ready)
 
 
-def finish(pending: Pending, matrices: np.ndarray, sizes_wh: np.ndarray, post: PostSettings) -> list[Detections]:
+def finish(pending: Pending, matrices: np.ndarray, sizes_wh: np.ndarray, post: PostConfig) -> list[Detections]:
     """Waits for what `begin` started (sync) and brings it to source pixels.
 
     Args:
@@ -138,7 +124,7 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _quads(prob_maps: torch.Tensor, post: PostSettings, implementation: str) -> Quads:
+def _quads(prob_maps: torch.Tensor, post: PostConfig, implementation: str) -> Quads:
     return find_quads(
         prob_maps,
         bin_thresh=post.bin_thresh,
@@ -169,7 +155,7 @@ def _read(found: Quads) -> list[list[_Region]]:
     ]
 
 
-def _polygons(maps: torch.Tensor, labels: torch.Tensor | None, post: PostSettings) -> list[list[_Region]]:
+def _polygons(maps: torch.Tensor, labels: torch.Tensor | None, post: PostConfig) -> list[list[_Region]]:
     numbered = [None] * len(maps) if labels is None else labels.numpy()
     result = []
     masks = (maps > post.bin_thresh).numpy().view(np.uint8)
@@ -196,7 +182,7 @@ class Outline(NamedTuple):
     score: float  # mean probability
 
 
-def outlines(prob: np.ndarray, mask: np.ndarray, labels: np.ndarray | None, post: PostSettings) -> list[Outline]:
+def outlines(prob: np.ndarray, mask: np.ndarray, labels: np.ndarray | None, post: PostConfig) -> list[Outline]:
     """Outlines of one map that are at least min_size_px wide, in raster order of their regions' first pixels.
 
     Of the settings box_thresh, unclip_ratio, min_unclipped_px and max_candidates play no part.
@@ -230,7 +216,7 @@ def _outlines_by_label(labels: np.ndarray) -> list[np.ndarray]:
     return result
 
 
-def _measured(contour: np.ndarray, prob: np.ndarray, mask: np.ndarray, post: PostSettings) -> Outline | None:
+def _measured(contour: np.ndarray, prob: np.ndarray, mask: np.ndarray, post: PostConfig) -> Outline | None:
     """One contour simplified, measured and judged; None if it is too small."""
     side = short_side(contour)
     if side + 1 < post.min_size_px:

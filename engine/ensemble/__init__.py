@@ -7,6 +7,6 @@ that detects on pages) takes in a model's place.
 """
 
 from engine.detection.ensemble import Ensemble, Member
-from engine.detection.ensemble_file import load
+from engine.detection.open import open_ensemble as load
 
 __all__ = ["Ensemble", "Member", "load"]

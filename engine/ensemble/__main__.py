@@ -14,8 +14,10 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,24 +30,28 @@ from engine.data import build_train_loader, open_pages
 from engine.detection import ensemble_file
 from engine.detection.ensemble import FLIPS, Ensemble, Member
 from engine.detection.ensemble_file import Place
-from engine.detection.pages import load_detector
+from engine.detection.maps import Forward
+from engine.detection.open import load_detector, open_member
 from engine.distributed import Ranks
 from engine.ensemble import figure, soup
 from engine.evaluation import compare
-from engine.evaluation.compare import Judged, judge
+from engine.evaluation.compare import Judged
 from engine.evaluation.significance import groups_of
 from engine.evaluation.workers import worker_pool
 from engine.files import replace_text
 from engine.model import build_model
 from engine.search import ledger
 from engine.training.precise_bn import estimate, trained_norms
-from pipelines.bars import progress
+from pipelines.bars import Progress, progress
 from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex
 
 OPTIMISTIC = (
     "the soup was chosen on the pages it is reported on, which flatters it: name others to choose on with --select PATH"
 )
+
+
+TOP = 3  # trials of a study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,40 @@ class Work:
     places: list[Place]
     pages: ConcatIndex
     ranks: Ranks
-    judge: Callable[..., Judged]  # (name, kind, forward, pages, config)
+    pool: ProcessPoolExecutor | None  # that scores pages
+    bar: Progress  # of pages
+
+    def judge(self, name: str, kind: str, forward: Forward, pages: ConcatIndex, config: Config) -> Judged:
+        """One row of the table."""
+        return compare.judge(name, kind, forward, pages, config, self.ranks, self.pool, self.bar.advance)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoupModel:
+    """The network that mixed weights are tried in: the best ingredient's, with its settings."""
+
+    work: Work
+    source: Path  # checkpoint of that ingredient
+    config: Config
+    batches: int  # training batches for the statistics of BatchNorm; 0 = they are mixed as weights are
+
+    def of(self, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+        """The detector with these weights, on the device."""
+        model = load_detector(self.source, self.config, self.work.ranks)
+        store.load_model(model, weights, self.source)
+        return model
+
+    def renewed(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights as they are used: with statistics of their own where `batches` asks for them."""
+        if not self.batches:
+            return weights
+        model = self.of(weights)
+        _renew_norms(model, self.config, self.work.ranks, self.batches)
+        return {name: value.cpu() for name, value in model.state_dict().items()}
+
+    def judge(self, weights: dict[str, torch.Tensor], pages: ConcatIndex) -> Judged:
+        """How a detector with these weights does."""
+        return self.work.judge("soup", "soup", self.of(weights), pages, self.config)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -89,6 +128,47 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     return args, paths, settings
 
 
+def find(paths: Sequence[str], weights: Sequence[float] = ()) -> list[Place]:
+    """The checkpoints that paths mean: a run folder's best, a checkpoint, the best three finished trials of a study.
+
+    Raises:
+        UserError: there is none, it is damaged, one is named twice, or weights do not fit.
+    """
+    places = []
+    for path in paths:
+        places += best_trials(Path(path)) if (Path(path) / ledger.FILE).is_file() else [_place(path)]
+    seen: dict[Path, str] = {}
+    for place in places:
+        if twin := seen.get(place.path.resolve()):
+            raise UserError(f"{place.name}: is the same checkpoint as {twin}; name each once (--weights weighs them)")
+        seen[place.path.resolve()] = place.name
+    if not weights:
+        return places
+    if len(weights) != len(places):
+        raise UserError(f"--weights: {len(weights)} numbers for {len(places)} members")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise UserError("--weights: must be above 0; leave a member out instead")
+    return [dataclasses.replace(place, weight=weight) for place, weight in zip(places, weights, strict=True)]
+
+
+def _place(path: str) -> Place:
+    return Place(path.rstrip("/"), store.locate(path, key="member"))
+
+
+def best_trials(study: Path, top: int = TOP) -> list[Place]:
+    """The `top` finished trials of a study with the best values by its ledger, repeats of a configuration included.
+
+    Raises:
+        UserError: none has finished with a checkpoint of the engine's.
+    """
+    book = ledger.read(study)
+    ended = [t for t in book.trials if t.state == "finished" and t.kind != "imported"]
+    ranked = sorted(((book.sign * t.value, t) for t in ended if t.value is not None), key=lambda pair: -pair[0])
+    if not ranked:
+        raise UserError(f"{study}: no trial of this study has finished")
+    return [_place(str(study / trial.folder)) for _, trial in ranked[:top]]
+
+
 def numbers(flag: str, text: str) -> list[float]:
     """The numbers of a comma-separated list; UserError where one is none."""
     try:
@@ -101,20 +181,20 @@ def open_all(
     args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks
 ) -> tuple[Ensemble, Config, list[Place]]:
     """The members, with their weights on the device, and the settings of the mean map."""
-    weights, post = numbers("--weights", args.weights), None
-    flips, scales = "none", (1.0,)
+    weights = numbers("--weights", args.weights)
+    flips, post = "none", {}
+    scales: Sequence[float] = (1.0,)
     if len(paths) == 1 and ensemble_file.is_ensemble(paths[0]):
         if weights:
             raise UserError(f"--weights: {paths[0]} has the weights of its members already")
         places, flips, scales, post = ensemble_file.read(paths[0])
     else:
         places = find(paths, weights)
-    flips, scales = ensemble_file.check_views(
-        flips if args.flips is None else args.flips, scales if args.scales is None else numbers("--scales", args.scales)
-    )
-    ensemble = Ensemble([ensemble_file.open_member(place, settings, ranks) for place in places], flips, scales)
+    flips = flips if args.flips is None else args.flips
+    views = ensemble_file.check_views(flips, scales if args.scales is None else numbers("--scales", args.scales))
+    ensemble = Ensemble([open_member(place, settings, ranks) for place in places], *views)
     own = {item.partition("=")[0].removeprefix("post.") for item in settings if item.startswith("post.")}
-    config = ensemble_file.joint_config(ensemble, {k: v for k, v in (post or {}).items() if k not in own})
+    config = ensemble_file.joint_config(ensemble, {k: v for k, v in post.items() if k not in own})
     return dataclasses.replace(ensemble, members=[_judged_as(m, config) for m in ensemble.members]), config, places
 
 
@@ -161,25 +241,9 @@ def cook(
     if select is not None:
         known = [work.judge(member.name, "member", member.forward, select, member.config) for member in every]
     best = soup.ranking(known)[0]
-    config, source = every[best].config, work.places[best].path
-
-    def model_of(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-        model = load_detector(source, config, work.ranks)
-        store.load_model(model, weights, source)
-        return model
-
-    def finish(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if not batches:
-            return weights
-        model = model_of(weights)
-        _renew_norms(model, config, work.ranks, batches)
-        return {name: value.cpu() for name, value in model.state_dict().items()}
-
-    def try_(weights: dict[str, torch.Tensor], pages: ConcatIndex = chosen_on) -> Judged:
-        return work.judge("soup", "soup", model_of(weights), pages, config)
-
-    made = soup.greedy(tensors, known, finish, try_)
-    shown = dataclasses.replace(try_(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
+    model = SoupModel(work, work.places[best].path, every[best].config, batches)
+    made = soup.greedy(tensors, known, model.renewed, lambda weights: model.judge(weights, chosen_on))
+    shown = dataclasses.replace(model.judge(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
     return made, shown
 
 
@@ -212,29 +276,14 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
     if args.out is not None and ranks.main:
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
-        done = [0]
-
-        def judge_one(name, kind, forward, pages, own) -> Judged:
-            def tell(count: int) -> None:
-                done[0] += count
-                bar(done[0], None)
-
-            return judge(name, kind, forward, pages, own, ranks, pool, tell)
-
-        work = Work(ensemble, config, places, pages, ranks, judge_one)
+        work = Work(ensemble, config, places, pages, ranks, pool, bar)
         judged, made = compare_all(work), None
         if args.soup:
             made, shown = cook(work, tensors, judged, select, args.bn_batches)
             judged.append(shown)
     if not ranks.main:
         return {}
-    result = {
-        "pages": len(pages),
-        "protocol": config.eval.protocol,
-        "select": config.eval.select,
-        "canvas": list(ensemble.canvas),
-        "rows": compare.rows(judged, config.eval.select, groups_of(pages, config) if len(judged) > 1 else None),
-    }
+    result = as_json(work, judged)
     if made is not None:
         names = [ensemble.members[i].name for i in made.ingredients]
         result["soup"] = {"ingredients": names, "chosen_on": args.select or config.data.val, "bn": args.bn_batches}
@@ -243,6 +292,19 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
             warn(f"WARNING: the ensemble's file does not keep {other[-1]}: give it to what reads the file, too")
         _write(args.out, result, work, made)
     return result
+
+
+def as_json(work: Work, judged: list[Judged]) -> dict[str, Any]:
+    """The table as plain values."""
+    rules = work.config.eval
+    groups = groups_of(work.pages, work.config) if len(judged) > 1 else None
+    return {
+        "pages": len(work.pages),
+        "protocol": rules.protocol,
+        "select": rules.select,
+        "canvas": list(work.ensemble.canvas),
+        "rows": compare.rows(judged, rules.select, groups),
+    }
 
 
 def _write(out: Path, result: dict, work: Work, made: soup.Soup | None) -> None:
@@ -262,7 +324,7 @@ def _write(out: Path, result: dict, work: Work, made: soup.Soup | None) -> None:
 def describe(result: dict) -> str:
     """The result for a terminal."""
     lines = [f"{result['pages']} pages, CLEval {result['protocol']}, H-mean {result['select']}"]
-    lines += [compare.text_table(result["rows"])]
+    lines += [compare.as_text(result["rows"])]
     lines += ["± is one standard error over pages, in pairs; noise: a difference within two of them"]
     if "soup" in result:
         lines += [printable(f"the soup's weights: {', '.join(result['soup']['ingredients'])}")]
@@ -287,50 +349,6 @@ def main(argv: list[str]) -> int:
             print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
         print(json.dumps(result) if args.json else describe(result), flush=True)
     return 0
-
-
-TOP = 3  # trials of a study
-
-
-def find(paths: Sequence[str], weights: Sequence[float] = ()) -> list[Place]:
-    """The checkpoints that paths mean: a run folder's best, a checkpoint, the best three finished trials of a study.
-
-    Raises:
-        UserError: there is none, it is damaged, one is named twice, or weights do not fit.
-    """
-    places = []
-    for path in paths:
-        places += best_trials(Path(path)) if (Path(path) / ledger.FILE).is_file() else [_place(path)]
-    seen: dict[Path, str] = {}
-    for place in places:
-        if twin := seen.get(place.path.resolve()):
-            raise UserError(f"{place.name}: is the same checkpoint as {twin}; name each once (--weights weighs them)")
-        seen[place.path.resolve()] = place.name
-    if not weights:
-        return places
-    if len(weights) != len(places):
-        raise UserError(f"--weights: {len(weights)} numbers for {len(places)} members")
-    if not all(0 < weight < math.inf for weight in weights):
-        raise UserError("--weights: must be above 0; leave a member out instead")
-    return [dataclasses.replace(place, weight=weight) for place, weight in zip(places, weights, strict=True)]
-
-
-def _place(path: str) -> Place:
-    return Place(path.rstrip("/"), store.locate(path, key="member"))
-
-
-def best_trials(study: Path, top: int = TOP) -> list[Place]:
-    """The `top` finished trials of a study with the best values by its ledger, repeats of a configuration included.
-
-    Raises:
-        UserError: none has finished with a checkpoint of the engine's.
-    """
-    book = ledger.read(study)
-    ended = [t for t in book.trials if t.state == "finished" and t.value is not None and t.kind != "imported"]
-    ended.sort(key=lambda trial: book.sign * trial.value, reverse=True)
-    if not ended:
-        raise UserError(f"{study}: no trial of this study has finished")
-    return [_place(str(study / trial.folder)) for trial in ended[:top]]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ with hit = character centres inside a matched detection. Two protocols:
               baseline rounds both texts' and detections' coordinates to integers before it calls its metric.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,8 @@ COUNTS = (
 )
 SCORES = ("recall", "precision", "hmean")
 _WORD = 2**26  # a page's score is kept in two integers of 26 bits each
+
+Flags = Sequence[bool] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -88,31 +90,23 @@ class CLEval:
         self.protocol = protocol
         self._sums = [0] * (len(COUNTS) + 2 * len(SCORES))
 
-    def update(
-        self,
-        pred: Sequence[np.ndarray],
-        gt: Sequence[np.ndarray],
-        texts: Sequence[str] | None = None,
-        ignore: Sequence[bool] | None = None,
-    ) -> PageResult:
-        """Adds one page; arguments, result and errors as `evaluate_page`."""
-        return self.add(evaluate_page(pred, gt, texts, ignore, self.protocol))
-
-    def add(self, page: PageResult) -> PageResult:
+    def add(self, page: PageResult) -> None:
         """Adds a page that `evaluate_page` has scored with the same protocol."""
         words = [w for name in SCORES for w in divmod(round(getattr(page, name) * _WORD**2), _WORD)]
         self._sums = [a + b for a, b in zip(self._sums, [*page.counts.values(), *words], strict=True)]
-        return page
 
-    def compute(self) -> dict[str, float | int]:
-        """recall, precision, hmean (micro: of the summed counts), *_macro (mean over pages) and COUNTS; 0 if empty."""
+    def compute(self, select: str = "micro") -> dict[str, float]:
+        """recall, precision, hmean (micro: of the summed counts), *_macro (mean over pages), COUNTS; 0 if empty.
+
+        And `score`, the one number by which detectors are ranked: the H-mean that `select` (eval.select) names.
+        """
         counts = dict(zip(COUNTS, self._sums))
-        result: dict[str, float | int] = dict(zip(SCORES, _scores(counts)))
+        result: dict[str, float] = dict(zip(SCORES, _scores(counts)))
         words = self._sums[len(COUNTS) :]
         for i, name in enumerate(SCORES):
             total = words[2 * i] * _WORD + words[2 * i + 1]
             result[f"{name}_macro"] = total / (_WORD**2 * max(counts["images"], 1))
-        return result | counts
+        return result | counts | {"score": result[key_of("hmean", select)]}
 
     def state(self) -> np.ndarray:
         """(16,) float64 of integers: add the states of all ranks, then `from_state`. Exact up to 2^27 pages."""
@@ -133,11 +127,29 @@ class CLEval:
         return metric
 
 
+def key_of(name: str, select: str) -> str:
+    """The name under which `CLEval.compute` has a score that eval.select names: hmean, or hmean_macro."""
+    return name if select == "micro" else f"{name}_macro"
+
+
+def selected(scores: Mapping[str, float], select: str) -> dict[str, float]:
+    """H-mean, precision and recall that eval.select names: micro (of the summed counts) or macro (mean over pages)."""
+    return {name: scores[key_of(name, select)] for name in ("hmean", "precision", "recall")}
+
+
+def scores_of(results: Iterable[PageResult], protocol: str, select: str) -> dict[str, float]:
+    """`CLEval.compute` of pages that were scored with one protocol."""
+    metric = CLEval(protocol)
+    for result in results:
+        metric.add(result)
+    return metric.compute(select)
+
+
 def evaluate_page(
     pred: Sequence[np.ndarray],
     gt: Sequence[np.ndarray],
     texts: Sequence[str] | None = None,
-    ignore: Sequence[bool] | None = None,
+    ignore: Flags | None = None,
     protocol: str = "official",
     characters: bool = False,
 ) -> PageResult:
@@ -187,7 +199,7 @@ def relate(
     pred: Sequence[np.ndarray],
     gt: Sequence[np.ndarray],
     texts: Sequence[str] | None = None,
-    ignore: Sequence[bool] | None = None,
+    ignore: Flags | None = None,
     protocol: str = "official",
     most: int = MAX_PREDICTIONS,
 ) -> Relations:
@@ -389,7 +401,7 @@ def vertices(polygons: Sequence[np.ndarray], name: str, protocol: str) -> tuple[
     return points, np.array([len(a) for a in arrays], np.int64)
 
 
-def flags(size: int, texts: Sequence[str] | None, ignore: Sequence[bool] | None, protocol: str) -> np.ndarray:
+def flags(size: int, texts: Sequence[str] | None, ignore: Flags | None, protocol: str) -> np.ndarray:
     """(G,) bool don't-care flags; checks both lists."""
     for name, values in (("texts", texts), ("ignore", ignore)):
         if values is not None and len(values) != size:

@@ -13,18 +13,15 @@ import numpy as np
 
 from engine import distributed
 from engine.config import Config
-from engine.detection.ensemble import Ensemble
-from engine.detection.maps import prob_batches
+from engine.console import text_table
+from engine.detection.maps import Forward, prob_batches
 from engine.detection.pages import detect_pages
 from engine.distributed import Ranks
-from engine.evaluation.cleval import CLEval, PageResult
-from engine.evaluation.judge import cleval_arguments
+from engine.evaluation.cleval import PageResult, scores_of, selected
+from engine.evaluation.judge import judged
 from engine.evaluation.significance import SURE, counts_of, hmeans, standard_error, without_each
-from engine.evaluation.workers import score_in_order
 from pipelines.errors import printable
 from pipelines.index.build import ConcatIndex
-
-Tell = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Judged:
     name: str
     kind: str  # member, ensemble or soup
     pages: list[PageResult]  # all of them, in order
-    scores: dict[str, float]  # as `CLEval.compute`, and `score`: the H-mean that eval.select names
+    scores: dict[str, float]  # as `CLEval.compute`
     seconds: float  # of the slowest rank
 
     @property
@@ -46,12 +43,12 @@ class Judged:
 def judge(
     name: str,
     kind: str,
-    forward: Callable | Ensemble,
+    forward: Forward,
     pages: ConcatIndex,
     config: Config,
     ranks: Ranks,
     pool: ProcessPoolExecutor | None = None,
-    tell: Tell = lambda pages: None,
+    on_page: Callable[[], object] = lambda: None,
 ) -> Judged:
     """Detects on all pages, shared over the ranks, and scores each. One batch is detected before the clock starts.
 
@@ -59,31 +56,22 @@ def judge(
         forward: a model in evaluation mode, or an ensemble.
         config: eval, data and post settings.
         pool: processes that score pages; None scores here.
-        tell: called with the number of pages of this rank done since the last call.
+        on_page: called after every page of this rank.
 
     Raises:
         UserError: a page cannot be read.
     """
-    protocol = config.eval.protocol
     with contextlib.closing(prob_batches(forward, pages, config, ranks)) as batches:
         next(batches, None)
     start = time.perf_counter()
-    jobs = (
-        (row, cleval_arguments(found.polygons, row, pages, protocol))
-        for row, found in detect_pages(forward, pages, config, ranks)
-    )
     mine = []
-    for row, result in score_in_order(pool, jobs):
+    for row, _, result in judged(detect_pages(forward, pages, config, ranks), pages, config.eval.protocol, pool):
         mine.append((row, result))
-        tell(1)
+        on_page()
     seconds = time.perf_counter() - start
     gathered = distributed.gather_objects((seconds, mine))
     results = [result for _, result in sorted((pair for _, part in gathered for pair in part), key=lambda p: p[0])]
-    metric = CLEval(protocol=protocol)
-    for result in results:
-        metric.add(result)
-    scores = metric.compute()
-    scores["score"] = scores["hmean" if config.eval.select == "micro" else "hmean_macro"]
+    scores = scores_of(results, config.eval.protocol, config.eval.select)
     return Judged(name, kind, results, scores, max(part[0] for part in gathered))
 
 
@@ -113,7 +101,7 @@ def verdict(gain: float, error: float | None) -> str:
     return "gain" if gain > 0 else "loss"
 
 
-def rows(judged: Sequence[Judged], select: str, groups: np.ndarray | None = None) -> list[dict]:
+def rows(every: Sequence[Judged], select: str, groups: np.ndarray | None = None) -> list[dict]:
     """The table as plain values: every row beside the best member.
 
     Args: as for `difference`.
@@ -122,38 +110,33 @@ def rows(judged: Sequence[Judged], select: str, groups: np.ndarray | None = None
         per row name, kind, hmean, precision, recall (by eval.select), images_per_second, difference to the best member,
         its standard_error and verdict (None for the best member itself).
     """
-    ending = "" if select == "micro" else "_macro"
-    best = best_member(judged)
+    best = best_member(every)
     table = []
-    for item in judged:
-        own = {"name": item.name, "kind": item.kind}
-        own |= {name: item.scores[name + ending] for name in ("hmean", "precision", "recall")}
-        own |= {"images_per_second": item.images_per_second, "difference": None, "standard_error": None}
-        own |= {"verdict": None}
-        if item is not best:
+    for item in every:
+        row = {"name": item.name, "kind": item.kind, **selected(item.scores, select)}
+        row |= {"images_per_second": item.images_per_second}
+        if item is best:
+            row |= {"difference": None, "standard_error": None, "verdict": None}
+        else:
             gain, error = difference(item.pages, best.pages, select, groups)
-            own |= {"difference": gain, "standard_error": error, "verdict": verdict(gain, error)}
-        table.append(own)
+            row |= {"difference": gain, "standard_error": error, "verdict": verdict(gain, error)}
+        table.append(row)
     return table
 
 
-def best_member(judged: Sequence[Judged]) -> Judged:
+def best_member(every: Sequence[Judged]) -> Judged:
     """The member with the best score, the first of equals."""
-    return max((item for item in judged if item.kind == "member"), key=lambda item: item.scores["score"])
+    return max((item for item in every if item.kind == "member"), key=lambda item: item.scores["score"])
 
 
-def text_table(table: Sequence[dict]) -> str:
-    """Aligned columns for a terminal."""
-    names = [printable(row["name"]) for row in table]
-    width = max(map(len, names))
-    lines = [f"{'':<{width}}  H-mean  precision  recall  images/s  against the best member"]
-    for name, row in zip(names, table, strict=True):
+def as_text(table: Sequence[dict]) -> str:
+    """The table for a terminal."""
+    lines = [["", "H-mean", "precision", "recall", "images/s", "against the best member"]]
+    for row in table:
         against = "the best member"
         if row["difference"] is not None:
             error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
             against = f"{row['difference']:+.4f}{error}  {row['verdict']}"
-        lines.append(
-            f"{name:<{width}}  {row['hmean']:.4f}  {row['precision']:9.4f}  {row['recall']:.4f}  "
-            f"{row['images_per_second']:8.2f}  {against}"
-        )
-    return "\n".join(lines)
+        scores = [f"{row[name]:.4f}" for name in ("hmean", "precision", "recall")]
+        lines.append([printable(row["name"]), *scores, f"{row['images_per_second']:.2f}", against])
+    return text_table(lines, left=(0, 5))

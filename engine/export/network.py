@@ -10,15 +10,22 @@ from torch import nn
 
 from engine.checkpoint import store
 from engine.config import Config
-from engine.config.load import canvas_hw, load_config, to_dict
+from engine.config.load import canvas_hw, to_dict
 from engine.config.settings import SIZE_MULTIPLE
-from engine.detection.pages import load_detector
+from engine.detection.ensemble import Ensemble
+from engine.detection.open import open_detector
 from engine.distributed import Ranks
+from pipelines.errors import UserError
 from pipelines.graph import MEAN, STD
 
 HERE = Ranks(0, 0, 1, torch.device("cpu"))
 EXAMPLE = (2, 3, 2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE)  # no size is 1 or equals another: such would be taken for fixed
 MOST_SIDE = 8192  # as data.image_size allows
+# What only makes training faster is left out: the function is the same without.
+PLAIN = (
+    "models.encoder.pad_widths=none", "speed.fused_norms=false", "trainer.device=cpu", "trainer.precision=float32",
+    "trainer.channels_last=false", "trainer.compile=false", "trainer.kernels=auto",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +70,17 @@ class FromHalf(nn.Module):
 def load(given: str, settings: list[str]) -> Exported:
     """The detector of a run folder or checkpoint, with settings changed by `section.key=value` items, on the CPU.
 
-    Averaged weights if there are any and eval.ema, as `engine.evaluate` has it. What only makes training faster (memory
-    format, padded widths, fused norms) is left out: the function is the same without.
+    Averaged weights if there are any and eval.ema, as `engine.evaluate` has it.
 
     Raises:
-        UserError: no checkpoint, a damaged one, wrong settings.
+        UserError: no checkpoint, a damaged one, wrong settings, an ensemble.
     """
-    path = store.locate(given)
-    base = store.load_settings(path)
-    if isinstance(base.get("data"), dict):
-        base["data"]["val"] = []  # the training's own pages need not be here: pages to compare on are named anew
-    config, _ = load_config(settings, base=base)
-    encoder = dataclasses.replace(config.models.encoder, pad_widths="none")
-    plain = dataclasses.replace(
-        config,
-        models=dataclasses.replace(config.models, encoder=encoder),
-        trainer=dataclasses.replace(
-            config.trainer, device="cpu", precision="float32", channels_last=False, compile=False, kernels="auto"
-        ),
-        speed=dataclasses.replace(config.speed, fused_norms=False),
-    )
-    return Exported(ProbMap(load_detector(path, plain, HERE)).eval(), plain, path)
+    # The training's own pages need not be here: pages to compare on are named anew.
+    opened = open_detector(given, ["data.val=[]", *settings, *PLAIN], HERE)
+    detector = opened.load()
+    if isinstance(detector, Ensemble):
+        raise UserError(f"{given}: an ensemble is several networks; export one of its members, or a soup of them")
+    return Exported(ProbMap(detector).eval(), opened.config, opened.path)
 
 
 def dynamic_shapes() -> dict:

@@ -15,7 +15,7 @@ from engine.config import Config
 from engine.config.load import canvas_hw
 from engine.detection.pages import detect_pages
 from engine.detection.postprocess import Detections
-from engine.evaluation.cleval import CLEval
+from engine.evaluation.judge import scores_by
 from engine.export.network import HERE, Exported, FromHalf, ProbMap
 from pipelines.graph import MEAN, STD
 from pipelines.index.build import ConcatIndex
@@ -106,10 +106,5 @@ def judge(exported: Exported, folder: Path, pages: ConcatIndex) -> dict[str, flo
     ocr, config = detector(folder), exported.config
     ours = detect_pages(exported.module.detector, pages, config, HERE)
     theirs = ((row, detect(ocr, str(pages.path(row)))) for row in range(len(pages)))
-    found = {}
-    for name, pass_ in (("hmean_rapidocr", theirs), ("hmean_engine", ours)):
-        metric = CLEval(config.eval.protocol)
-        for row, page in pass_:
-            metric.update(page.polygons, pages.polygons(row), pages.texts(row), pages.ignore(row))
-        found[name] = float(metric.compute()["hmean"])
-    return found
+    found = {"hmean_rapidocr": theirs, "hmean_engine": ours}
+    return {name: scores_by(config.eval, one_pass, pages)["hmean"] for name, one_pass in found.items()}

@@ -12,14 +12,15 @@ import torch
 from engine import distributed
 from engine.checkpoint import store
 from engine.config import Config
-from engine.config.load import canvas_hw, load_config
+from engine.config.load import canvas_hw
 from engine.data import open_data, open_pages
 from engine.detection.maps import page_loader
-from engine.detection.pages import NOTHING_FOUND, detect_pages, load_detector
+from engine.detection.open import Opened, open_detector
+from engine.detection.pages import detect_pages
 from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
-from engine.evaluation.cleval import CLEval, PageResult, evaluate_page
-from engine.evaluation.judge import cleval_arguments
+from engine.evaluation.cleval import CLEval, PageResult
+from engine.evaluation.judge import JUDGED_EMPTY, judged
 from engine.model import DBNet
 from engine.model.forward import run_network
 from engine.report.heights import ByHeight, HeightRow, heights
@@ -27,7 +28,7 @@ from pipelines.errors import UserError
 from pipelines.geometry import letterbox
 from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex
-from pipelines.quarantine import paths_of
+from pipelines.quarantine import BadPages, paths_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class WorstPage:
 class Judgement:
     """An evaluation of a checkpoint; `pages` worst first, `bad` path -> what is wrong with a page, judged as empty."""
 
-    store: Path
+    checkpoint: Path
     config: Config
     state: dict
     scores: dict[str, float]
@@ -86,64 +87,68 @@ def judge(
         UserError: no checkpoint, a damaged one, settings or data that are wrong or gone.
     """
     path = store.locate(folder).resolve()  # of a run that goes on, `best` may be another one a moment later
-    config, _ = load_config(settings, base=store.load_settings(path))
-    state = store.load_state(path)
-    ranks = distributed.start(config.trainer.device, config.trainer.threads)
     try:
+        opened = open_detector(path, settings)
+        config, ranks = opened.config, opened.ranks
         # Without data of its own a run was trained on built-in pages, which are made again where they are gone.
         pages = open_pages(config, config.data.val, ranks) if config.data.val else open_data(config, ranks).val
-        model = load_detector(path, config, ranks)
-        return _judged(model, pages, config, ranks, (path, state), worst, tell)
+        return _judged(opened, pages, worst, tell)
     finally:
         distributed.stop()
 
 
-def _judged(
-    model: DBNet,
-    pages: ConcatIndex,
-    config: Config,
-    ranks: Ranks,
-    source: tuple[Path, dict],
-    worst: int,
-    tell: Callable[[int, int | None], None],
-) -> Judgement:
-    metric, by_height, scores, kept = CLEval(config.eval.protocol), ByHeight(), [], []
-    canvas = canvas_hw(config)
-    bad: dict[int, str] = {}
+def _judged(opened: Opened, pages: ConcatIndex, worst: int, tell: Callable[[int, int | None], None]) -> Judgement:
+    """The loop over the pages: scores of each, sums by height, and the worst ones kept for their pictures."""
+    config, ranks, model = opened.config, opened.ranks, opened.load()
+    assert isinstance(model, DBNet)
+    metric, by_height, canvas = CLEval(config.eval.protocol), ByHeight(), canvas_hw(config)
+    scores: list[PageScore] = []
+    kept: list[tuple[float, int, Detections, PageResult]] = []  # a heap of the worst, the best of them on top
+    bad = BadPages(JUDGED_EMPTY)
     tell(0, len(pages))
-    for row, found in detect_pages(model, pages, config, ranks, "judged as a page without detections", bad):
-        found = NOTHING_FOUND if row in bad else found
-        result = evaluate_page(*cleval_arguments(found.polygons, row, pages, config.eval.protocol), characters=True)
+    detected = detect_pages(model, pages, config, ranks, bad)
+    for row, found, result in judged(detected, pages, config.eval.protocol, characters=True):
         metric.add(result)
         scale = float(letterbox(tuple(pages.size_wh[row]), canvas)[1, 1])
         by_height.add(heights(pages.polygons(row)), heights(found.polygons), scale, result)
         counts = Counter([*result.gt_status, *(f"pred {status}" for status in result.pred_status)])
         numbers = result.hmean, result.recall, result.precision
         scores.append(PageScore(row, pages.name(row), Path(pages.path(row)), *numbers, counts))
-        if row not in bad and worst:  # the heap holds the worst, the best of them on top
+        if row not in bad.known and worst:
             heapq.heappush(kept, (-result.hmean, -row, found, result))
             if len(kept) > worst:
                 heapq.heappop(kept)
         tell(len(scores), len(pages))
-    scores.sort(key=lambda page: (page.hmean, page.row))
     known = {page.row: page for page in scores}
     drawn = [(known[-row], found, result) for _, row, found, result in sorted(kept, key=lambda k: (-k[0], -k[1]))]
-    worst_pages = _with_maps(model, pages, config, ranks, drawn)
-    sums = metric.compute()
-    sums["score"] = sums["hmean" if config.eval.select == "micro" else "hmean_macro"]
-    return Judgement(*source[:1], config, source[1], sums, scores, by_height.rows(), worst_pages, paths_of(pages, bad))
+    return Judgement(
+        checkpoint=opened.path,
+        config=config,
+        state=store.load_state(opened.path),
+        scores=metric.compute(config.eval.select),
+        pages=sorted(scores, key=lambda page: (page.hmean, page.row)),
+        heights=by_height.rows(),
+        worst=_with_maps(model, pages, config, ranks, drawn),
+        bad=paths_of(pages, bad.known),
+    )
 
 
-def _with_maps(model: DBNet, pages: ConcatIndex, config: Config, ranks: Ranks, drawn: list) -> list[WorstPage]:
+def _with_maps(
+    model: DBNet,
+    pages: ConcatIndex,
+    config: Config,
+    ranks: Ranks,
+    drawn: list[tuple[PageScore, Detections, PageResult]],
+) -> list[WorstPage]:
     """The worst pages with their maps: the network runs on them once more, with the threshold branch."""
     if not drawn:
         return []
     maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks)
     result = []
-    for (score, found, judged), both in zip(drawn, maps, strict=True):
+    for (score, *found), both in zip(drawn, maps, strict=True):
         row = score.row
         labels = pages.polygons(row), pages.texts(row), np.asarray(pages.ignore(row), bool)
-        result.append(WorstPage(score, found, judged, *labels, *both))
+        result.append(WorstPage(score, *found, *labels, *both))
     return result
 
 
@@ -160,7 +165,7 @@ def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> 
 
     bare = BareIndex(paths, config.data.limits)
     canvas, result = canvas_hw(config), []
-    loader = page_loader(bare, canvas, config, ranks)
+    loader = page_loader(bare, canvas, config, ranks, BadPages())
     try:
         for batch in loader:
             with torch.inference_mode():

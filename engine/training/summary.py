@@ -11,7 +11,7 @@ from engine.checkpoint import store
 from engine.config import Config
 from engine.console import optional
 from engine.data import Data
-from engine.detection.pages import load_detector
+from engine.detection.open import load_detector
 from engine.distributed import Ranks
 from engine.evaluation.judge import Page, evaluate
 from engine.files import replace_text

@@ -21,20 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from engine import cli, distributed
+from engine import cli
 from engine.config import Config, PostConfig
-from engine.config.load import split_extra
-from engine.console import reason, warn
+from engine.console import reason, text_table, warn
 from engine.data import open_pages
-from engine.detection import ensemble_file
-from engine.detection.maps import MapStore, prob_batches, store_maps
-from engine.detection.open import checkpoint_settings
-from engine.detection.pages import load_detector
+from engine.detection.maps import Forward, MapStore, prob_batches, store_maps
+from engine.detection.open import Opened, checkpoint_of, open_detector
 from engine.detection.postprocess import detect
 from engine.distributed import Ranks
-from engine.evaluation.cleval import evaluate_page
-from engine.evaluation.judge import cleval_arguments
-from engine.evaluation.significance import SURE, groups_of, hmeans
+from engine.evaluation.cleval import PageResult
+from engine.evaluation.judge import judged
+from engine.evaluation.significance import SURE, counts_of, groups_of, hmeans
 from engine.tune import figure, record
 from engine.tune.candidates import Judge
 from engine.tune.search import Found, Gain, Search, deal, gain_of, least_filters, slices
@@ -45,16 +42,6 @@ from pipelines.index.build import ConcatIndex
 SHOWN = 5  # settings in the table
 OF_MAPS = ("data.image_size", "eval.image_size", "eval.ema")  # settings that decide the maps
 COLUMNS = tuple(field.name for field in dataclasses.fields(PostConfig) if field.name != "polygon_epsilon")
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """What is tuned: a checkpoint, or an ensemble."""
-
-    config: Config
-    path: Path  # of the checkpoint, or the ensemble's file
-    ranks: Ranks
-    load: Callable[[], Callable]  # the detector on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,25 +63,6 @@ class Tuned:
         return self.ranked[0].post
 
 
-def open_named(settings: list[str]) -> Opened:
-    """What `checkpoint=` names, with the other settings over its own.
-
-    Raises:
-        UserError: there is none, it is damaged, or a setting is wrong.
-    """
-    own, rest = split_extra(settings, {"checkpoint": ""})
-    named = own["checkpoint"]
-    if named and ensemble_file.is_ensemble(named):
-        path = Path(named) / ensemble_file.FILE if Path(named).is_dir() else Path(named)
-        ranks = distributed.start(split_extra(rest, {"trainer.device": "auto"})[0]["trainer.device"])
-        ensemble, config = ensemble_file.load(path, ranks, rest)
-        distributed.limit_threads(config.trainer.threads)
-        return Opened(config, path, ranks, lambda: ensemble)
-    config, _, path = checkpoint_settings(settings, {}, __doc__)
-    ranks = distributed.start(config.trainer.device, config.trainer.threads)
-    return Opened(config, path, ranks, lambda: load_detector(path, config, ranks))
-
-
 def tune(
     store: MapStore, pages: ConcatIndex, groups: np.ndarray, config: Config, trials: int, folds: int,
     tell: Callable[[int, int], None] = lambda done, total: None,
@@ -112,36 +80,39 @@ def tune(
     start, select = config.post, config.eval.select
     fold, every = deal(groups, folds), np.arange(len(store))
     judge = Judge(store, pages, config.eval.protocol, least_filters(start))
-    sets = [np.ones(len(store), bool), *(fold != k for k in range(folds))]
-    searched = Search(judge, start, select, sets, trials, tell).run()
-    before = judge.exact(start, every)
-    chosen = np.zeros_like(before)
-    for k, found in enumerate(searched[1:]):
-        chosen[fold == k] = judge.exact(found.ranked[0].post, every[fold == k])
-    best = searched[0].ranked[0].post
+    all_pages, without_fold = np.ones(len(store), bool), [fold != k for k in range(folds)]
+    whole, *parts = Search(judge, start, select, [all_pages, *without_fold], trials, tell).run()
+    best, chosen = whole.best, [part.best for part in parts]
+    before, after = judge.exact(start, every), judge.exact(best, every)
+    unseen = np.zeros_like(before)  # every page with the settings that were found without it
+    for k, post in enumerate(chosen):
+        unseen[fold == k] = judge.exact(post, every[fold == k])
     return Tuned(
-        start, searched[0].ranked, [one.ranked[0].post for one in searched[1:]],
-        gain_of(before, chosen, groups, select), sum(one.tried for one in searched),
-        list(slices(judge, best, start, select)), int(groups.max()) + 1,
-        (float(hmeans(before, select)), float(hmeans(judge.exact(best, every), select))),
-    )  # fmt: skip
+        start=start,
+        ranked=whole.ranked,
+        chosen=chosen,
+        gain=gain_of(before, unseen, groups, select),
+        tried=sum(searched.tried for searched in (whole, *parts)),
+        curves=list(slices(judge, best, start, select)),
+        groups=int(groups.max()) + 1,
+        stored=(float(hmeans(before, select)), float(hmeans(after, select))),
+    )
 
 
 def unrounded(
-    forward: Callable, pages: ConcatIndex, config: Config, ranks: Ranks, posts: list[PostConfig],
+    forward: Forward, pages: ConcatIndex, config: Config, ranks: Ranks, posts: list[PostConfig],
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:  # fmt: skip
     """H-mean of settings on the network's own float maps, in one pass: what engine.evaluate gives for each."""
-    counts: list[list] = [[] for _ in posts]
+    results: list[list[PageResult]] = [[] for _ in posts]
     with contextlib.closing(prob_batches(forward, pages, config, ranks)) as batches:
         for batch, maps in batches:
-            for post, kept in zip(posts, counts, strict=True):
+            for post, kept in zip(posts, results, strict=True):
                 found = detect(maps, batch.matrix, pages.size_wh[batch.index], post, config.trainer.kernels)
-                for row, page in zip(batch.index.tolist(), found, strict=True):
-                    result = evaluate_page(*cleval_arguments(page.polygons, row, pages, config.eval.protocol))
-                    kept.append(list(result.counts.values()))
-            tell(len(counts[0]), len(pages))
-    return [float(hmeans(np.array(kept), config.eval.select)) for kept in counts]
+                rows = zip(batch.index.tolist(), found, strict=True)
+                kept += [result for _, _, result in judged(rows, pages, config.eval.protocol)]
+            tell(len(results[0]), len(pages))
+    return [float(hmeans(counts_of(kept), config.eval.select)) for kept in results]
 
 
 def verdict(tuned: Tuned, real: tuple[float, float]) -> tuple[bool, str]:
@@ -186,11 +157,10 @@ def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     rows.append(["start", f"{tuned.stored[0]:.4f}", *(_short(getattr(tuned.start, name)) for name in COLUMNS)])
     for place, one in enumerate(tuned.ranked[:SHOWN], start=1):
         rows.append([f"{place}", f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     gain = tuned.gain
     off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
-    lines += [
+    lines = [
+        text_table(rows, left=()),
         "",
         f"on the network's own maps: {real[0]:.4f} -> {real[1]:.4f} (8 bits a pixel change it by at most {off:.5f})",
         f"cross-validated: {gain.start:.4f} -> {gain.chosen:.4f} over {len(tuned.chosen)} folds of "
@@ -215,7 +185,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folds", type=int, default=5, help="of the pages, for the cross-validation (5)")
     parser.add_argument("--no-write", action="store_true", help="show the result only; no file is written")
     args = parser.parse_intermixed_args(argv)
-    opened = open_named(args.settings)
+    named, settings, _ = checkpoint_of(args.settings)
+    opened = open_detector(named, settings)
     config, path = opened.config, opened.path
     if args.trials < 1 or args.folds < 2:
         raise UserError(f"--trials {args.trials} --folds {args.folds}: at least 1 trial and 2 folds are needed")

@@ -15,7 +15,8 @@ from engine.config import PostConfig
 from engine.detection.maps import MapStore
 from engine.detection.postprocess import Detections, detect, offset, outlines, short_side, to_page
 from engine.evaluation.cleval import count_some, evaluate_page, relate
-from engine.evaluation.judge import cleval_arguments
+from engine.evaluation.judge import cleval_arguments, judged
+from engine.evaluation.significance import counts_of
 from kernels.components import label
 from kernels.components.op import PIXELS
 from kernels.components.rectangles import Rectangles, unclip_distance
@@ -147,7 +148,8 @@ class Judge:
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
             found += detect(self.store.maps(some), self.store.matrices[some], self.store.sizes_wh[some], post)
-        return np.array([self.page_counts(row, page.polygons) for row, page in zip(rows.tolist(), found, strict=True)])
+        every = judged(zip(rows.tolist(), found, strict=True), self.pages, self.protocol)
+        return counts_of([result for _, _, result in every])
 
     def page_counts(self, row: int, polygons: list[np.ndarray]) -> list[int]:
         """COUNTS of one page with these detections."""

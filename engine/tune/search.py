@@ -59,6 +59,11 @@ class Searched:
     ranked: list[Found]
     tried: int
 
+    @property
+    def best(self) -> PostConfig:
+        """The settings that score best."""
+        return self.ranked[0].post
+
 
 def growth_of(post: PostConfig) -> tuple:
     """The values of GROWTH."""

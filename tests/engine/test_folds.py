@@ -10,7 +10,7 @@ import pytest
 from engine import folds
 from engine.config.load import load_config
 from engine.data import open_pages
-from engine.detection.pages import load_detector
+from engine.detection.open import load_detector
 from engine.distributed import start
 from engine.ensemble import load
 from engine.evaluation import compare

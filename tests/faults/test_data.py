@@ -21,7 +21,7 @@ from engine import distributed
 from engine.checkpoint import store
 from engine.config.load import load_config
 from engine.data import open_pages
-from engine.detection.pages import load_detector
+from engine.detection.open import load_detector
 from engine.evaluation.judge import evaluate
 from engine.run.log import read_metrics
 from engine.training import bad_pages

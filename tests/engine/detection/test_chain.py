@@ -7,7 +7,7 @@ import torch
 
 from bench.peers.classic_postprocess import classic_quads
 from bench.receipts import lines, prob_maps
-from engine.evaluation.cleval import CLEval
+from engine.evaluation.cleval import CLEval, evaluate_page
 from kernels.components import find_quads
 from tests.conftest import DEVICE
 
@@ -30,7 +30,8 @@ def hmean(quads_by_page: list[np.ndarray]) -> float:
     """H-mean as `engine.evaluate` takes it with eval.protocol=contest: in whole pixels."""
     metric = CLEval(protocol="contest")
     for truth, quads in zip(lines(), quads_by_page, strict=True):
-        metric.update(list(np.rint(quads)), [np.rint(line) for line in truth], None, np.zeros(len(truth), bool))
+        sides = list(np.rint(quads)), [np.rint(line) for line in truth]
+        metric.add(evaluate_page(*sides, None, np.zeros(len(truth), bool), "contest"))
     return metric.compute()["hmean"]
 
 

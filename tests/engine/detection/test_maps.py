@@ -32,7 +32,7 @@ def test_a_store_holds_what_the_network_said(tmp_path, ram_bytes):
     told = []
     store = store_maps(model, pages, config, ranks, lambda *numbers: told.append(numbers), ram_bytes)
     with store:
-        assert store.in_ram == bool(ram_bytes) and len(store) == 4 and told == [(3, 4), (4, 4)]
+        assert isinstance(store.bytes, np.memmap) != bool(ram_bytes) and len(store) == 4 and told == [(3, 4), (4, 4)]
         for batch, maps in prob_batches(model, pages, config, ranks):
             kept = store.maps(batch.index)
             assert kept.dtype == torch.float32 and kept.shape == maps.shape
@@ -60,7 +60,7 @@ def test_the_file_has_no_name_and_its_room_comes_back(tmp_path, monkeypatch):
         return Path("/proc/self/maps").read_text().count(f"{tmp_path}/")
 
     store = MapStore(3, (64, 96), ram_bytes=0)
-    assert not store.in_ram and mapped() and list(tmp_path.iterdir()) == [], "a kill would leave it"
+    assert isinstance(store.bytes, np.memmap) and mapped() and list(tmp_path.iterdir()) == [], "a kill would leave it"
     store.close()
     assert not mapped()
 

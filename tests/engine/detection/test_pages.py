@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from engine import evaluate
 from engine.config.load import load_config
 from engine.data import open_data
+from engine.detection import pages as room
 from engine.detection.pages import detect_pages
 from engine.detection.postprocess import detect
 from engine.distributed import start
@@ -27,13 +27,13 @@ def _events(monkeypatch, tmp_path, *settings):
         return model(image)
 
     def recorded(name):
-        original = getattr(evaluate, name)
+        original = getattr(room, name)
 
         def call(*arguments):
             events.append(name)
             return original(*arguments)
 
-        monkeypatch.setattr(evaluate, name, call)
+        monkeypatch.setattr(room, name, call)
 
     recorded("begin")
     recorded("finish")

@@ -17,12 +17,13 @@ from engine.config.load import load_config
 from engine.detection import ensemble_file
 from engine.detection.ensemble import onto
 from engine.detection.maps import prob_batches
+from engine.detection.open import open_member
 from engine.detection.pages import detect_pages
 from engine.distributed import start
 from engine.ensemble import Ensemble, Member, load, soup
 from engine.ensemble.__main__ import find, main
 from engine.evaluation import compare
-from engine.evaluation.cleval import evaluate_page
+from engine.evaluation.cleval import CLEval, evaluate_page
 from engine.search import ledger
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
@@ -137,9 +138,7 @@ def test_detections_of_a_run_with_itself_are_its_own(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     places = find([str(trained), str(copy)])
-    both = Ensemble(
-        [ensemble_file.open_member(place, ["post.bin_thresh=0.05", "post.box_thresh=0"], ranks) for place in places]
-    )
+    both = Ensemble([open_member(place, ["post.bin_thresh=0.05", "post.box_thresh=0"], ranks) for place in places])
     config = ensemble_file.joint_config(both)
     path = ensemble_file.save(tmp_path, both, places, config)
     entries = yaml.safe_load(path.read_text())["members"]
@@ -241,7 +240,7 @@ def test_difference_and_its_standard_error_against_the_plain_jackknife():
     for select, name in (("micro", "hmean"), ("macro", "hmean_macro")):
 
         def hmean(pages, name=name):
-            metric = compare.CLEval()
+            metric = CLEval()
             for item in pages:
                 metric.add(item)
             return metric.compute()[name]

@@ -385,7 +385,7 @@ def test_set_of_pages_micro_and_macro():
     pages = [random_page(seed, odd=False) for seed in range(12)]
     reference = [package(*page) for page in pages]
     for page in pages:
-        metric.update(*page)
+        metric.add(evaluate_page(*page))
     total = {name: sum(counts[name] for counts, _ in reference) for name in COUNTS}
     recall = (total["chars_hit"] - total["penalty_recall"]) / total["chars_gt"]
     precision = (total["chars_hit"] - total["penalty_precision"]) / total["chars_pred"]
@@ -405,7 +405,7 @@ def test_ranks_give_the_identical_result(protocol):
         for rank in range(world_size):
             metric = CLEval(protocol)
             for page in pages[rank::world_size][::-1]:
-                metric.update(*page)
+                metric.add(evaluate_page(*page, protocol=protocol))
             states.append(metric.state())
         assert all(state.dtype == np.float64 and state.shape == (16,) for state in states)
         results.append(CLEval.from_state(protocol, sum(states)).compute())

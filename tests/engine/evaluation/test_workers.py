@@ -68,7 +68,7 @@ def test_jobs_are_read_ahead_but_not_without_bound(monkeypatch):
 PROGRAM = """
 import os, sys, time
 import torch
-from engine import scoring
+from engine.evaluation import workers as scoring
 pool_of = scoring.worker_pool(2)
 if __name__ == "__main__":
     with pool_of as pool:

@@ -21,7 +21,8 @@ from bench.receipts import prob_maps
 from engine.checkpoint import store
 from engine.config import PostConfig
 from engine.config.load import from_dict
-from engine.detection.pages import detect_pages, load_detector
+from engine.detection.open import load_detector
+from engine.detection.pages import detect_pages
 from engine.detection.postprocess import Detections, detect
 from engine.distributed import Ranks
 from engine.export import __main__ as export

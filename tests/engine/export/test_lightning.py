@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.checkpoint import store
 from engine.config.load import from_dict, load_config
-from engine.detection.pages import load_detector
+from engine.detection.open import load_detector
 from engine.distributed import Ranks
 from engine.export import __main__ as export
 from engine.export import lightning
