@@ -17,7 +17,7 @@ from torch import nn
 from engine.distributed import Ranks
 
 
-class Guard:
+class StepSkipper:
     """Finds bad steps, undoes what they did to the buffers, and counts those in a row.
 
     Args:
@@ -40,13 +40,13 @@ class Guard:
         self._waiting: collections.deque = collections.deque()
 
     @torch.no_grad()
-    def remember(self) -> None:
+    def save_buffers(self) -> None:
         """Saves the buffers; to be called before the forward passes of a step."""
         for saved, live in zip(self._saved, self._live, strict=True):
             torch._foreach_copy_(saved, live)
 
     @torch.no_grad()
-    def judge(self, losses: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    def undo_if_bad(self, losses: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """1.0 for a bad step, else 0.0: () float32 on the device, equal on all ranks; undoes the buffers if bad.
 
         Args:
@@ -71,8 +71,8 @@ class Guard:
             torch._foreach_add_(live, saved)
         return bad
 
-    def note(self, place: tuple[int, int, int]) -> None:
-        """Starts the copy of a step's verdict to the host; `found` hands it out with `place` once it has arrived."""
+    def record(self, place: tuple[int, int, int]) -> None:
+        """Starts the copy of a step's verdict to the host; `skipped` hands it out with `place` once it has arrived."""
         values = torch.stack([self._row, self._here.int()])
         event = None
         if values.is_cuda:
@@ -83,7 +83,7 @@ class Guard:
             values = host
         self._waiting.append((place, values, event))
 
-    def found(self, wait: bool = False) -> list[tuple[tuple[int, int, int], int, bool]]:
+    def skipped(self, wait: bool = False) -> list[tuple[tuple[int, int, int], int, bool]]:
         """Bad steps whose verdict has arrived: (place, bad ones in a row so far, whether this rank shows its inputs).
 
         With `wait`, a sync, those of all steps so far.
