@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.distributed import Ranks
+from engine.training.metrics import LateCopies
 
 
 class StepSkipper:
@@ -37,7 +38,7 @@ class StepSkipper:
         self._row = torch.zeros((), dtype=torch.int32, device=ranks.device)  # bad steps in a row
         self._here = torch.zeros((), dtype=torch.bool, device=ranks.device)  # this rank is to write its inputs
         self._rank, self._nobody = ranks.rank, ranks.world_size
-        self._waiting: collections.deque = collections.deque()
+        self._verdicts: LateCopies[tuple[int, int, int]] = LateCopies()
 
     @torch.no_grad()
     def save_buffers(self) -> None:
@@ -73,33 +74,14 @@ class StepSkipper:
 
     def record(self, place: tuple[int, int, int]) -> None:
         """Starts the copy of a step's verdict to the host; `skipped` hands it out with `place` once it has arrived."""
-        values = torch.stack([self._row, self._here.int()])
-        event = None
-        if values.is_cuda:
-            host = torch.empty(2, dtype=torch.int32, pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            values = host
-        self._waiting.append((place, values, event))
+        self._verdicts.put(place, torch.stack([self._row, self._here.int()]))
 
     def skipped(self, wait: bool = False) -> list[tuple[tuple[int, int, int], int, bool]]:
         """Bad steps whose verdict has arrived: (place, bad ones in a row so far, whether this rank shows its inputs).
 
         With `wait`, a sync, those of all steps so far.
         """
-        done = []
-        while self._waiting:
-            place, values, event = self._waiting[0]
-            if event is not None and not event.query():
-                if not wait:
-                    break
-                event.synchronize()
-            self._waiting.popleft()
-            row, here = values.tolist()  # in host memory by now
-            if row:
-                done.append((place, row, bool(here)))
-        return done
+        return [(place, row, bool(here)) for place, (row, here) in self._verdicts.arrived(wait) if row]
 
 
 def update(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
