@@ -47,13 +47,13 @@ def drawn_batch() -> Batch:
 def test_a_step_is_faster_than_the_plain_loops(measure):
     config, batch = receipts_config(), drawn_batch()
     torch.manual_seed(0)
-    trainee = build(config, RANKS)
-    trainee.model.train()
+    train_state = build(config, RANKS)
+    train_state.model.train()
     steps = itertools.count()
     model, optimizer = plain_model(config, RANKS.device)
 
     def ours():
-        train_step(trainee, itertools.repeat(batch), config, RANKS, Stopwatch(), next(steps))
+        train_step(train_state, itertools.repeat(batch), config, RANKS, Stopwatch(), next(steps))
 
     def peer():
         plain_step(model, optimizer, batch.image.contiguous(), plain_targets(batch))

@@ -120,13 +120,13 @@ def _ours(config: Config, pages: ConcatIndex, ranks: Ranks, steps: int) -> float
     from engine.training.state import build
     from engine.training.step import train_step
 
-    trainee = build(config, ranks)
-    trainee.model.train()
+    train_state = build(config, ranks)
+    train_state.model.train()
     loader = build_train_loader(config, pages, ranks, 0, 0)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             start = time.perf_counter()
-        parts = train_step(trainee, loader, config, ranks, Stopwatch(), step)
+        parts = train_step(train_state, loader, config, ranks, Stopwatch(), step)
     parts.tolist()  # sync: the last step is part of the time
     seconds = time.perf_counter() - start
     loader.close()

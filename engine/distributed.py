@@ -160,7 +160,7 @@ class Agreement:
                 "network device between the machines"
             ) from None
 
-    def maxima(self, *values: int) -> list[int]:
+    def max_over_ranks(self, *values: int) -> list[int]:
         """The largest of every value over the ranks, the same on all; all must call it at the same step."""
         if self._group is None:
             return list(values)

@@ -35,16 +35,16 @@ from engine.evaluation.judge import evaluate
 from engine.evaluation.workers import worker_pool
 from engine.model import frozen_norms_to_eval
 from engine.profiling.recorder import Recorder
-from engine.run import folder as lock
-from engine.run import log as runlog
+from engine.run.folder import claim
+from engine.run.log import RunLog, open_run
 from engine.training import bad_pages, faults, precise_bn, summary
-from engine.training import dry_run as dryrun
+from engine.training.dry_run import dry_run
 from engine.training.metrics import Scalars, Stopwatch
 from engine.training.optim import set_lr
 from engine.training.resume import Position, find_resume, keep_global_batch, restore, stream
-from engine.training.state import Trainee, build
+from engine.training.state import TrainState, build
 from engine.training.step import METRICS, train_step
-from engine.training.watchdog import EXIT_ASKED, Sentinel
+from engine.training.watchdog import EXIT_ASKED, Watchdog
 from pipelines.loader import TrainLoader
 
 
@@ -56,13 +56,13 @@ class Run:
     ranks: Ranks
     folder: Path
     data: Data
-    trainee: Trainee
-    log: runlog.RunLog  # silent on ranks above 0
+    train_state: TrainState
+    log: RunLog  # silent on ranks above 0
     writer: Writer | None  # rank 0's
     pool: ProcessPoolExecutor | None  # scores pages
-    origin: float  # time.monotonic() at which the run's training time was 0
+    started_at: float  # time.monotonic() at which the run's training time was 0
     recorder: Recorder  # of trainer.profile
-    sentinel: Sentinel
+    watchdog: Watchdog
     agreement: Agreement
 
 
@@ -73,19 +73,19 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
         whether the run was asked to stop.
     """
     config, size = run.config, global_batch_size(run.config, run.ranks)
-    run.trainee.model.train()
-    frozen_norms_to_eval(run.trainee.model)
+    run.train_state.model.train()
+    frozen_norms_to_eval(run.train_state.model)
     watch, scalars, stop = Stopwatch(), Scalars(len(METRICS), run.ranks.device), False
     while position.samples_in_epoch < loader.steps_per_epoch * size:
-        lr = set_lr(run.trainee.optimizer, config, position.step, loader.steps_per_epoch, position.lr_scale)
-        scalars.add(train_step(run.trainee, loader, config, run.ranks, watch, position.step))
+        lr = set_lr(run.train_state.optimizer, config, position.step, loader.steps_per_epoch, position.rollback_factor)
+        scalars.add(train_step(run.train_state, loader, config, run.ranks, watch, position.step))
         position.step += 1
-        run.trainee.guard.note((position.step, position.epoch, position.samples_in_epoch // size))
+        run.train_state.skipper.record((position.step, position.epoch, position.samples_in_epoch // size))
         position.samples_in_epoch += size
         watch.stepped(size)
         run.recorder.stepped()
-        run.sentinel.tick()
-        run.sentinel.defer(True)  # from here on there is something to save
+        run.watchdog.tick()
+        run.watchdog.defer(True)  # from here on there is something to save
         if position.step % config.trainer.log_every == 0:
             scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
             report(run, scalars.finished())
@@ -98,9 +98,9 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
             break
         if every and position.step % every == 0:
             report(run, scalars.finished(wait=True))  # sync: the records up to a checkpoint come before it
-            run.sentinel.pause()
+            run.watchdog.pause()
             save(run, position, None)
-    run.sentinel.pause()
+    run.watchdog.pause()
     if position.samples_in_epoch == loader.steps_per_epoch * size:
         position.epoch, position.samples_in_epoch = position.epoch + 1, 0
     run.recorder.finish()
@@ -117,10 +117,10 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
         Diverged: too many skipped in a row.
     """
     limits, row = run.config.trainer, 0
-    for place, in_a_row, here in run.trainee.guard.found(wait):
+    for place, in_a_row, here in run.train_state.skipper.skipped(wait):
         row = max(row, in_a_row)
         faults.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, in_a_row, here)
-    asked, row = run.agreement.maxima(bool(run.sentinel.asked), row)
+    asked, row = run.agreement.max_over_ranks(bool(run.watchdog.asked), row)
     if row >= limits.nonfinite_limit:
         words = f"{row} steps in a row were skipped, loss or gradient is not finite"
         raise faults.Diverged(words, position, run.config, run.folder)
@@ -149,7 +149,7 @@ def over(run: Run, position: Position) -> bool:
 
 def minutes(run: Run) -> float:
     """Training time of the run so far, in minutes, over all its sessions."""
-    return (time.monotonic() - run.origin) / 60
+    return (time.monotonic() - run.started_at) / 60
 
 
 def validate(run: Run, position: Position) -> dict[str, float] | None:
@@ -157,7 +157,7 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
 
     With pages that cannot be read the score is another one than before: it is logged, and compared with nothing.
     """
-    for model in (run.trainee.model, run.trainee.averaged):
+    for model in (run.train_state.model, run.train_state.averaged):
         if model is not None:
             distributed.broadcast_buffers(model)
             model.eval()
@@ -165,13 +165,13 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
     def watched(over: bool) -> bool:
         """Tells the watch of a judged page, or of the end, where ranks wait for each other; whether a stop is asked."""
         if over:
-            run.sentinel.pause()
+            run.watchdog.pause()
         else:
-            run.sentinel.tick(step=False)
-        return bool(run.sentinel.asked)
+            run.watchdog.tick(step=False)
+        return bool(run.watchdog.asked)
 
     worst = run.config.trainer.overlays
-    result = evaluate(run.trainee.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, on_page=watched)
+    result = evaluate(run.train_state.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, on_page=watched)
     if result is None:
         return None
     score, bad = result.scores["score"], round(result.scores["bad_images"])
@@ -196,7 +196,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     bad = bad_pages.gathered(run.data.train, epoch_over=position.samples_in_epoch == 0)
     parts, lost = {}, ""
     if run.writer is not None:
-        parts = store.snapshot(run.trainee.model, run.trainee.averaged, run.trainee.optimizer)
+        parts = store.snapshot(run.train_state.model, run.train_state.averaged, run.train_state.optimizer)
         names = store.not_finite(parts["model"])
         lost = f"{len(names)} weights are not finite (e.g. {names[0]}) and are not saved" if names else ""
     lost = distributed.broadcast_object(lost)
@@ -207,7 +207,7 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     position.minutes = minutes(run)
     score = scores["score"] if scores and not scores["bad_images"] else None
     state = {
-        **dataclasses.asdict(position),
+        **position.to_state(),
         "global_batch": global_batch_size(run.config, run.ranks),
         "stream": stream(run.config, run.data),
         "bad_pages": bad,
@@ -217,54 +217,56 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     run.writer.save(parts, state, to_yaml(run.config), best=score is not None and position.stale == 0)
 
 
-def train(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel, lr_scale: float = 1.0) -> bool:
+def train(config: Config, ranks: Ranks, folder: Path, watchdog: Watchdog, rollback_factor: float = 1.0) -> bool:
     """Runs or resumes the training in `folder`.
 
     Args:
-        config, ranks, folder, sentinel: as `main` makes them.
-        lr_scale: largest factor on the learning rate, below 1 after a rollback.
+        config, ranks, folder, watchdog: as `main` makes them.
+        rollback_factor: largest factor on the learning rate, below 1 after a rollback.
 
     Returns:
         whether it was asked to stop before its end.
     """
     distributed.seed_everything(config.seed, config.trainer.deterministic)
     data = open_data(config, ranks)
-    source = find_resume(config, ranks, folder, again=lr_scale < 1)
+    source = find_resume(config, ranks, folder, again=rollback_factor < 1)
     config, change = keep_global_batch(config, ranks, source) if source else (config, "")
-    trainee = build(config, ranks, resumed=source is not None)
-    position = restore(trainee, source, config, ranks, data) if source else Position()
-    position.lr_scale = min(position.lr_scale, lr_scale)
+    train_state = build(config, ranks, resumed=source is not None)
+    position = restore(train_state, source, config, ranks, data) if source else Position()
+    position.rollback_factor = min(position.rollback_factor, rollback_factor)
     steps = position.samples_in_epoch // global_batch_size(config, ranks)
     loader = build_train_loader(config, data.train, ranks, position.epoch, steps)
-    log = runlog.open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
+    log = open_run(folder, config, ranks, position.step, loader.steps_per_epoch)
     with contextlib.closing(log), worker_pool(config.eval.workers) as pool:
         writer = None
         if ranks.main:
             keep = (config.trainer.keep_last, config.trainer.keep_top_k)
             writer = Writer(folder / "checkpoints", *keep, config.trainer.max_failed_saves)
-        origin = time.monotonic() - 60 * position.minutes
+        started_at = time.monotonic() - 60 * position.minutes
         recorder = Recorder(config, ranks, folder, log.say)
-        run = Run(config, ranks, folder, data, trainee, log, writer, pool, origin, recorder, sentinel, Agreement())
+        run = Run(
+            config, ranks, folder, data, train_state, log, writer, pool, started_at, recorder, watchdog, Agreement()
+        )
         announce(run, source, loader.steps_per_epoch, position, change)
-        if lr_scale < 1:
-            log.incident(position.step, f"rolled back to here; learning rate times {position.lr_scale:g}")
+        if rollback_factor < 1:
+            log.incident(position.step, f"rolled back to here; learning rate times {position.rollback_factor:g}")
         gc.collect()
         gc.freeze()  # models and data live to the end; collections need not walk them
         try:
             stopped = train_epochs(run, loader, position)
         finally:
-            sentinel.pause()
+            watchdog.pause()
             if writer is not None:  # asked to stop: one more try of a disk that fails, torchrun kills after 30 s
-                writer.wait(0 if sentinel.asked else PATIENCE_S)
+                writer.wait(0 if watchdog.asked else PATIENCE_S)
         # All ranks wait here for rank 0's last write: under torchrun the first to leave ends the others.
         distributed.from_main(ranks, lambda: writer.refuse(1))
-        sentinel.written = True
-        stopped = bool(run.agreement.maxima(stopped or bool(sentinel.asked))[0])  # a stop may have come since
+        watchdog.written = True
+        stopped = bool(run.agreement.max_over_ranks(stopped or bool(watchdog.asked))[0])  # a stop may have come since
         if stopped:
-            why = next(filter(None, distributed.gather_objects(sentinel.asked)))
+            why = next(filter(None, distributed.gather_objects(watchdog.asked)))
             log.say(f"stopped ({why}) at step {position.step}; the same command with resume=auto goes on")
         else:
-            sentinel.defer(False)
+            watchdog.defer(False)
             summary.finish(config, ranks, folder, data, log, pool)
     # The first rank to leave with 75 has torchrun end the others, and a rank that has left shows no sign of life.
     distributed.from_main(ranks, lambda: None)
@@ -285,15 +287,15 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
                 stopped = train_epoch(run, loader, position)
                 due = position.samples_in_epoch == 0 and position.epoch % config.eval.every_epochs == 0
                 position.unjudged = due or over(run, position)
-            run.sentinel.defer(True)
+            run.watchdog.defer(True)
             scores = validate(run, position) if position.unjudged and not stopped else None
             stopped = stopped or (position.unjudged and scores is None)
             position.unjudged = position.unjudged and scores is None
             save(run, position, scores)
-            bad_pages.settle(run.folder, run.data.train, config, run.ranks)
+            bad_pages.write_and_judge_share(run.folder, run.data.train, config, run.ranks)
             loader.pass_over(run.data.train.unread)
         if config.trainer.precise_bn and position.precise_step != position.step and not stopped:
-            run.log.say(precise_bn.renew(run.trainee, run.data.train, config, run.ranks, position.epoch))
+            run.log.say(precise_bn.renew(run.train_state, run.data.train, config, run.ranks, position.epoch))
             position.precise_step = position.step
             scores = validate(run, position)
             stopped = scores is None  # the averages are estimated anew on a resume, from the same batches
@@ -306,7 +308,7 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
     """Says what is about to happen, and whatever in the settings deserves a second look."""
     config, ranks, data = run.config, run.ranks, run.data
     say = run.log.say
-    millions = sum(p.numel() for p in run.trainee.model.parameters()) / 1e6
+    millions = sum(p.numel() for p in run.train_state.model.parameters()) / 1e6
     say(f"{config.models.encoder.name}, {millions:.1f} M parameters, on {ranks.world_size} x {ranks.device.type}")
     say(f"train {len(data.train)} pages, {steps_per_epoch} steps an epoch; val {len(data.val)} pages; run {run.folder}")
     cautions = warnings(config, ranks.world_size, ranks.device.type)
@@ -315,22 +317,23 @@ def announce(run: Run, source: Path | None, steps_per_epoch: int, position: Posi
             say(line)
     if source is not None:
         say(f"resumed from {source}: epoch {position.epoch}, step {position.step}, best {position.best:.4f}")
-    if position.lr_scale != 1:
-        say(f"learning rate times {position.lr_scale:g} since a rollback; init_from={run.folder} starts without it")
+    if position.rollback_factor != 1:
+        factor = f"learning rate times {position.rollback_factor:g} since a rollback"
+        say(f"{factor}; init_from={run.folder} starts without it")
 
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    config, _, dry_run = cli.parse(argv, {}, __doc__)
+    config, _, only_try = cli.parse(argv, {}, __doc__)
     ranks = distributed.start(config.trainer.device, config.trainer.threads)
     gc.disable()  # collected by hand in train_epoch
     try:
-        if dry_run:
-            return dryrun.dry_run(config, ranks)
+        if only_try:
+            return dry_run(config, ranks)
         with contextlib.ExitStack() as held:
-            folder = distributed.from_main(ranks, lambda: held.enter_context(lock.claim(config)))
-            sentinel = held.enter_context(Sentinel(ranks, config.trainer.hang_timeout_s))
-            return train_with_rollbacks(config, ranks, folder, sentinel)
+            folder = distributed.from_main(ranks, lambda: held.enter_context(claim(config)))
+            watchdog = held.enter_context(Watchdog(ranks, config.trainer.hang_timeout_s))
+            return train_with_rollbacks(config, ranks, folder, watchdog)
     except torch.OutOfMemoryError as error:
         raise faults.out_of_memory(error, config, ranks) from None
     finally:
@@ -339,21 +342,21 @@ def main(argv: list[str]) -> int:
         distributed.stop()
 
 
-def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, sentinel: Sentinel) -> int:
+def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, watchdog: Watchdog) -> int:
     """`train`, and again from the last checkpoint with a lower learning rate as often as the settings allow."""
-    lr_scale, rollbacks = 1.0, 0
+    rollback_factor, rollbacks = 1.0, 0
     while True:
         try:
-            return EXIT_ASKED if train(config, ranks, folder, sentinel, lr_scale) else 0
+            return EXIT_ASKED if train(config, ranks, folder, watchdog, rollback_factor) else 0
         except faults.Diverged as error:
             limits = config.trainer
             if limits.on_nonfinite == "stop" or rollbacks == limits.max_rollbacks:
                 raise
-            lr_scale, rollbacks = error.lr_scale * limits.rollback_lr, rollbacks + 1
+            rollback_factor, rollbacks = error.rollback_factor * limits.rollback_lr, rollbacks + 1
             if ranks.main:
-                warn(f"WARNING: {error}; rollback {rollbacks}, learning rate times {lr_scale:g}")
-        sentinel.defer(False)
-        sentinel.pause()
+                warn(f"WARNING: {error}; rollback {rollbacks}, learning rate times {rollback_factor:g}")
+        watchdog.defer(False)
+        watchdog.pause()
         gc.unfreeze()
         gc.collect()  # the model and optimizer of before
         if distributed.from_main(ranks, lambda: store.newest(folder / "checkpoints")) is not None:

@@ -19,7 +19,7 @@ from bench.gpu.step import settings
 from engine.config import EvalConfig
 from engine.distributed import Ranks
 from engine.model import build_model
-from engine.model import forward as speed
+from engine.model.forward import compiled
 
 GOAL = 1.3  # times the network's own time
 BATCHES, FILES = 40, 32  # batches of a pass, so that its start counts little; different files among their pages
@@ -35,7 +35,7 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
     ranks = Ranks(0, 0, 1, device)
     config = settings(size, "compiled" if device.type == "cuda" else "eager")
     config = dataclasses.replace(config, eval=EvalConfig(batch_size=size.pages, protocol="contest", workers=4))
-    model = speed.compiled(build_model(config).to(device).eval(), config)
+    model = compiled(build_model(config).to(device).eval(), config)
     maps = prob_maps(size.pages, size.side, device, torch.float32)[:, None].clamp(1e-4, 1 - 1e-4).logit()
 
     def forward(image: torch.Tensor) -> torch.Tensor:

@@ -92,18 +92,18 @@ def loader_workers(cores: int, batch_bytes: int) -> int:
 
 def ours(config: Config, pages: Pages, ranks: Ranks) -> dict:
     """Figures of STEPS steps after WARM_UP; the first one's time is the compilation's, nearly all of it."""
-    trainee = build(config, ranks)
-    trainee.model.train()
+    train_state = build(config, ranks)
+    train_state.model.train()
     loader, source = open_loader(config, pages, ranks.device)
     watch = Stopwatch()
     begun = time.perf_counter()
     for step in range(WARM_UP):
-        train_step(trainee, loader, config, ranks, watch, step)
+        train_step(train_state, loader, config, ranks, watch, step)
         if step == 0:
             _wait(ranks.device)
             first = time.perf_counter() - begun
     figures = timed(
-        lambda step: train_step(trainee, loader, config, ranks, watch, WARM_UP + step), config, ranks.device, watch
+        lambda step: train_step(train_state, loader, config, ranks, watch, WARM_UP + step), config, ranks.device, watch
     )
     loader.close()
     return figures | {"first_step_s": first, "loader": source}
@@ -166,14 +166,14 @@ def profile(config: Config, pages: Pages, ranks: Ranks) -> dict:
     from engine.profiling.recorder import STEPS as RECORDED
 
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, profile=True))
-    trainee = build(config, ranks)
-    trainee.model.train()
+    train_state = build(config, ranks)
+    train_state.model.train()
     loader, source = open_loader(config, pages, ranks.device)
     said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(config, ranks, Path(folder), said.append)
         for step in range(SKIPPED + 1 + RECORDED):
-            train_step(trainee, loader, config, ranks, Stopwatch(), step)
+            train_step(train_state, loader, config, ranks, Stopwatch(), step)
             recorder.stepped()
     loader.close()
     return {"loader": source, "text": "\n".join(said)}

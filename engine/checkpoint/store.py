@@ -14,7 +14,6 @@ leaves either the old state or the new. `engine.checkpoint.writer` does it on a 
 host memory.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -313,13 +312,13 @@ def write_safetensors(
     path.chmod(rights)
 
 
-def load_state(path: Path, position: type | None = None) -> dict:
+def load_state(path: Path, position: Mapping[str, type] | None = None) -> dict:
     """The JSON state of a checkpoint, checked: no trust in its types.
 
     Args:
         path: the checkpoint.
-        position: dataclass of numbers whose fields the state holds (`engine.training.resume.Position`), for a resume,
-            which needs `global_batch` and `stream` too.
+        position: for a resume, the numbers that say where the run stands, and their types
+            (`engine.training.resume.Position.kinds`). A resume needs `global_batch` and `stream` too.
 
     Raises:
         UserError: unreadable, a value of the wrong type, negative or not finite, or one missing.
@@ -328,7 +327,7 @@ def load_state(path: Path, position: type | None = None) -> dict:
         state = files.json_object(path / "state.json", STATE_BYTES)
         kinds = {"step": int, "global_batch": int, "score": float}
         if position is not None:
-            kinds |= {"bad_pages": list} | {field.name: field.type for field in dataclasses.fields(position)}
+            kinds |= {"bad_pages": list, **position}
             for name in ("step", "samples_in_epoch", "global_batch", "stream"):
                 if name not in state:
                     raise UserError(f"state.json has no {name}")

@@ -111,7 +111,7 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
     yield from (model.decoder, model.head)
 
 
-def distributed(forward: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
+def data_parallel(forward: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
     """`forward` with gradients averaged over the ranks; itself on one rank."""
     if ranks.world_size == 1:
         return forward

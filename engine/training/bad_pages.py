@@ -55,7 +55,7 @@ def restore(pages: ConcatIndex, saved: list, source: Path) -> None:
                 raise UserError(f"{source}: damaged (state.json: bad_pages has {entry!r:.60}); use another checkpoint")
 
 
-def settle(folder: Path, pages: ConcatIndex, config: Config, ranks: Ranks) -> int:
+def write_and_judge_share(folder: Path, pages: ConcatIndex, config: Config, ranks: Ranks) -> int:
     """After `gathered`: rewrites `folder/bad_pages.json` (path -> what is wrong) and judges their share of the pages.
 
     In an epoch a rank sees its own part of the pages, so only here the share is judged on all of them.

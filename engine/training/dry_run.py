@@ -17,7 +17,7 @@ from engine.distributed import Ranks
 from engine.model import frozen_norms_to_eval
 from engine.training.metrics import Stopwatch
 from engine.training.optim import set_lr
-from engine.training.state import Trainee, build
+from engine.training.state import TrainState, build
 from engine.training.step import train_step
 
 STEPS = 2
@@ -34,20 +34,20 @@ def dry_run(config: Config, ranks: Ranks) -> int:
     """
     distributed.seed_everything(config.seed, config.trainer.deterministic)
     data = open_data(config, ranks)
-    trainee = build(config, ranks)
+    train_state = build(config, ranks)
     loader = build_train_loader(config, data.train, ranks, 0, 0)
-    trainee.model.train()
-    frozen_norms_to_eval(trainee.model)
+    train_state.model.train()
+    frozen_norms_to_eval(train_state.model)
     times = []
     for step in range(STEPS):
         start = time.perf_counter()
-        set_lr(trainee.optimizer, config, step, loader.steps_per_epoch)
-        parts = train_step(trainee, loader, config, ranks, Stopwatch(), step).tolist()  # sync: the point is to wait
+        set_lr(train_state.optimizer, config, step, loader.steps_per_epoch)
+        parts = train_step(train_state, loader, config, ranks, Stopwatch(), step).tolist()  # sync: the point is to wait
         times.append(time.perf_counter() - start)
     loader.close()
-    trainee.model.eval()
-    first = [page for page, _ in zip(detect_pages(trainee.evaluated, data.val, config, ranks), range(1))]
-    same = round_trip(trainee, config)
+    train_state.model.eval()
+    first = [page for page, _ in zip(detect_pages(train_state.evaluated, data.val, config, ranks), range(1))]
+    same = round_trip(train_state, config)
     if ranks.main:
         val = len(data.val) if data.val is not None else 0
         print(f"data: {len(data.train)} training pages, {val} validation pages")
@@ -58,9 +58,9 @@ def dry_run(config: Config, ranks: Ranks) -> int:
     return 0 if same else 1
 
 
-def round_trip(trainee: Trainee, config: Config) -> bool:
+def round_trip(train_state: TrainState, config: Config) -> bool:
     """Whether a checkpoint of the training state is read back bit for bit."""
-    parts = store.snapshot(trainee.model, trainee.averaged, trainee.optimizer)
+    parts = store.snapshot(train_state.model, train_state.averaged, train_state.optimizer)
     with tempfile.TemporaryDirectory() as folder:
         path = store.write(Path(folder), parts, {"step": STEPS}, to_yaml(config))
         if store.verify(path):

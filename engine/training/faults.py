@@ -22,7 +22,7 @@ MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
 
 
 class Diverged(UserError):
-    """The training has lost its way; `lr_scale` is the factor on the learning rate it was tried with."""
+    """The training has lost its way; `rollback_factor` is the factor on the learning rate it was tried with."""
 
     def __init__(self, what: str, position: Position, config: Config, folder: Path) -> None:
         other = "" if config.trainer.on_nonfinite == "rollback" else ", or trainer.on_nonfinite=rollback"
@@ -30,7 +30,7 @@ class Diverged(UserError):
             f"diverged at step {position.step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what "
             f"was saved before is in {folder / 'checkpoints'}"
         )
-        self.lr_scale = position.lr_scale
+        self.rollback_factor = position.rollback_factor
 
 
 def skipped(

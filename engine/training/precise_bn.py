@@ -24,11 +24,11 @@ from engine.config import Config
 from engine.data import build_train_loader
 from engine.distributed import Ranks
 from engine.model.forward import run_network
-from engine.training.state import Trainee
+from engine.training.state import TrainState
 from pipelines.index.build import ConcatIndex
 
 
-def renew(trainee: Trainee, pages: ConcatIndex, config: Config, ranks: Ranks, epoch: int) -> str:
+def renew(train_state: TrainState, pages: ConcatIndex, config: Config, ranks: Ranks, epoch: int) -> str:
     """Replaces the BatchNorm statistics of the model and of its average. Both are left in evaluation mode.
 
     The batches are the first `trainer.precise_bn` of `epoch`, augmented as in training, from a loader of its own: so
@@ -40,7 +40,7 @@ def renew(trainee: Trainee, pages: ConcatIndex, config: Config, ranks: Ranks, ep
     killed before, or ran without it, does it now; one that goes on training does it again at its new end.
 
     Args:
-        trainee: weights as trained.
+        train_state: weights as trained.
         pages: the training pages.
         config: data, augment and trainer settings.
         ranks: rank r takes its own batches, as in training; sums go over all of them.
@@ -49,9 +49,9 @@ def renew(trainee: Trainee, pages: ConcatIndex, config: Config, ranks: Ranks, ep
     Returns:
         a line that says what was done.
     """
-    names = trained_norms(trainee.model)
+    names = trained_norms(train_state.model)
     batches = config.trainer.precise_bn
-    models = [model for model in (trainee.model, trainee.averaged) if model is not None]
+    models = [model for model in (train_state.model, train_state.averaged) if model is not None]
     # at the size that is evaluated, also where the run ended at a smaller one
     full = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
     loader = build_train_loader(full, pages, ranks, epoch, 0)

@@ -1,7 +1,9 @@
 """Going on with a run: where it stands, which checkpoint it goes on from, and what must be the same."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engine import distributed
 from engine.checkpoint import store
@@ -11,13 +13,16 @@ from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
 from engine.run.folder import same_job
 from engine.training import bad_pages
-from engine.training.state import Trainee
+from engine.training.state import TrainState
 from pipelines.errors import UserError
+
+# state.json's key of a field, where it is another than the field's name.
+KEYS = {"rollback_factor": "lr_scale"}
 
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands; all of it is saved in a checkpoint's state.json, nothing else is needed to go on."""
+    """Where a run stands. A checkpoint's state.json holds all of it, and a run needs no more to go on."""
 
     step: int = 0  # optimizer updates done
     epoch: int = 0  # epochs finished
@@ -28,7 +33,22 @@ class Position:
     minutes: float = 0.0  # training time of all sessions of the run
     precise_step: int = -1  # step at which trainer.precise_bn was done
     unjudged: bool = False  # an evaluation is due that a stop has cut off
-    lr_scale: float = 1.0  # below 1 after trainer.on_nonfinite=rollback
+    rollback_factor: float = 1.0  # on the learning rate; below 1 after trainer.on_nonfinite=rollback
+
+    def to_state(self) -> dict[str, int | float]:
+        """The position as state.json has it."""
+        return {KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Position":
+        """The position in a state.json. What an older file lacks is as at the start of a run."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: state[KEYS.get(name, name)] for name in names if KEYS.get(name, name) in state})
+
+    @classmethod
+    def kinds(cls) -> dict[str, type]:
+        """The keys of `to_state` and the type of each."""
+        return {key: type(value) for key, value in cls().to_state().items()}
 
 
 def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False) -> Path | None:
@@ -85,13 +105,13 @@ def stream(config: Config, data: Data) -> dict:
     return {"seed": config.seed, "pages": data.train.lengths, "weights": config.data.train_weights}
 
 
-def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
+def restore(train_state: TrainState, source: Path, config: Config, ranks: Ranks, data: Data) -> Position:
     """Loads weights, average, optimizer, position and the pages known to be bad.
 
     Raises:
         UserError: another model, another global batch, or another training stream in the middle of an epoch.
     """
-    state = store.load_state(source, Position)
+    state = store.load_state(source, Position.kinds())
     size = global_batch_size(config, ranks)
     if state["global_batch"] != size:
         raise UserError(
@@ -107,9 +127,9 @@ def restore(trainee: Trainee, source: Path, config: Config, ranks: Ranks, data: 
             f"{stream(config, data)}; use the same data.train, data.train_weights and seed"
         )
     bad_pages.restore(data.train, state.get("bad_pages", []), source)  # none in checkpoints of before
-    store.load_model(trainee.model, store.load_part(source, "model"), source)
-    store.load_optimizer(trainee.optimizer, store.load_part(source, "optimizer"), source)
-    if trainee.ema is not None:
+    store.load_model(train_state.model, store.load_part(source, "model"), source)
+    store.load_optimizer(train_state.optimizer, store.load_part(source, "optimizer"), source)
+    if train_state.ema is not None:
         average = store.load_part(source, "ema") or store.load_part(source, "model")
-        store.load_model(trainee.ema.model, average, source)
-    return Position(**{field.name: state[field.name] for field in dataclasses.fields(Position) if field.name in state})
+        store.load_model(train_state.ema.model, average, source)
+    return Position.from_state(state)

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.distributed import Ranks
+from engine.training.metrics import LateCopies
 
 
-class Guard:
+class StepSkipper:
     """Finds bad steps, undoes what they did to the buffers, and counts those in a row.
 
     Args:
@@ -37,16 +38,16 @@ class Guard:
         self._row = torch.zeros((), dtype=torch.int32, device=ranks.device)  # bad steps in a row
         self._here = torch.zeros((), dtype=torch.bool, device=ranks.device)  # this rank is to write its inputs
         self._rank, self._nobody = ranks.rank, ranks.world_size
-        self._waiting: collections.deque = collections.deque()
+        self._verdicts: LateCopies[tuple[int, int, int]] = LateCopies()
 
     @torch.no_grad()
-    def remember(self) -> None:
+    def save_buffers(self) -> None:
         """Saves the buffers; to be called before the forward passes of a step."""
         for saved, live in zip(self._saved, self._live, strict=True):
             torch._foreach_copy_(saved, live)
 
     @torch.no_grad()
-    def judge(self, losses: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    def undo_if_bad(self, losses: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """1.0 for a bad step, else 0.0: () float32 on the device, equal on all ranks; undoes the buffers if bad.
 
         Args:
@@ -71,35 +72,16 @@ class Guard:
             torch._foreach_add_(live, saved)
         return bad
 
-    def note(self, place: tuple[int, int, int]) -> None:
-        """Starts the copy of a step's verdict to the host; `found` hands it out with `place` once it has arrived."""
-        values = torch.stack([self._row, self._here.int()])
-        event = None
-        if values.is_cuda:
-            host = torch.empty(2, dtype=torch.int32, pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            values = host
-        self._waiting.append((place, values, event))
+    def record(self, place: tuple[int, int, int]) -> None:
+        """Starts the copy of a step's verdict to the host; `skipped` hands it out with `place` once it has arrived."""
+        self._verdicts.put(place, torch.stack([self._row, self._here.int()]))
 
-    def found(self, wait: bool = False) -> list[tuple[tuple[int, int, int], int, bool]]:
+    def skipped(self, wait: bool = False) -> list[tuple[tuple[int, int, int], int, bool]]:
         """Bad steps whose verdict has arrived: (place, bad ones in a row so far, whether this rank shows its inputs).
 
         With `wait`, a sync, those of all steps so far.
         """
-        done = []
-        while self._waiting:
-            place, values, event = self._waiting[0]
-            if event is not None and not event.query():
-                if not wait:
-                    break
-                event.synchronize()
-            self._waiting.popleft()
-            row, here = values.tolist()  # in host memory by now
-            if row:
-                done.append((place, row, bool(here)))
-        return done
+        return [(place, row, bool(here)) for place, (row, here) in self._verdicts.arrived(wait) if row]
 
 
 def update(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:

@@ -8,32 +8,31 @@ import torch
 from engine.config import Config
 from engine.distributed import Ranks
 from engine.model import DBNet, build_model, parameter_groups, synchronise_norms
-from engine.model import forward as speed
 from engine.model.encoder import read_tensors
-from engine.model.forward import check_kernels
+from engine.model.forward import check_kernels, compiled, data_parallel
 from engine.training.ema import Ema
 from engine.training.optim import build_optimizer
-from engine.training.skip import Guard
+from engine.training.skip import StepSkipper
 from pipelines.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainee:
-    """What is trained: the bare model, the callable that is run (compiled, DDP), its optimizer, average, and guard."""
+class TrainState:
+    """What is trained: the bare model, what is called (compiled, DDP), optimizer, average, and who skips bad steps."""
 
     model: DBNet
     forward: torch.nn.Module
     evaluated: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: Ema | None
-    guard: Guard
+    skipper: StepSkipper
 
     @property
     def averaged(self) -> torch.nn.Module | None:
         return self.ema.model if self.ema is not None else None
 
 
-def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
+def build(config: Config, ranks: Ranks, resumed: bool = False) -> TrainState:
     """Model, compiled bare and then wrapped in DDP, with optimizer and EMA, on the rank's device.
 
     `engine.model.forward` says how.
@@ -64,9 +63,9 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> Trainee:
     model = (model.double() if config.trainer.precision == "float64" else model).to(ranks.device)
     model = synchronise_norms(model) if synchronise else model
     ema = Ema(model, config.trainer.ema_decay) if config.trainer.ema else None
-    forward = evaluated = speed.compiled(model, config)
+    forward = evaluated = compiled(model, config)
     if ema is not None and config.eval.ema:
-        evaluated = speed.compiled(ema.model, config)
+        evaluated = compiled(ema.model, config)
     optimizer = build_optimizer(parameter_groups(model, config), config.models.optimizer)
-    guard = Guard(model, ranks)
-    return Trainee(model, speed.distributed(forward, config, ranks), evaluated, optimizer, ema, guard)
+    skipper = StepSkipper(model, ranks)
+    return TrainState(model, data_parallel(forward, config, ranks), evaluated, optimizer, ema, skipper)

@@ -17,7 +17,7 @@ from engine.distributed import Ranks
 from engine.model.forward import run_network
 from engine.training.metrics import Stopwatch
 from engine.training.skip import update
-from engine.training.state import Trainee
+from engine.training.state import TrainState
 from kernels.db_loss import DBLoss, db_loss
 from kernels.db_targets import DBTargets, db_targets
 from pipelines.batch import Batch
@@ -26,7 +26,7 @@ METRICS = ("loss", "prob_loss", "thresh_loss", "binary_loss", "grad_norm", "skip
 
 
 def train_step(
-    trainee: Trainee, loader: Iterator[Batch], config: Config, ranks: Ranks, watch: Stopwatch, step: int
+    train_state: TrainState, loader: Iterator[Batch], config: Config, ranks: Ranks, watch: Stopwatch, step: int
 ) -> torch.Tensor:
     """One optimizer update. Returns METRICS as a float32 vector (6,) on the device; no sync.
 
@@ -38,7 +38,7 @@ def train_step(
     torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + ranks.rank)
     accumulate = config.trainer.accumulate
     parts = torch.zeros(len(METRICS), device=ranks.device)
-    trainee.guard.remember()
+    train_state.skipper.save_buffers()
     for micro in range(accumulate):
         before = time.perf_counter()
         with record_function("data wait"):
@@ -49,25 +49,25 @@ def train_step(
         with record_function("targets"):
             targets = make_targets(batch, config)
         last = micro == accumulate - 1
-        quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else trainee.forward.no_sync()
+        quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else train_state.forward.no_sync()
         with quiet:
             with record_function("forward"):
-                logits = run_network(trainee.forward, batch.image, config)
+                logits = run_network(train_state.forward, batch.image, config)
             with record_function("loss"):
                 loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
             with record_function("backward"):
                 (loss.total / accumulate).backward()
         parts[:4] += torch.stack([x.detach().float() for x in loss]) / accumulate
     with record_function("optimizer"):
-        trained = [p for p in trainee.model.parameters() if p.requires_grad]
+        trained = [p for p in train_state.model.parameters() if p.requires_grad]
         limit = config.trainer.clip_norm or math.inf
         parts[4] = torch.nn.utils.clip_grad_norm_(trained, limit, foreach=True)
-        bad = trainee.guard.judge(parts[:4], parts[4])
-        update(trainee.optimizer, bad)
-        trainee.optimizer.zero_grad(set_to_none=True)
-    if trainee.ema is not None:
+        bad = train_state.skipper.undo_if_bad(parts[:4], parts[4])
+        update(train_state.optimizer, bad)
+        train_state.optimizer.zero_grad(set_to_none=True)
+    if train_state.ema is not None:
         with record_function("EMA"):
-            trainee.ema.update(step)
+            train_state.ema.update(step)
     parts = torch.where(bad > 0, 0, parts)
     parts[5] = bad
     return parts

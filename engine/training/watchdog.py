@@ -38,7 +38,7 @@ ASLEEP_S = 5.0  # in a sleep of BEAT_S: a busy machine takes 2 or 3 s
 STORE_TIMEOUT = datetime.timedelta(seconds=5)
 
 
-class Sentinel:
+class Watchdog:
     """One a process, started before the first step; `with` ends it and gives the signals back.
 
     Args:
@@ -62,9 +62,9 @@ class Sentinel:
         os.set_blocking(self._pipe[1], False)
         self._before: dict[signal.Signals, object] = {}
         self._wakeup = -1
-        self._thread = threading.Thread(target=self._watch, name="sentinel", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def __enter__(self) -> "Sentinel":
+    def __enter__(self) -> "Watchdog":
         if threading.current_thread() is threading.main_thread():  # Python's condition for handlers
             self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             # Python's resource tracker lets SIGTERM and SIGINT pass, and SIGUSR1 if it was started with that ignored.

@@ -399,7 +399,7 @@ def _trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 STATE = {
-    **dataclasses.asdict(Position()),
+    **Position().to_state(),
     "step": 3,
     "global_batch": 4,
     "score": 0.5,
@@ -435,8 +435,8 @@ def _load_everything(path: Path) -> None:
 
 def _load_unchecked(path: Path) -> None:
     model, optimizer = _trained()
-    state = store.load_state(path, Position)
-    Position(**{f.name: state[f.name] for f in dataclasses.fields(Position) if f.name in state})
+    state = store.load_state(path, Position.kinds())
+    Position.from_state(state)
     bad_pages.restore(_Pages(), state.get("bad_pages", []), path)
     from_dict(store.load_settings(path))
     store.load_model(model, store.load_part(path, "model"), path)

@@ -15,7 +15,7 @@ import torch
 
 from engine.checkpoint import store
 from engine.config.load import load_config
-from engine.run import folder as lock
+from engine.run import folder as run_folder
 from engine.run.log import read_metrics
 from pipelines.errors import UserError
 from tests.conftest import ROOT, TINY
@@ -24,10 +24,11 @@ from tests.faults import harness
 # Takes the lock of a named run, says so, makes its folder as a run does, and holds it.
 HOLD = """
 import sys, time
-from engine import cli, lock
-from engine.config import load_config
+from engine import cli
+from engine.config.load import load_config
+from engine.run import folder as run_folder
 def main(argv):
-    with lock.claim(load_config(argv)[0]) as folder:
+    with run_folder.claim(load_config(argv)[0]) as folder:
         folder.mkdir(exist_ok=True)
         (folder / "metrics.jsonl").open("x").write(f"{argv}")
         print("mine", folder.name, flush=True)
@@ -78,62 +79,62 @@ def test_a_killed_owner_is_followed_at_once_and_its_folder_is_not_overwritten(tm
     first.kill()
     first.communicate()
     start = time.monotonic()
-    with lock.claim(config("name=a", f"run_root={tmp_path}", "resume=auto")) as folder:
+    with run_folder.claim(config("name=a", f"run_root={tmp_path}", "resume=auto")) as folder:
         assert time.monotonic() - start < 1 and folder == tmp_path / "a"
         record = json.loads((tmp_path / ".a.lock").read_text())
         assert record["pid"] == os.getpid() and record["host"] == platform.node()
         with pytest.raises(UserError, match=f"a is in use by pid {os.getpid()} on host"):
-            lock.Lock(folder)
+            run_folder.Lock(folder)
     assert not (tmp_path / ".a.lock").exists()
     with (
         pytest.raises(UserError, match="exists already"),
-        lock.claim(config("name=a", f"run_root={tmp_path}")),
+        run_folder.claim(config("name=a", f"run_root={tmp_path}")),
     ):
         pass
 
 
 def test_an_owner_on_another_host_is_looked_for(tmp_path, monkeypatch, capsys):
     """Its flock does not reach us; it is alive exactly when it touches the file. Nobody's clock is asked."""
-    monkeypatch.setattr(lock, "WATCH_S", 1.5)
+    monkeypatch.setattr(run_folder, "WATCH_S", 1.5)
     path = tmp_path / ".a.lock"
     path.write_text(json.dumps({"host": "n7", "pid": 1, "since": "2026"}))
     touch = f"import os, time\nfor _ in range(300):\n os.utime({str(path)!r}); time.sleep(0.2)"
     beat = subprocess.Popen([sys.executable, "-c", touch])
     try:
         with pytest.raises(UserError, match="a is in use by pid 1 on host n7"):
-            lock.Lock(tmp_path / "a")
+            run_folder.Lock(tmp_path / "a")
     finally:
         beat.kill()
         beat.wait()
-    lock.Lock(tmp_path / "a").close()
+    run_folder.Lock(tmp_path / "a").close()
     assert "waiting 1.5 s to see whether it still runs" in capsys.readouterr().err
 
 
 def test_without_flock_a_touched_file_is_still_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "_flock", lambda file: None)
-    monkeypatch.setattr(lock, "WATCH_S", 1.5)
-    monkeypatch.setattr(lock, "BEAT_S", 0.2)
-    first = lock.Lock(tmp_path / "a")
+    monkeypatch.setattr(run_folder, "_flock", lambda file: None)
+    monkeypatch.setattr(run_folder, "WATCH_S", 1.5)
+    monkeypatch.setattr(run_folder, "BEAT_S", 0.2)
+    first = run_folder.Lock(tmp_path / "a")
     with pytest.raises(UserError, match="in use"):
-        lock.Lock(tmp_path / "a")
+        run_folder.Lock(tmp_path / "a")
     first.close()
-    lock.Lock(tmp_path / "a").close()
+    run_folder.Lock(tmp_path / "a").close()
 
 
 def test_a_lock_deleted_with_all_runs_is_made_anew_or_gives_way(tmp_path):
     """rm -rf runs: the lock returns; where another run has the name by then, the older one ends and writes no more."""
-    code = HOLD.replace("from engine import cli, lock", "from engine import cli, lock; lock.BEAT_S = 0.1")
+    code = HOLD.replace("def main", "run_folder.BEAT_S = 0.1\ndef main")
     root, settings = tmp_path / "runs", ["preset=demo", "name=a", f"run_root={tmp_path / 'runs'}"]
     launch = {"env": harness.environment(), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     first = subprocess.Popen([sys.executable, "-c", code, *settings], stderr=subprocess.PIPE, **launch)
     first.stdout.readline()
     root.rename(tmp_path / "away")
-    harness.wait_for(lambda: lock._read(root / ".a.lock").get("pid") == first.pid, 10)
+    harness.wait_for(lambda: run_folder._read(root / ".a.lock").get("pid") == first.pid, 10)
     with pytest.raises(UserError, match=f"in use by pid {first.pid}"):
-        lock.Lock(root / "a")
+        run_folder.Lock(root / "a")
     os.kill(first.pid, signal.SIGSTOP)
     root.rename(tmp_path / "away2")
-    second = lock.Lock(root / "a")
+    second = run_folder.Lock(root / "a")
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait(10) == 2 and f"in use by pid {os.getpid()}" in first.stderr.read()
     second.close()
@@ -142,16 +143,16 @@ def test_a_lock_deleted_with_all_runs_is_made_anew_or_gives_way(tmp_path):
 def test_runs_without_a_name_never_meet(tmp_path, monkeypatch):
     """Two in one millisecond, and a third after the clock was set back to it."""
     one = config(f"run_root={tmp_path}")
-    monkeypatch.setattr(lock, "folder_of", lambda _: tmp_path / "demo-20261125-120000-000")
-    with lock.claim(one) as first, lock.claim(one) as second:
+    monkeypatch.setattr(run_folder, "folder_of", lambda _: tmp_path / "demo-20261125-120000-000")
+    with run_folder.claim(one) as first, run_folder.claim(one) as second:
         first.mkdir()
         second.mkdir()
         (first / "metrics.jsonl").write_text("x")
-    with lock.claim(one) as third:
+    with run_folder.claim(one) as third:
         names = [first.name, second.name, third.name]
     assert names == ["demo-20261125-120000-000", "demo-20261125-120000-000-2", "demo-20261125-120000-000-2"]
     (second / "metrics.jsonl").write_text("x")
-    with lock.claim(one) as fourth:
+    with run_folder.claim(one) as fourth:
         assert fourth.name == "demo-20261125-120000-000-3"
 
 

@@ -36,7 +36,7 @@ from engine.export import __main__ as export
 from engine.export import foreign
 from engine.export.foreign import import_file
 from engine.model.encoder import read_tensors
-from engine.run import log as runlog
+from engine.run.log import RunLog, open_run
 from engine.run.progress import Progress
 from engine.search import ledger, sweep
 from engine.search.dashboard import Dashboard
@@ -385,18 +385,16 @@ STATES = {
 
 def test_a_state_of_wrong_types_is_one_line(saved):
     path, *_ = saved
-    assert (
-        Position(**{f.name: store.load_state(path, Position)[f.name] for f in dataclasses.fields(Position)}).step == 3
-    )
+    assert Position.from_state(store.load_state(path, Position.kinds())).step == 3
     for name, values in STATES.items():
         for value in values:
             (path / "state.json").write_text(json.dumps({**STATE, name: value}))
             with pytest.raises(UserError, match=f"state.json: {name} is"):
-                store.load_state(path, Position)
+                store.load_state(path, Position.kinds())
     for name in ("step", "samples_in_epoch", "global_batch", "stream"):
         (path / "state.json").write_text(json.dumps({k: v for k, v in STATE.items() if k != name}))
         with pytest.raises(UserError, match=f"has no {name}"):
-            store.load_state(path, Position)
+            store.load_state(path, Position.kinds())
     for text in ("", "[1]", "{" * 5000, "9" * 5000, '{"step": 1}' + " " * (1 << 25), "\x00"):
         (path / "state.json").write_text(text)
         with pytest.raises(UserError, match="damaged"):
@@ -607,7 +605,7 @@ def test_a_running_training_and_a_search_show_names_harmlessly(capsys):
         file = io.StringIO()
         console = Console(file=file, force_terminal=terminal, width=200, no_color=True, highlight=False)
         progress, board = Progress(0, 1, console=console), Dashboard(console)
-        log = runlog.RunLog(None, progress, None)
+        log = RunLog(None, progress, None)
         log.say(f"resumed from {NASTY}")
         board.event(f"trial 1 failed: {NASTY}")
         log.close()
@@ -695,7 +693,7 @@ def test_secrets_of_the_environment_are_in_no_record(tmp_path, monkeypatch):
         monkeypatch.setenv(name, secret)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config, _ = load_config(["preset=demo"])
-    with_log = runlog.open_run(tmp_path / "run", config, ALONE)
+    with_log = open_run(tmp_path / "run", config, ALONE)
     with_log.train({"step": 1, "epoch": 0, "loss": 1.0})
     with_log.close()
     texts = [path.read_text() for path in (tmp_path / "run").rglob("*") if path.is_file()]

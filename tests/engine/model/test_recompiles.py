@@ -46,18 +46,18 @@ def test_one_graph_a_mode_and_size(tmp_path, graphs, settings, expected):
     config, _ = load_config([*TINY, f"run_root={tmp_path}", "trainer.compile=true", "trainer.precise_bn=1", *settings])
     ranks = start(config.trainer.device)
     data = open_data(config, ranks)
-    trainee = build(config, ranks)
+    train_state = build(config, ranks)
     counted = []
     with contextlib.closing(build_train_loader(config, data.train, ranks, 0, 0)) as loader:
         for step in range(4):
-            trainee.model.train()
-            frozen_norms_to_eval(trainee.model)
-            train_step(trainee, loader, config, ranks, Stopwatch(), step)
-            trainee.model.eval()
-            judge.evaluate(trainee.evaluated, data.val, config, ranks)
+            train_state.model.train()
+            frozen_norms_to_eval(train_state.model)
+            train_step(train_state, loader, config, ranks, Stopwatch(), step)
+            train_state.model.eval()
+            judge.evaluate(train_state.evaluated, data.val, config, ranks)
             counted.append(len(graphs))
-    precise_bn.renew(trainee, data.train, config, ranks, 1)
-    judge.evaluate(trainee.evaluated, data.val, config, ranks)
+    precise_bn.renew(train_state, data.train, config, ranks, 1)
+    judge.evaluate(train_state.evaluated, data.val, config, ranks)
     assert [*counted, len(graphs)] == [expected] * 5
     assert graphs == [[]] * expected, "a size became a symbol"
 
@@ -73,9 +73,9 @@ def test_a_filled_batch_has_the_layout_of_a_full_one():
 def test_precise_bn_compiles_nothing_even_where_blocks_are_compiled_in_place(tmp_path, graphs):
     config, _ = load_config([*TINY, f"run_root={tmp_path}", "trainer.precise_bn=1"])
     ranks = start(config.trainer.device)
-    trainee = build(config, ranks)
-    trainee.model.decoder.compile()
-    precise_bn.renew(trainee, open_data(config, ranks).train, config, ranks, 0)
+    train_state = build(config, ranks)
+    train_state.model.decoder.compile()
+    precise_bn.renew(train_state, open_data(config, ranks).train, config, ranks, 0)
     assert graphs == []
-    trainee.model(torch.randn(1, 3, 64, 64))
+    train_state.model(torch.randn(1, 3, 64, 64))
     assert len(graphs) == 1

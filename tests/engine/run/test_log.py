@@ -17,7 +17,7 @@ from rich.console import Console
 
 from engine.config.load import from_dict, load_config, to_dict
 from engine.files import replace_text
-from engine.run import log as runlog
+from engine.run import log as run_log
 from engine.run import tracker
 from engine.run.folder import folder_of, refuse_taken
 from engine.run.log import MetricsLog, open_run, read_metrics
@@ -138,7 +138,7 @@ def test_a_full_disk_tears_and_loses_no_record(tmp_path, monkeypatch, capsys):
         return real(file, data[:left])
 
     with monkeypatch.context() as patch:
-        patch.setattr(runlog.os, "write", filling)
+        patch.setattr(run_log.os, "write", filling)
         log.write({"step": 2})
         log.write({"step": 3})
         assert (tmp_path / "m.jsonl").read_text() == '{"step": 1}\n{"ste' and not room
@@ -151,8 +151,8 @@ def test_a_full_disk_tears_and_loses_no_record(tmp_path, monkeypatch, capsys):
 
 def test_records_that_never_found_room_are_counted(tmp_path, monkeypatch, capsys):
     log = MetricsLog(tmp_path / "m.jsonl")
-    monkeypatch.setattr(runlog, "BACKLOG_BYTES", 30)
-    monkeypatch.setattr(runlog.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(run_log, "BACKLOG_BYTES", 30)
+    monkeypatch.setattr(run_log.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for step in range(5):
         log.write({"step": step})
     log.close()
@@ -166,7 +166,7 @@ def test_files_are_replaced_in_one_move(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left")
 
-    monkeypatch.setattr(runlog.os, "replace", fail)
+    monkeypatch.setattr(run_log.os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
         replace_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

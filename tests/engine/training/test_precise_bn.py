@@ -182,15 +182,15 @@ def test_patience_ends_with_them_too(tmp_path):
 def test_a_checkpoint_from_before_the_option_can_be_resumed(tmp_path, monkeypatch):
     config, _ = load_config([*TINY, f"run_root={tmp_path}"])
     ranks = start(config.trainer.device)
-    trainee = build(config, ranks)
+    train_state = build(config, ranks)
     data = open_data(config, ranks)
     state = {"step": 4, "epoch": 1, "samples_in_epoch": 0, "best": 0.5, "best_epoch": 1, "stale": 0, "minutes": 0.1}
-    monkeypatch.setattr(resume.checkpoint, "load_state", lambda *_: {**state, "global_batch": 2})
+    monkeypatch.setattr(resume.store, "load_state", lambda *_: {**state, "global_batch": 2})
     monkeypatch.setattr(
-        resume.checkpoint, "load_part", lambda _, part: trainee.model.state_dict() if part == "model" else {}
+        resume.store, "load_part", lambda _, part: train_state.model.state_dict() if part == "model" else {}
     )
-    monkeypatch.setattr(resume.checkpoint, "load_optimizer", lambda *_: None)
-    position = resume.restore(trainee, tmp_path, config, ranks, data)
+    monkeypatch.setattr(resume.store, "load_optimizer", lambda *_: None)
+    position = resume.restore(train_state, tmp_path, config, ranks, data)
     assert (position.step, position.precise_step) == (4, -1)
 
 

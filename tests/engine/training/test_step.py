@@ -26,18 +26,18 @@ def _ready(tmp_path, *settings):
     config, _ = load_config([*TINY, f"run_root={tmp_path}", f"trainer.device={DEVICE}", *settings])
     ranks = start(config.trainer.device)
     data = open_data(config, ranks)
-    trainee = build(config, ranks)
-    trainee.model.train()
+    state = build(config, ranks)
+    state.model.train()
     loader = build_train_loader(config, data.train, ranks, 0, 0)
     with contextlib.closing(loader):
-        yield config, ranks, trainee, loader
+        yield config, ranks, state, loader
 
 
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_targets_network_and_loss_are_one_graph(tmp_path, kernels, precision):
     with _ready(tmp_path, f"trainer.kernels={kernels}", f"trainer.precision={precision}") as made:
-        config, ranks, trainee, loader = made
+        config, ranks, state, loader = made
         batch = next(loader).to(ranks.device)
 
         def step(image, points_xy, poly_offsets, page_offsets, ignore):
@@ -50,7 +50,7 @@ def test_targets_network_and_loss_are_one_graph(tmp_path, kernels, precision):
                 ignore=ignore,
             )
             targets = make_targets(given, config)
-            return compute_loss(run_network(trainee.forward, image, config), targets, config).total
+            return compute_loss(run_network(state.forward, image, config), targets, config).total
 
         arguments = (batch.image, batch.points_xy, batch.poly_offsets, batch.page_offsets, batch.ignore)
         seen = torch._dynamo.explain(step)(*arguments)
@@ -60,12 +60,12 @@ def test_targets_network_and_loss_are_one_graph(tmp_path, kernels, precision):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_waits_for_nothing(tmp_path, accumulate, monkeypatch):
     settings = ("trainer.kernels=triton", f"trainer.accumulate={accumulate}", "trainer.clip_norm=1", "trainer.ema=true")
-    with _ready(tmp_path, *settings) as (config, ranks, trainee, loader):
-        for group in trainee.optimizer.param_groups:  # as on a GPU; elsewhere its step counters are read on the host
+    with _ready(tmp_path, *settings) as (config, ranks, state, loader):
+        for group in state.optimizer.param_groups:  # as on a GPU; elsewhere its step counters are read on the host
             group.update(fused=True, foreach=False)
-        train_step(trainee, loader, config, ranks, Stopwatch(), 0)  # the optimizer makes its state here
+        train_step(state, loader, config, ranks, Stopwatch(), 0)  # the optimizer makes its state here
         with no_sync(uploads=True):
-            parts = train_step(trainee, loader, config, ranks, Stopwatch(), 1)
+            parts = train_step(state, loader, config, ranks, Stopwatch(), 1)
         assert parts.isfinite().all() and parts[0] > 0
 
 
@@ -97,24 +97,24 @@ def test_a_bad_first_step_leaves_no_trace(tmp_path, name, fused, monkeypatch):
 
     def after(bad: bool) -> dict:
         seed_everything(0, False)
-        with _ready(tmp_path, f"models.optimizer.name={name}", "trainer.clip_norm=1") as (config, ranks, trainee, _):
+        with _ready(tmp_path, f"models.optimizer.name={name}", "trainer.clip_norm=1") as (config, ranks, state, _):
             loader = itertools.repeat(batch)
-            for group in trainee.optimizer.param_groups:
+            for group in state.optimizer.param_groups:
                 group.update(fused=fused, foreach=not fused)
             if bad:
                 real = step_module.compute_loss
                 with monkeypatch.context() as patch:
                     patch.setattr(step_module, "compute_loss", lambda *a: DBLoss(*(x * math.nan for x in real(*a))))
-                    skipped = train_step(trainee, loader, config, ranks, Stopwatch(), 0)
+                    skipped = train_step(state, loader, config, ranks, Stopwatch(), 0)
                 assert skipped.tolist() == [0, 0, 0, 0, 0, 1]
-                trainee.guard.note((1, 0, 0))
-                assert trainee.guard.found() == [((1, 0, 0), 1, True)]
-            parts = train_step(trainee, loader, config, ranks, Stopwatch(), 1)
+                state.skipper.record((1, 0, 0))
+                assert state.skipper.skipped() == [((1, 0, 0), 1, True)]
+            parts = train_step(state, loader, config, ranks, Stopwatch(), 1)
             assert parts[5] == 0 and parts[0] > 0
-            states = {f"{i}.{k}": v for i, s in enumerate(trainee.optimizer.state.values()) for k, v in s.items()}
-            return {**{k: v.clone() for k, v in trainee.model.state_dict().items()}, **states}
+            states = {f"{i}.{k}": v for i, s in enumerate(state.optimizer.state.values()) for k, v in s.items()}
+            return {**{k: v.clone() for k, v in state.model.state_dict().items()}, **states}
 
-    with _ready(tmp_path) as (_config, _ranks, _trainee, loader):
+    with _ready(tmp_path) as (_config, _ranks, _state, loader):
         batch = next(loader)
     one, other = after(False), after(True)
     assert one.keys() == other.keys() and len(one) > 100
