@@ -41,7 +41,7 @@ from engine.training import bad_pages, faults, precise_bn, summary
 from engine.training.dry_run import dry_run
 from engine.training.metrics import Scalars, Stopwatch
 from engine.training.optim import set_lr
-from engine.training.resume import Position, find_resume, keep_global_batch, restore, stream
+from engine.training.resume import Position, find_resume, keep_global_batch, restore, state_of
 from engine.training.state import TrainState, build
 from engine.training.step import METRICS, train_step
 from engine.training.watchdog import EXIT_ASKED, Watchdog
@@ -116,13 +116,13 @@ def must_stop(run: Run, position: Position, wait: bool = False) -> bool:
     Raises:
         Diverged: too many skipped in a row.
     """
-    limits, row = run.config.trainer, 0
+    most = 0  # steps skipped in a row
     for place, in_a_row, here in run.train_state.skipper.skipped(wait):
-        row = max(row, in_a_row)
+        most = max(most, in_a_row)
         faults.skipped(run.log, run.folder, run.config, run.ranks, run.data, place, in_a_row, here)
-    asked, row = run.agreement.max_over_ranks(bool(run.watchdog.asked), row)
-    if row >= limits.nonfinite_limit:
-        words = f"{row} steps in a row were skipped, loss or gradient is not finite"
+    asked, most = run.agreement.max_over_ranks(bool(run.watchdog.asked), most)
+    if most >= run.config.trainer.nonfinite_limit:
+        words = f"{most} steps in a row were skipped, loss or gradient is not finite"
         raise faults.Diverged(words, position, run.config, run.folder)
     return bool(asked)
 
@@ -161,17 +161,8 @@ def validate(run: Run, position: Position) -> dict[str, float] | None:
         if model is not None:
             distributed.broadcast_buffers(model)
             model.eval()
-
-    def watched(over: bool) -> bool:
-        """Tells the watch of a judged page, or of the end, where ranks wait for each other; whether a stop is asked."""
-        if over:
-            run.watchdog.pause()
-        else:
-            run.watchdog.tick(step=False)
-        return bool(run.watchdog.asked)
-
-    worst = run.config.trainer.overlays
-    result = evaluate(run.train_state.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, on_page=watched)
+    worst, watch = run.config.trainer.overlays, run.watchdog.page_judged
+    result = evaluate(run.train_state.evaluated, run.data.val, run.config, run.ranks, worst, run.pool, watch)
     if result is None:
         return None
     score, bad = result.scores["score"], round(result.scores["bad_images"])
@@ -205,16 +196,8 @@ def save(run: Run, position: Position, scores: dict[str, float] | None) -> None:
     if run.writer is None:
         return
     position.minutes = minutes(run)
-    score = scores["score"] if scores and not scores["bad_images"] else None
-    state = {
-        **position.to_state(),
-        "global_batch": global_batch_size(run.config, run.ranks),
-        "stream": stream(run.config, run.data),
-        "bad_pages": bad,
-        "score": score,
-        "scores": scores,
-    }
-    run.writer.save(parts, state, to_yaml(run.config), best=score is not None and position.stale == 0)
+    state = state_of(position, run.config, run.ranks, run.data, bad, scores)
+    run.writer.save(parts, state, to_yaml(run.config), best=state["score"] is not None and position.stale == 0)
 
 
 def train(config: Config, ranks: Ranks, folder: Path, watchdog: Watchdog, rollback_factor: float = 1.0) -> bool:

@@ -100,6 +100,25 @@ def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> tuple[Confi
     )
 
 
+def state_of(
+    position: Position, config: Config, ranks: Ranks, data: Data, bad: Any, scores: dict[str, float] | None
+) -> dict[str, Any]:
+    """A checkpoint's state.json: what `restore` needs, and how good it is.
+
+    Args:
+        bad: pages known to be bad, of `engine.training.bad_pages.gathered`.
+        scores: of the evaluation, None without one. With pages that could not be read they are no score to rank by.
+    """
+    return {
+        **position.to_state(),
+        "global_batch": global_batch_size(config, ranks),
+        "stream": stream(config, data),
+        "bad_pages": bad,
+        "score": scores["score"] if scores and not scores["bad_images"] else None,
+        "scores": scores,
+    }
+
+
 def stream(config: Config, data: Data) -> dict:
     """What decides which pages an epoch holds and in which order, to be equal on a resume in its middle."""
     return {"seed": config.seed, "pages": data.train.lengths, "weights": config.data.train_weights}

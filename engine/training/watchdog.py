@@ -120,6 +120,18 @@ class Watchdog:
         """Something that may take long comes next: compilation, opening data, a slow disk."""
         self._ticked, self._paused = time.monotonic(), True
 
+    def page_judged(self, over: bool) -> bool:
+        """For an evaluation: a page is judged or, with `over`, all are, and ranks wait for each other next.
+
+        Returns:
+            whether a stop is asked.
+        """
+        if over:
+            self.pause()
+        else:
+            self.tick(step=False)
+        return bool(self.asked)
+
     def _watch(self) -> None:
         warned = False
         while not self._done.is_set():
