@@ -31,7 +31,7 @@ def refined(study: Study, posterior: Any | None) -> tuple[Space, dict[str, Any],
     """The new study's space, its first configuration (the recommended one, 2 digits) and its imported trials.
 
     Args:
-        posterior: of `findings.fitted(study)`.
+        posterior: of `effects.fitted(study)`.
 
     Raises:
         UserError: too few trials for a model.

@@ -298,7 +298,6 @@ def test_a_table_is_what_the_search_knows_already(here):
 
 def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatch):
     from engine.search import refine
-    from engine.search.report import findings
 
     (here / "t.csv").write_text(TABLE)
     study, _, events = plan.prepare(*options.parse(["--import", "t.csv", "--study", "a", "trainer.max_epochs=15"]))
@@ -306,7 +305,7 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
     narrow = dataclasses.replace(study.space.parameters[0], low=8e-5, high=1.1e-4)
     space = Space((narrow, *study.space.parameters[1:]))
     best = {**study.first, "models.optimizer.lr": 9.5e-5}
-    monkeypatch.setattr(findings, "fitted", lambda old: None)  # two trials are too few for a model
+    monkeypatch.setattr(plan, "fitted", lambda old: None)  # two trials are too few for a model
     monkeypatch.setattr(refine, "refined", lambda old, model: (space, best, refine.kept_trials(old, space)))
     new, notices, events = plan.prepare(*options.parse(["--refine", "a", "--budget", "6"]))
     assert (new.name, new.folder, new.budget, new.space) == ("a-refined", Path("studies/a-refined"), 6, space)
