@@ -17,7 +17,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.files import write_text
+from engine.files import replace_text
 from pipelines.errors import UserError
 
 OK, IMPROVED, REGRESSED, NO_BASELINE = "ok", "improved", "regressed", "no baseline"
@@ -123,7 +123,7 @@ def update(folder: Path, rows: list[Row]) -> list[Path]:
         merged = load(folder, device) | {row.key: row for row in rows if row.device == device}
         folder.mkdir(parents=True, exist_ok=True)
         paths.append(folder / f"{device}.jsonl")
-        write_text(paths[-1], "".join(line(merged[key]) + "\n" for key in sorted(merged)))
+        replace_text(paths[-1], "".join(line(merged[key]) + "\n" for key in sorted(merged)))
     return paths
 
 
