@@ -24,16 +24,16 @@ from tests.faults import harness
 WRITES = """
 import os, sys, torch
 from pathlib import Path
-from engine import checkpoint
-from engine.writer import Writer
+from engine.checkpoint import store
+from engine.checkpoint.writer import Writer
 folder, side = Path(sys.argv[1]), int(sys.argv[2])
 parts = {
     "model": {f"w{i}": torch.full((side, 256), float(i)) for i in range(24)},
     "optimizer": {f"{i}.exp_avg": torch.full((side, 256), float(i)) for i in range(24)},
 }
 def write():
-    saved = checkpoint.newest(folder)
-    step = checkpoint.load_state(saved)["step"] if saved else 0
+    saved = store.newest(folder)
+    step = store.load_state(saved)["step"] if saved else 0
     writer = Writer(folder, 2, 1)
     while True:
         step += 1

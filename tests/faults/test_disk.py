@@ -21,7 +21,8 @@ from tests.faults import harness
 
 # A real training whose writer tries again sooner than after 10 s, and is patient for 2 s at the end.
 TRAIN = (
-    "from engine import cli, train, writer\n"
+    "from engine import cli, train\n"
+    "from engine.checkpoint import writer\n"
     "writer.RETRY_S, writer.PATIENCE_S = (0.3, 0.6), 2.0\n"
     "writer.Writer.wait.__defaults__ = (2.0,)\n"
     "cli.run(train.main)"

@@ -15,6 +15,7 @@ import torch
 
 from engine.checkpoint import store
 from engine.config.load import load_config
+from engine.files import owner_record
 from engine.run import folder as run_folder
 from engine.run.log import read_metrics
 from pipelines.errors import UserError
@@ -111,7 +112,7 @@ def test_an_owner_on_another_host_is_looked_for(tmp_path, monkeypatch, capsys):
 
 
 def test_without_flock_a_touched_file_is_still_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_flock", lambda file: None)
+    monkeypatch.setattr(run_folder, "flock", lambda file: None)
     monkeypatch.setattr(run_folder, "WATCH_S", 1.5)
     monkeypatch.setattr(run_folder, "BEAT_S", 0.2)
     first = run_folder.Lock(tmp_path / "a")
@@ -129,7 +130,7 @@ def test_a_lock_deleted_with_all_runs_is_made_anew_or_gives_way(tmp_path):
     first = subprocess.Popen([sys.executable, "-c", code, *settings], stderr=subprocess.PIPE, **launch)
     first.stdout.readline()
     root.rename(tmp_path / "away")
-    harness.wait_for(lambda: run_folder._read(root / ".a.lock").get("pid") == first.pid, 10)
+    harness.wait_for(lambda: owner_record(root / ".a.lock").get("pid") == first.pid, 10)
     with pytest.raises(UserError, match=f"in use by pid {first.pid}"):
         run_folder.Lock(root / "a")
     os.kill(first.pid, signal.SIGSTOP)

@@ -27,13 +27,14 @@ from tests.faults import harness
 # The real training; the time inside each of its logging calls is written to $SPENT, with the step's own, in seconds.
 TIMED = """
 import json, os, sys, time
-from engine import cli, runlog, train
-log, spent = runlog.RunLog._log, []
+from engine import cli, train
+from engine.run.log import RunLog
+log, spent = RunLog._log, []
 def timed(self, kind, record):
     start = time.perf_counter()
     log(self, kind, record)
     spent.append((time.perf_counter() - start, record.get("step_ms", 0) / 1000))
-runlog.RunLog._log = timed
+RunLog._log = timed
 def main(argv):
     code = train.main(argv)
     with open(os.environ["SPENT"], "w") as file:

@@ -130,14 +130,14 @@ def test_the_resolved_configuration_comes_back(tmp_path):
 KILLED = """
 import sys, torch
 from pathlib import Path
-from engine import checkpoint
+from engine.checkpoint import store
 parts = {"model": {f"w{i}": torch.full((1000, 50), float(i)) for i in range(20)}}
 print("go", flush=True)
 step = 1
 while True:
-    path = checkpoint.write(Path(sys.argv[1]), parts, {"step": step}, "seed: 0\\n")
-    checkpoint.link(Path(sys.argv[1]), "last", path)
-    checkpoint.prune(Path(sys.argv[1]), 2, 1)
+    path = store.write(Path(sys.argv[1]), parts, {"step": step}, "seed: 0\\n")
+    store.link(Path(sys.argv[1]), "last", path)
+    store.prune(Path(sys.argv[1]), 2, 1)
     step += 1
 """
 
