@@ -35,6 +35,10 @@ LINKS = ("last", "best")
 TUNED = "tune.json"  # not in the manifest: nothing depends on it
 NAME = re.compile(r"step_(\d+)(?:\.(\d+))?")
 NEEDED = {"model.safetensors", "state.json", "config.yaml"}  # in every checkpoint
+PARTS = ("model", "ema", "optimizer")
+STATE_BYTES = 1 << 24  # a bad page takes 100 bytes in it, 600 with the longest name: 28,000 of those
+# What each kind of optimizer keeps of a parameter; a step counter is a scalar, the others have the parameter's shape.
+MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 
 def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: torch.optim.Optimizer) -> dict:
@@ -260,12 +264,6 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-PARTS = ("model", "ema", "optimizer")
-STATE_BYTES = 1 << 24  # a bad page takes 100 bytes in it, 600 with the longest name: 28,000 of those
-# What each kind of optimizer keeps of a parameter; a step counter is a scalar, the others have the parameter's shape.
-MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 
 def load_part(path: Path, part: str) -> dict[str, torch.Tensor]:

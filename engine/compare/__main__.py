@@ -30,6 +30,8 @@ from engine.search import ledger, trials
 from engine.search.study import Study
 from pipelines.errors import UserError
 
+STEPS, EVERY = 6, 3  # steps tried; the last window of 3 is measured, as compiling and first reads are before it
+
 
 def arguments() -> argparse.ArgumentParser:
     """The flags."""
@@ -154,9 +156,6 @@ def finish(study: Study, as_json: bool) -> int:
     say(report.text_of(result))
     say(f"report: {path}")
     return 0
-
-
-STEPS, EVERY = 6, 3  # steps tried; the last window of 3 is measured, as compiling and first reads are before it
 
 
 def minutes_each(study: Study, gpus: int) -> float:

@@ -24,8 +24,7 @@ from engine.visualization.document import (
     Link,
     Table,
     Text,
-    to_html,
-    to_markdown,
+    write_report,
 )
 
 WHY_LAST = (
@@ -41,10 +40,7 @@ def write(study: Study) -> tuple[dict[str, Any], Path]:
     blocks, title = sections(result, picture), f"Comparison {study.name}"
     plain = as_json(result)
     replace_text(study.folder / "comparison.json", json.dumps(plain, indent=1) + "\n")
-    replace_text(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    page = study.folder / "report.html"
-    replace_text(page, to_html(title, blocks))
-    return plain, page
+    return plain, write_report(study.folder, title, blocks)
 
 
 def sections(result: Result, picture: Path | None) -> list[Block]:

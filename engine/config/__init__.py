@@ -21,18 +21,6 @@ from engine.config.settings import (
 )
 
 __all__ = [
-    "AugmentConfig",
-    "Config",
-    "DataConfig",
-    "DecoderConfig",
-    "EncoderConfig",
-    "EvalConfig",
-    "HeadConfig",
-    "LossConfig",
-    "ModelsConfig",
-    "OptimizerConfig",
-    "PostConfig",
-    "SchedulerConfig",
-    "SpeedConfig",
-    "TrainerConfig",
-]
+    "AugmentConfig", "Config", "DataConfig", "DecoderConfig", "EncoderConfig", "EvalConfig", "HeadConfig",
+    "LossConfig", "ModelsConfig", "OptimizerConfig", "PostConfig", "SchedulerConfig", "SpeedConfig", "TrainerConfig",
+]  # fmt: skip

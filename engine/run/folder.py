@@ -30,6 +30,7 @@ from pipelines.errors import UserError
 BEAT_S = 10.0  # between two touches of the file by its owner
 WATCH_S = 25.0  # in which a living owner's touch must show
 DYING_S = 5.0  # for the last moments of an owner that was killed, and for one that has not written its name yet
+RECENT_S = 900.0  # between two records of a run that lives, and for torchrun to start its ranks again
 
 
 class InUse(UserError):
@@ -179,9 +180,6 @@ def _refusal(folder: Path, owner: dict) -> str:
         f"{folder} is in use by pid {owner.get('pid')} on host {owner.get('host')} since {owner.get('since')}: give "
         "another name=NAME, or end that one"
     )
-
-
-RECENT_S = 900.0  # between two records of a run that lives, and for torchrun to start its ranks again
 
 
 def folder_of(config: Config) -> Path:

@@ -35,6 +35,31 @@ FILE, LOCK = "trials.jsonl", "lock"
 VERSION = 1
 PLAIN = ("name", "metric", "goal", "method", "budget", "agents", "seed", "max_epochs", "early_stop", "arguments")
 PLAIN += ("first", "objective", "runner")  # fields of Study that stand in the first line as they are
+TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
+MOST = 10**9  # model.stopping.LONGEST; a curve's model keeps numbers for the epochs it has seen only
+COMMON = {"trial": WHOLE, "time": NUMBER}
+NEEDED = {
+    "study": {
+        "name": TEXT,
+        "metric": TEXT,
+        "goal": TEXT,
+        "method": TEXT,
+        "budget": WHOLE,
+        "agents": WHOLE,
+        "space": LIST,
+    },
+    "extend": {},
+    "trial": {**COMMON, "values": TABLE, "kind": TEXT, "seed": WHOLE, "folder": TEXT, "name": TEXT},
+    "start": {**COMMON, "attempt": WHOLE},
+    "epoch": {**COMMON, "epoch": WHOLE, "value": NUMBER},
+    "cut": COMMON,
+    "end": {**COMMON, "state": TEXT},
+}
+OPTIONAL = {
+    "seed": WHOLE, "max_epochs": WHOLE, "budget": WHOLE, "agents": WHOLE, "repeats": WHOLE, "minutes": NUMBER,
+    "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
+    "objective": TEXT, "reason": TEXT,
+}  # fmt: skip
 
 
 class Ledger:
@@ -266,33 +291,6 @@ def _study(folder: Path, event: dict) -> Study:
         raise UserError(f"{folder / FILE}: version {event.get('version')} of the ledger; this engine reads {VERSION}")
     space: Space = space_from_json(event["space"])
     return Study(folder=folder, space=space, **{name: event[name] for name in PLAIN if name in event})
-
-
-TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
-MOST = 10**9  # rungs.LONGEST; a curve's model keeps numbers for the epochs it has seen only
-COMMON = {"trial": WHOLE, "time": NUMBER}
-NEEDED = {
-    "study": {
-        "name": TEXT,
-        "metric": TEXT,
-        "goal": TEXT,
-        "method": TEXT,
-        "budget": WHOLE,
-        "agents": WHOLE,
-        "space": LIST,
-    },
-    "extend": {},
-    "trial": {**COMMON, "values": TABLE, "kind": TEXT, "seed": WHOLE, "folder": TEXT, "name": TEXT},
-    "start": {**COMMON, "attempt": WHOLE},
-    "epoch": {**COMMON, "epoch": WHOLE, "value": NUMBER},
-    "cut": COMMON,
-    "end": {**COMMON, "state": TEXT},
-}
-OPTIONAL = {
-    "seed": WHOLE, "max_epochs": WHOLE, "budget": WHOLE, "agents": WHOLE, "repeats": WHOLE, "minutes": NUMBER,
-    "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
-    "objective": TEXT, "reason": TEXT,
-}  # fmt: skip
 
 
 def _is(value: Any, kind: str) -> bool:

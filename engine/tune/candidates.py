@@ -25,6 +25,7 @@ from pipelines.index.build import ConcatIndex
 
 GROWTH = ("shape", "score_mode", "bin_thresh", "unclip_ratio", "connectivity")
 FILTERS = ("box_thresh", "min_size_px", "min_unclipped_px", "max_candidates")
+BATCH = 8  # maps turned into floats together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,6 @@ def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list
 def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
     polygons = [offset(outline, unclip_ratio) for outline in found]
     return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons
-
-
-BATCH = 8  # maps turned into floats together
 
 
 class Judge:

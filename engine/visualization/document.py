@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from engine.files import replace_text
 from pipelines.errors import printable
 
 STYLE = """
@@ -141,6 +142,18 @@ def to_html(title: str, blocks: Sequence[Block], style: str = "", script: str = 
         f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>\n<body>\n<h1>{escaped(title)}</h1>"
     )
     return "\n".join([head, *[_html(block) for block in blocks], ending])
+
+
+def write_report(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
+    """Writes report.md and report.html into a folder, each in one move; returns report.html.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    page = folder / "report.html"
+    replace_text(folder / "report.md", to_markdown(title, blocks, folder))
+    replace_text(page, to_html(title, blocks))
+    return page
 
 
 def _html(block: Block) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.load import shown
-from engine.files import replace_text
 from engine.search.report import confirm, figures
 from engine.search.report.effects import Z90, digits2, fitted, reached
 from engine.search.report.findings import Findings, find
@@ -21,8 +20,7 @@ from engine.visualization.document import (
     Link,
     Table,
     Text,
-    to_html,
-    to_markdown,
+    write_report,
 )
 
 UNFITTED = object()  # None is a posterior too: that of too few trials
@@ -41,10 +39,7 @@ def write(study: Study, baseline: float | None = None, posterior: Any = UNFITTED
     pictures = figures.draw(study, found, study.folder / "figures", line)
     blocks = sections(study, found, pictures)
     title = f"Search {study.name}"
-    replace_text(study.folder / "report.md", to_markdown(title, blocks, study.folder))
-    page = study.folder / "report.html"
-    replace_text(page, to_html(title, blocks))
-    return page
+    return write_report(study.folder, title, blocks)
 
 
 def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[Block]:
