@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         pages = open_pages(config, config.data.val, ranks)
         with worker_pool(config.eval.workers) as pool:
             result = evaluate(opened.load(), pages, config, ranks, pool=pool, refuse_bad=True)
+        assert result is not None  # nothing cuts it off
         if ranks.main:
             told = {**result.scores, "checkpoint": str(opened.path), "protocol": config.eval.protocol}
             report = json.dumps(told, indent=1)

@@ -180,7 +180,9 @@ def minutes_each(study: Study, gpus: int) -> float:
     evaluation = next(record["seconds"] for record in records if record["kind"] == "validation")
     config, _ = load_config(study.arguments)
     epochs = config.trainer.max_epochs
-    steps = epochs * int(re.search(r"(\d+) steps an epoch", done.stdout)[1])
+    said = re.search(r"(\d+) steps an epoch", done.stdout)
+    assert said is not None  # engine.train announces it before its first step
+    steps = epochs * int(said[1])
     start = max(0.0, wall - STEPS * step - evaluation)
     return (start + steps * step + math.ceil(epochs / config.eval.every_epochs) * evaluation) / 60
 

@@ -88,13 +88,16 @@ def label_of(values: dict[str, Any]) -> str:
 def _cell(study: Study, values: dict[str, Any], epochs: int, seeds: list[int]) -> Cell:
     wanted = plain_values(study.space, values)
     trials = tuple(trial for trial in study.trials if trial.values == wanted and trial.seed in seeds)
-    final, best, failed = {}, {}, {}
+    final: dict[int, float] = {}
+    best: dict[int, float] = {}
+    failed: dict[int, str] = {}
     for trial in trials:
         if trial.state != "finished":
             failed[trial.seed] = trial.reason or trial.state
         elif trial.curve[-1][0] != epochs:
             failed[trial.seed] = f"its last value is of epoch {trial.curve[-1][0]} of {epochs}"
         else:
+            assert trial.value is not None  # it has finished
             final[trial.seed], best[trial.seed] = trial.curve[-1][1], trial.value
     return Cell(values, label_of(values), trials, final, best, failed)
 
@@ -186,9 +189,8 @@ def as_json(result: Result) -> dict[str, Any]:
     study = result.study
     cells = []
     for cell in result.cells:
-        plain = {"values": cell.values, "label": cell.label, "failed": cell.failed}
-        for which in ("final", "best"):
-            found = getattr(cell, which)
+        plain: dict[str, Any] = {"values": cell.values, "label": cell.label, "failed": cell.failed}
+        for which, found in (("final", cell.final), ("best", cell.best)):
             mean, sd, low, high = verdict.mean_interval(list(found.values())) if found else (math.nan,) * 4
             plain[which] = {"by_seed": found, "mean": _known(mean), "sd": _known(sd)}
             plain[which]["interval_90"] = [_known(low), _known(high)]

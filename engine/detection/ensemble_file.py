@@ -14,6 +14,7 @@ post: {bin_thresh: 0.3}     settings of the mean map's regions; those left out a
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -110,15 +111,14 @@ def _places(members: object, folder: Path) -> list[Place]:
     if not isinstance(members, list) or not 1 <= len(members) <= MOST_MEMBERS:
         raise UserError(f"members must be a list of 1 to {MOST_MEMBERS}")
     places = []
-    for number, entry in enumerate(members, 1):
-        entry = {"canvas": [], "weight": 1.0} | entry if isinstance(entry, dict) else {}
+    for number, item in enumerate(members, 1):
+        entry: dict[str, Any] = {"canvas": [], "weight": 1.0} | item if isinstance(item, dict) else {}
         if set(entry) != {"checkpoint", "canvas", "weight"} or not isinstance(entry["checkpoint"], str):
             raise UserError(f"member {number}: expected checkpoint: PATH, and canvas and weight if any")
         if not _is_number(entry["weight"]) or not entry["weight"] > 0:
             raise UserError(f"member {number}: weight must be a number above 0")
-        canvas = entry["canvas"]
         try:
-            from_dict({"eval": {"image_size": canvas}})
+            canvas = from_dict({"eval": {"image_size": entry["canvas"]}}).eval.image_size
         except UserError as error:
             raise UserError(f"member {number}: canvas must be [height, width] ({error})") from None
         path = store.locate(folder / entry["checkpoint"], key="member")

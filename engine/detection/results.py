@@ -158,16 +158,16 @@ def _refuse_other(path: Path, state: dict[str, Any]) -> None:
 
 def _whole(path: Path, names: Iterator[str], batch: int) -> tuple[int, int]:
     """Lines that stand, and their bytes: all when every image has one, else whole batches. A torn last line goes."""
-    names = list(names)
+    expected = list(names)
     done = end = kept = size = 0
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            if done == len(names) or _parsed(line, f"{path}:{done + 1}")["image"] != names[done]:
+            if done == len(expected) or _parsed(line, f"{path}:{done + 1}")["image"] != expected[done]:
                 raise UserError(f"{path}:{done + 1}: not the image in this place now; use --overwrite")
             done, end = done + 1, end + len(line)
-            if done % batch == 0 or done == len(names):
+            if done % batch == 0 or done == len(expected):
                 kept, size = done, end
     return kept, size
 

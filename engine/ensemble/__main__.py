@@ -182,8 +182,9 @@ def open_all(
 ) -> tuple[Ensemble, Config, list[Place]]:
     """The members, with their weights on the device, and the settings of the mean map."""
     weights = numbers("--weights", args.weights)
-    flips, post = "none", {}
+    flips: str = "none"
     scales: Sequence[float] = (1.0,)
+    post: dict[str, Any] = {}
     if len(paths) == 1 and ensemble_file.is_ensemble(paths[0]):
         if weights:
             raise UserError(f"--weights: {paths[0]} has the weights of its members already")

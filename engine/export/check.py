@@ -52,7 +52,8 @@ def pages_of(config: Config) -> Iterator[tuple[ConcatIndex, str]]:
         yield open_pages(config, config.data.val, HERE), ",".join(config.data.val)
         return
     with TemporaryDirectory(prefix="dbnet-export-") as folder:
-        made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, *config.data.synthetic_size, workers=1)
+        height, width = config.data.synthetic_size
+        made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, height, width, workers=1)
         own = dataclasses.replace(config, run_root=folder, data=dataclasses.replace(config.data, format="auto"))
         yield open_pages(own, [str(made)], HERE), f"{PAGES} built-in pages"
 

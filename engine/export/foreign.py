@@ -197,10 +197,10 @@ def _baseline(
 ) -> tuple[dict[str, torch.Tensor], list[str], str]:
     """Converts, writes, and says what a user should know."""
     name = next((item.partition("=")[2] for item in settings if item.startswith("models.encoder.name=")), "")
-    parts = [n for n in tensors if n.startswith(("encoder.", "decoder.", "head."))]
-    others = [n for n in tensors if n not in parts]
+    own = [n for n in tensors if n.startswith(("encoder.", "decoder.", "head."))]
+    others = [n for n in tensors if n not in own]
     try:
-        models, converted = lightning.convert({n: tensors[n] for n in parts}, name)
+        models, converted = lightning.convert({n: tensors[n] for n in own}, name)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     config = _settings(models, settings)

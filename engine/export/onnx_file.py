@@ -57,6 +57,7 @@ def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = 
             output_names=["prob_map"],
             verbose=False,
         )
+    assert program is not None  # dynamo's export gives one
     model = program.model_proto
     _name_sizes(model)
     for node in model.graph.node:  # each carries the source lines it came from, with paths of this machine

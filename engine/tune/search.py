@@ -25,7 +25,7 @@ from engine.search.study import Study, Trial
 from engine.tune.candidates import FILTERS, GROWTH, Judge
 from pipelines.errors import UserError
 
-GRID = {
+GRID: dict[str, tuple] = {
     "shape": ("quad", "polygon"),
     "score_mode": ("slow", "fast"),
     "bin_thresh": (0.15, 0.22, 0.3, 0.4, 0.5),
@@ -280,4 +280,6 @@ def gain_of(start: np.ndarray, chosen: np.ndarray, groups: np.ndarray, select: s
     """
     one, other = float(hmeans(start, select)), float(hmeans(chosen, select))
     differences = without_each(chosen, select, groups) - without_each(start, select, groups)
-    return Gain(one, other, other - one, standard_error(differences))
+    error = standard_error(differences)
+    assert error is not None  # of two groups or more
+    return Gain(one, other, other - one, error)

@@ -25,7 +25,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 def overlay(
     image: np.ndarray,
     gt: Sequence[np.ndarray] = (),
-    ignore: Sequence[bool] | None = None,
+    ignore: Sequence[bool] | np.ndarray | None = None,
     pred: Sequence[np.ndarray] = (),
     scores: Sequence[float] | None = None,
     gt_status: Sequence[str] | None = None,
@@ -63,7 +63,7 @@ def overlay(
 def annotated(
     image: np.ndarray,
     gt: Sequence[np.ndarray],
-    ignore: Sequence[bool],
+    ignore: Sequence[bool] | np.ndarray,
     pred: Sequence[np.ndarray],
     gt_status: Sequence[str],
     pred_status: Sequence[str],
@@ -75,7 +75,7 @@ def annotated(
 def _annotated(
     image: np.ndarray,
     gt: Sequence[np.ndarray],
-    ignored: Sequence[bool],
+    ignored: Sequence[bool] | np.ndarray,
     pred: Sequence[np.ndarray],
     scores: Sequence[float] | None,
     gt_status: Sequence[str],
