@@ -88,9 +88,7 @@ def page_loader(pages: Pages, canvas: tuple[int, int], config: Config, ranks: Ra
         rank=ranks.rank,
         world_size=ranks.world_size,
         options=loader_options(config, ranks),
-        bad=bad.known,
-        named=bad.named,
-        fate=bad.on_bad_page,
+        bad=bad,
     )
 
 
