@@ -1,7 +1,9 @@
-"""The picture of a comparison: curves with their spread, the learning rates as they were, and the last values by seed.
+"""The picture of a comparison: curves with their spread, learning rates as they were, and the last values by seed.
 
-A colour is a schedule, a line's style a warm-up (and learning rate). Learning rates are read from the trainings' own
-metrics.jsonl, so they are what was used.
+    draw(result, folder)                                 # folder/curves.png
+
+A colour is a schedule, the style of a line a warm-up (and learning rate). Learning rates are read from the
+metrics.jsonl of the trainings, so they are what was used.
 """
 
 from pathlib import Path

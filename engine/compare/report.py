@@ -1,4 +1,7 @@
-"""report.md, report.html, comparison.json and figures/ of a comparison."""
+"""report.md, report.html, comparison.json and figures/ of a comparison.
+
+plain, page = write(study)                           # the result as plain JSON, and where report.html is
+"""
 
 import json
 import math

@@ -1,8 +1,11 @@
 """What a comparison has found, from its study: combinations with their repeats, and the families that are compared.
 
-Compared is the last epoch's value. The best epoch's is the largest of as many draws as there are epochs, so the
-noisier curve gets the higher one, and a schedule that is steady at its end, as one that ends at a small rate is, looks
-worse than it is. The best is what the checkpoint `best` scores, so it is shown beside.
+    result = find(study)
+    [sentences(family, study.metric) for family in result.families]
+
+The value of the last epoch is compared. The best epoch's value is the largest of as many draws as there are epochs: the
+noisier curve gets the higher one, and a schedule that is steady at its end looks worse than it is. The best is what the
+checkpoint `best` scores, so it is shown beside.
 """
 
 import dataclasses

@@ -6,10 +6,10 @@
     polygons, scores = detector.detect("receipt.jpg")     # (4, 2) float32 x, y in source pixels each; (k,) float32
     pages = detector.detect_batch([array, "b.png", Image.open("c.jpg")])
 
-The page is placed on the canvas as evaluation does (`pipelines.geometry`: antialiased shrink, then one bilinear warp).
-On a CPU the canvas equals the DALI graph's where the page is shrunk less than 1.5 times. Else it differs by a grey
-level here and there, and by several in the outermost pixels of the page, where DALI counts the border pixel for those
-beyond it.
+A page is placed on the canvas as evaluation places it: an antialiased shrink, then one bilinear warp
+(`pipelines.geometry`). On a CPU the canvas equals the DALI graph's if the page is shrunk less than 1.5 times. Otherwise
+it differs by a grey level here and there, and by several in the outermost pixels of the page: beyond the border DALI
+counts the border pixel.
 """
 
 import threading

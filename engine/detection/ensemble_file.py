@@ -1,14 +1,16 @@
-"""Whose maps are averaged: checkpoints, run folders, a search's best trials, and the file that names an ensemble.
+"""The file that names an ensemble: which checkpoints, views and settings.
 
-kind: dbnet-ensemble        OUT/ensemble.yaml
-version: 1
-members:
-- checkpoint: ../runs/a/checkpoints/step_00000120     relative to the file, or absolute
-  canvas: [1280, 1280]
-  weight: 1.0
-flips: h                    none, h, v or hv
-scales: [1.0, 1.25]
-post: {bin_thresh: 0.3}     settings of the mean map's regions; those left out are the first member's
+    kind: dbnet-ensemble        OUT/ensemble.yaml
+    version: 1
+    members:
+    - checkpoint: ../runs/a/checkpoints/step_00000120     relative to the file, or absolute
+      canvas: [1280, 1280]
+      weight: 1.0
+    flips: h                    none, h, v or hv
+    scales: [1.0, 1.25]
+    post: {bin_thresh: 0.3}     settings of the mean map's regions; those left out are the first member's
+
+`save` writes it and `read` checks every value of it. `engine.detection.open` opens the detectors that it names.
 """
 
 import dataclasses

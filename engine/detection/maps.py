@@ -1,4 +1,12 @@
-"""Probability maps of pages: batch by batch from the network, and kept with 8 bits a pixel for work over all pages."""
+"""Probability maps of pages: batch by batch from the network, or all of them in a store.
+
+    for batch, maps in prob_batches(forward, pages, config, ranks):      # maps (n, H, W) float32, on the device
+        ...
+    with store_maps(forward, pages, config, ranks) as store:             # all pages, 8 bits a pixel
+        store.maps([0, 7])
+
+Work that looks at all pages many times (`engine.tune`) uses the store: its memory is bounded.
+"""
 
 import contextlib
 import os

@@ -1,8 +1,12 @@
 """From probability maps to text regions in source pixels.
 
-Quadrilaterals come from `kernels.components` on the maps' own device. Polygons are traced on the host: OpenCV contours,
-simplified, offset by clipper. Both see the same pixels: centres at i + 0.5, growth by D' = A' r' / L', ranking by
-score.
+    found = detect(maps, matrices, sizes_wh, config.post)    # one Detections a page: polygons and scores, best first
+
+`begin` and `finish` are its two halves, for callers that have other work while a GPU is busy.
+
+`post.shape` chooses the kind of region. Quadrilaterals come from `kernels.components`, on the device of the maps.
+Polygons are traced on the host: OpenCV finds and simplifies contours, clipper moves them outwards. Both kinds see the
+same pixels: centres at i + 0.5, growth by D' = A' r' / L', ranked by score.
 """
 
 import logging

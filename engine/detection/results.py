@@ -1,11 +1,13 @@
-"""What prediction leaves in its folder: results.jsonl, one line an image in their order, and what is made from it.
+"""What a prediction leaves in its folder: results.jsonl, with one line an image, and the files made from it.
 
     {"image": "a/1.jpg", "width": 800, "height": 1200, "regions": [{"points": [[x, y], ...], "score": 0.97}, ...]}
     {"image": "a/2.jpg", "error": "empty file"}
 
-Points are upright (EXIF applied) pixels, best regions first. The other formats are made from the lines when all are
-there, one line in memory at a time, under a temporary name: so they are complete or absent, and an interrupted
-prediction has one file to go on with.
+Images come in their order, the best region of each first. Points are pixels of the upright image (EXIF applied).
+
+`Journal` appends the lines while the images are predicted, and a prediction that was interrupted goes on from them. The
+other formats are made from the lines when all are there. They are written under a temporary name with one line in
+memory at a time, so each of them is complete or absent.
 """
 
 import contextlib

@@ -1,4 +1,11 @@
-"""Is what was written the network? Its maps and quads beside PyTorch's, on pages, at several sizes and batches."""
+"""Whether what was written is the network: its maps and quads beside PyTorch's, at several sizes and batches.
+
+    with pages_of(config) as (pages, name), draft(target, (".onnx",)) as path:
+        ...                                              # written to `path`
+        compare(run, cases(exported, pages), config, target)
+
+`draft` gives the file its name only if the comparison ends well.
+"""
 
 import dataclasses
 import os

@@ -1,9 +1,13 @@
-"""Tensors of PyTorch files from elsewhere: `python -m engine.export --import FOREIGN.pt --out weights.safetensors`.
+"""Tensors of PyTorch files from elsewhere.
 
-A PyTorch file (.pt, .pth, .ckpt, .bin) is a pickle, a program: it is read by torch's restricted reader only
-(weights_only, which was bypassed twice, hence torch 2.11 or newer), never by another. The result starts a training:
-`models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors` for a whole detector of this engine's.
-A checkpoint of the receipt contest's baseline becomes such a detector (`engine.export.lightning`).
+    python -m engine.export --import FOREIGN.pt --out weights.safetensors
+
+The result starts a training: `models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors` for a
+whole detector of this engine. A checkpoint of the receipt contest's baseline becomes such a detector
+(`engine.export.lightning`).
+
+A PyTorch file (.pt, .pth, .ckpt, .bin) is a pickle, which is a program. It is read by torch's restricted reader only
+(weights_only), never by another. That reader was bypassed twice, hence torch 2.11 or newer.
 """
 
 import os

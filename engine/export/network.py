@@ -1,4 +1,8 @@
-"""The network that leaves the engine: image -> prob_map, with its sigmoid, in float32, in evaluation mode."""
+"""The network that leaves the engine: image -> prob_map, with its sigmoid, in float32, in evaluation mode.
+
+exported = load("runs/mine", ["post.bin_thresh=0.2"])
+exported.module(image)                               # (N, 3, H, W) float32 -> (N, 1, H, W) float32
+"""
 
 import dataclasses
 import json

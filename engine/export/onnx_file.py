@@ -1,4 +1,8 @@
-"""ONNX: the network for onnxruntime, TensorRT, OpenVINO and whatever else reads it."""
+"""ONNX: the network for onnxruntime, TensorRT, OpenVINO and whatever else reads it.
+
+write(exported.module, Path("m.onnx"), description(exported))
+run = open_model(Path("m.onnx"))                     # on onnxruntime
+"""
 
 import contextlib
 import io

@@ -1,6 +1,8 @@
-"""Line and bar charts as inline SVG: they need nothing, follow light and dark, and a few lines of script add hovering.
+"""Line and bar charts as inline SVG. They need nothing, follow light and dark, and a few lines of script add hovering.
 
-Colours are Okabe and Ito's (told apart by all common kinds of colour blindness), as CSS variables of `style.py`; series
+    line_chart("Loss", [Line("total", points, 0)], log=True)        # the figure as HTML
+
+Colours are Okabe and Ito's, told apart by all common kinds of colour blindness, as CSS variables of `style.py`. Series
 differ in their dashes as well.
 """
 

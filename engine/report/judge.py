@@ -1,4 +1,8 @@
-"""The evaluation behind a report: every page's score, sums by text height, and maps of the worst pages."""
+"""The evaluation behind a report: the score of every page, sums by text height, and maps of the worst pages.
+
+judged = judge(Path("runs/mine"), [], worst=8)
+judged.pages[0].hmean                                # of the worst page
+"""
 
 import heapq
 from collections import Counter

@@ -1,9 +1,12 @@
 """Regions of stored maps for many settings at once.
 
-The settings fall into two kinds. Those of GROWTH decide which regions there are and what they look like; FILTERS only
-leave some of them out. So for a growth the regions are found, moved out and brought to source pixels once, the best
-score first, and a filter is a comparison. What is left is what `engine.detection.postprocess` gives, region by region
-(tests/engine/tune/test_tune.py), except on pages with more than 4,096 specks.
+    judge = Judge(store, pages, "official", least_filters(post))
+    judge.growth(post, rows).counts(post)                # (P, 10) COUNTS: as CLEval itself would count them
+
+There are two kinds of settings. Those of GROWTH decide which regions there are and what they look like. FILTERS only
+leave some of them out. So for a growth the regions are found, moved outwards and brought to source pixels once, best
+score first; a filter is then a comparison. What is left is what `engine.detection.postprocess` gives, region by region
+(tests/engine/tune/test_candidates.py), except on pages with more than 4,096 specks.
 """
 
 import dataclasses

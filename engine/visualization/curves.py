@@ -1,4 +1,9 @@
-"""The curves of a run as a picture, from its records"""
+"""The curves of a run as one picture: losses, learning rate, scores, speed.
+
+    curves("runs/mine/metrics.jsonl", "curves.png")
+
+Needs matplotlib and no display.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,10 @@
-"""Pictures: the curves of a run, and detections over a page. Matplotlib without a display, OpenCV for the page."""
+"""Detections and ground truth drawn over a page.
+
+    picture = overlay(rgb, gt=polygons, pred=found.polygons, scores=found.scores, title="receipt.jpg")
+    save_image("receipt.overlay.jpg", picture)
+
+OpenCV draws; no display is needed. A colour is a status: LEGEND says which.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
