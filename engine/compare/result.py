@@ -63,7 +63,7 @@ class Result:
 
     @property
     def unequal(self) -> bool:
-        """Whether the combinations' spreads differ so much that 5 % are more."""
+        """Whether spreads differ so much that luck is called a difference in more than 5 % of comparisons."""
         sds = [verdict.mean_interval(list(cell.final.values()))[1] for cell in self.cells if len(cell.final) > 1]
         return bool(sds) and max(sds) > verdict.UNEQUAL * float(np.median(sds)) > 0
 
@@ -172,7 +172,7 @@ def same_by_best(result: Result) -> bool:
 
 
 def cautions(result: Result) -> list[str]:
-    """Why the 5 % may be more here."""
+    """Why luck may be called a difference more often here than in 5 % of comparisons."""
     lines = []
     if result.unequal:
         lines.append(

@@ -105,7 +105,7 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
 
     def add(self, result: dict) -> None:
-        """Appends one result; on the disk's side of a kill when this returns.
+        """Appends one result. Once this returns, a kill does not lose it.
 
         Raises:
             UserError: it cannot be written. What was of it is a torn line, which a resume takes away.
@@ -121,13 +121,13 @@ class Journal:
         self.done += 1
 
     def close(self) -> None:
-        """Durable, and free for another process."""
+        """Makes the lines durable, and lets another process write."""
         os.fsync(self._file.fileno())
         self._file.close()
 
 
 def _delete_formats(out: Path, asked: bool) -> None:
-    """Deletes the formats of an earlier prediction; unless that was asked for, they are somebody's and are refused."""
+    """Deletes the formats of an earlier prediction if that was asked for. Else they may be somebody's, and are refused."""
     for name, _ in FORMATS.values():
         if asked:
             (out / name).unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def _refuse_other(path: Path, state: dict[str, Any]) -> None:
 
 
 def _whole(path: Path, names: Iterator[str], batch: int) -> tuple[int, int]:
-    """Lines that stand, and their bytes: all when every image has one, else whole batches. A torn last line goes."""
+    """Number of lines that stand, and their bytes: all if every image has one, else whole batches. A torn line goes."""
     expected = list(names)
     done = end = kept = size = 0
     with path.open("rb") as file:
@@ -196,8 +196,8 @@ def csv_row(result: dict) -> list[str]:
 def write_csv(path: Path, results: Callable[[], Iterator[dict]]) -> None:
     """The contest's table `filename,polygons`, at most 500 regions an image; images with an error are left out.
 
-    Names stay as they are, since they are looked up: bytes that are no UTF-8 too. So a name like `=1+1.jpg` stays one
-    that a spreadsheet would run; that is said on stderr, as is a file name that images of two folders have.
+    Names stay as they are, bytes that are no UTF-8 too, since they are looked up. So a name like `=1+1.jpg` stays too,
+    which a spreadsheet would run: that is said on stderr. So is a file name that images of two folders share.
     """
     formula, seen, twice = "", set(), ""
     with replacing(path, "surrogateescape") as file:
