@@ -2,11 +2,13 @@
 
     python -m bench.rapidocr_receipts SROIE/val.txt checkpoint=runs/NAME [turns=3] [rows=all] [section.key=value ...]
 
-Rows: PP-OCRv6 small with RapidOCR's defaults, and with other sizes of its input (the best of them is the best on these
-very pages); our checkpoint in this engine; our checkpoint in RapidOCR, by the files of `engine.export --rapidocr`.
-CLEval by eval.protocol of all of them. images/s: from the file to its boxes, without CLEval, page after page for
-RapidOCR, which has no batches; the rows take turns, and the median of the turns is given. Cores: those that the process
-may use (`taskset -c 0,1 python -m bench...`). `rows=quick` leaves the other sizes out.
+The rows: PP-OCRv6 small with RapidOCR's defaults; the same with other sizes of its input (the best of them is the best
+on these very pages); our checkpoint in this engine; our checkpoint in RapidOCR, by the files of `engine.export
+--rapidocr`. `rows=quick` leaves the other sizes out.
+
+CLEval is of eval.protocol, as in `engine.evaluate`. images/s are from the file to its boxes, without CLEval. RapidOCR
+has no batches and takes page after page. The rows take turns, and the median of the turns is given. The cores are those
+that the process may use (`taskset -c 0,1 python -m bench...`).
 """
 
 import os

@@ -1,7 +1,10 @@
 """Six real receipts as a trained detector sees them: probability maps and true lines, for benches and tests.
 
-The maps are those of preset receipts_cpu after 5 epochs (H-mean 0.954 on its 66 validation pages), pages it never
-trained on, 1280 x 640, 8 bits a pixel. The true lines are polygons in the same pixels; their texts are not kept.
+    for prob, truth in zip(prob_maps(), lines()):        # (1280, 640) float32; polygons (n, 2) in its pixels
+        ...
+
+The maps are those of preset receipts_cpu after 5 epochs (H-mean 0.954 on its 66 validation pages). The pages are ones
+that it never trained on, 1280 x 640, 8 bits a pixel. The texts of the true lines are not kept.
 """
 
 import json

@@ -1,11 +1,13 @@
-"""Evaluation of a detector with CLEval, sharded over ranks.
+"""How good a detector is on annotated pages: CLEval's recall, precision and H-mean.
 
     python -m engine.evaluate checkpoint=runs/NAME data.val=PATH [output=FILE.json] [--json] [section.key=value ...]
 
-Prints one JSON object, with and without --json.
+`checkpoint` is a run folder (its best checkpoint, else its last), a checkpoint, or the ensemble.yaml that
+engine.ensemble wrote. Its own settings are used; settings given here override them, e.g. `post.bin_thresh=0.2`.
 
-`checkpoint` is a run folder (its best, else its last) or one checkpoint. Settings come from the checkpoint and may be
-overridden, e.g. `post.bin_thresh=0.2`. Counters are sums of integers, so 1, 2 and 3 ranks give the identical H-mean.
+One JSON object is printed, with and without --json, and written to `output` if that is given. A page that cannot be
+read ends the command. Under torchrun the ranks share the pages; 1, 2 and 3 ranks give the same H-mean to the last
+digit, as sums of whole numbers are all that they exchange.
 """
 
 import json
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> int:
         pages = open_pages(config, config.data.val, ranks)
         with worker_pool(config.eval.workers) as pool:
             result = evaluate(opened.load(), pages, config, ranks, pool=pool, refuse_bad=True)
+        assert result is not None  # nothing cuts it off
         if ranks.main:
             told = {**result.scores, "checkpoint": str(opened.path), "protocol": config.eval.protocol}
             report = json.dumps(told, indent=1)

@@ -2,10 +2,11 @@
 
     python -m engine.folds data.train=SOURCE [--folds 5] [--out FOLDER] [data.val=PATH] [section.key=value ...]
 
-Splits the pages (`pipelines.dataset split`: copies of a page on one side), trains each fold by `engine.train` in a
-process of its own, scores the out-of-fold pages, and writes ensemble.yaml with all models. With data.test, or data.val,
-the models and their mean are judged on those pages, which no fold trains on. Killed at any moment, the same command
-goes on: finished folds stay, the one under way resumes from its checkpoint.
+The pages are split (`pipelines.dataset split`: copies of a page on one side). Each fold is trained by `engine.train` in
+a process of its own. Then every model is judged on the pages that it has not seen, and ensemble.yaml joins all models.
+With data.test, or data.val, the models and their mean are judged on those pages too, which no fold trains on.
+
+Killed at any moment, the same command goes on: finished folds stay, the one under way resumes from its checkpoint.
 
     FOLDER/split/fold_0/train, val   FOLDER/runs/fold_0   FOLDER/logs/fold_0.log   FOLDER/ensemble.yaml, report.json
 """

@@ -3,10 +3,10 @@
     python -m engine.predict PATH... --checkpoint RUN --out DIR [--format csv,coco,paddle,json] [--draw] [--resume]
                              [section.key=value ...]
 
-RUN is a run folder, a checkpoint, or the ensemble.yaml that engine.ensemble wrote. PATH is an image or a folder
-(searched for images, in all its folders). Writes `DIR/results.jsonl`, one line an image in sorted order as they are
-found; of any number of images only the names are in memory. An interrupted prediction goes on with --resume. Images
-that cannot be read have a line with the reason and are named at the end; the exit code is then 2.
+PATH is an image or a folder (searched for images, in all its folders). RUN is a run folder, a checkpoint, or the
+ensemble.yaml that engine.ensemble wrote. The command writes `DIR/results.jsonl`: one line an image, in sorted order, as
+they are found. Of any number of images only the names are in memory. An interrupted prediction goes on with --resume.
+An image that cannot be read has a line with the reason, and is named at the end; the exit code is then 2.
 
 --format adds, when all is found: csv (DIR/results.csv, the contest's table `filename,polygons`, at most 500 regions an
 image, whole pixels), coco (DIR/results.coco.json), paddle (DIR/results.paddle.txt, PaddleOCR label lines) and json (one

@@ -16,7 +16,7 @@ from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
 from pipelines.graph import DEFAULT, LoaderOptions
-from pipelines.quarantine import Ledger
+from pipelines.quarantine import BadPages, Ledger
 from pipelines.sampler import Share
 from pipelines.source import EvalSource, TrainSource, raw_sizes
 
@@ -121,7 +121,7 @@ class _Stream:
         return collate(image, points, offsets, ignore, rows, matrix)
 
     def _add(self, row: int, reason: str = "") -> None:
-        if row not in self.ledger.reasons:
+        if row not in self.ledger.bad.known:
             self.ledger.add(row, reason or quarantine.problem(self.source.maker.index, row))
 
     def _find_wrong_size(self, rows: np.ndarray, shapes: np.ndarray) -> bool:
@@ -214,7 +214,7 @@ class TrainLoader:
     @property
     def quarantined(self) -> dict[str, str]:
         """Path -> what is wrong, of the pages found bad so far; others are taken for them."""
-        return quarantine.paths_of(self._source.maker.index, self._stream.ledger.reasons)
+        return quarantine.paths_of(self._source.maker.index, self._stream.ledger.bad.known)
 
     @property
     def wait_seconds(self) -> float:
@@ -308,7 +308,7 @@ def train_loader(
     bad = {} if bad is None else bad
     source.maker.bad = set(bad if unread is None else unread)
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
-    ledger = Ledger(index, bad, max_bad_share, "another page takes its place", rank, {})
+    ledger = Ledger(index, BadPages("another page takes its place", bad), max_bad_share, rank)
     return TrainLoader(_Stream(source, options, ledger), source)
 
 
@@ -320,15 +320,12 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     options: LoaderOptions = DEFAULT,
-    bad: dict[int, str] | None = None,
-    named: dict[int, str] | None = None,
-    fate: str = "",
+    bad: BadPages | None = None,
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
     Args: as `train_loader`, and
-        named: rows that an earlier loader warned of, and why; the same is not said again.
-        fate: what becomes of a bad page, which comes as a black one, for the warning; "" = it is refused.
+        bad: what becomes of a bad page, which comes as a black one, and which are known; None = the first is refused.
 
     Raises:
         UserError: from iterating, a bad page that is refused.
@@ -337,9 +334,9 @@ def eval_loader(
     if not len(rows):
         return EvalLoader(None, 0, rows)
     source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)
-    bad = {} if bad is None else bad
-    source.maker.bad = set(bad)
-    ledger = Ledger(index, bad, 1.0 if fate else 0.0, fate, rank, {} if named is None else named)
+    bad = bad or BadPages()
+    source.maker.bad = set(bad.known)
+    ledger = Ledger(index, bad, 1.0 if bad.on_bad_page else 0.0, rank)
     # In this process: the loader reads what the source has found out about files (`SampleMaker.bad`, `BareIndex.look`).
     stream = _Stream(source, dataclasses.replace(options, workers=0), ledger)
     return EvalLoader(stream, source.num_batches, rows)

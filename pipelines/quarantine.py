@@ -54,22 +54,17 @@ def problem(index: Any, row: int) -> str:
 
 
 class Ledger:
-    """The bad rows of an index, each named in a warning, the same fault only once.
+    """Writes down the bad pages of an index: each is named in a warning, the same fault only once.
 
     Args:
         index: an index (`pipelines.index.build`).
-        reasons: row -> what is wrong with it, of those already known; added to in place.
+        bad: what becomes of them, and which are known.
         share: of the pages, rounded up, that may be bad; 0 refuses the first.
-        fate: what becomes of a bad page, for the warning.
         rank: for the warning.
-        named: row -> what was wrong when a warning has named it before; added to in place.
     """
 
-    def __init__(
-        self, index: Any, reasons: dict[int, str], share: float, fate: str, rank: int, named: dict[int, str]
-    ) -> None:
-        self.index, self.reasons, self.share, self.fate, self.rank = index, reasons, share, fate, rank
-        self.named = named
+    def __init__(self, index: Any, bad: BadPages, share: float, rank: int) -> None:
+        self.index, self.bad, self.share, self.rank = index, bad, share, rank
 
     def add(self, row: int, reason: str) -> None:
         """Names a row that is not known yet.
@@ -77,13 +72,14 @@ class Ledger:
         Raises:
             UserError: there are now more than the share.
         """
-        if row in self.reasons:
+        bad = self.bad
+        if row in bad.known:
             return
-        known, self.reasons[row], self.named[row] = self.named.get(row) == reason, reason, reason
-        if self.share and not known:
-            logger.warning("rank %d: %s: %s; %s", self.rank, self.index.path(row), reason, self.fate)
+        said, bad.known[row], bad.named[row] = bad.named.get(row) == reason, reason, reason
+        if self.share and not said:
+            logger.warning("rank %d: %s: %s; %s", self.rank, self.index.path(row), reason, bad.on_bad_page)
         if self.share < 1:  # else all may be bad, and listing them each time would take the square of their number
-            refuse_above(self.share, len(self.index), paths_of(self.index, self.reasons))
+            refuse_above(self.share, len(self.index), paths_of(self.index, bad.known))
 
 
 def paths_of(index: Any, reasons: dict[int, str]) -> dict[str, str]:

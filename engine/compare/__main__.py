@@ -3,8 +3,8 @@
     python -m engine.compare preset=NAME schedules=cosine,onecycle,poly warmup=0,1,3 seeds=3 [section.key=value ...]
 
 Trains every schedule with every warm-up (in epochs) and every seed, and says which of them differ: the H-mean of the
-last epoch, its spread over the seeds, and whether a difference is more than luck. lrs=1e-4,3e-4 makes the learning rate
-a further axis: a schedule that was never tried at its own best rate has not lost. seeds=3 are 0, 1, 2; seeds=4,5 these.
+last epoch, its spread over the seeds, and whether a difference is more than luck. seeds=3 are 0, 1, 2; seeds=4,5 these.
+lrs=1e-4,3e-4 makes the learning rate a further axis: a schedule that was never tried at its own best rate has not lost.
 
 Everything is kept in --out FOLDER: trials.jsonl (the ledger), trials/ (run folders), logs/, report.md, report.html,
 comparison.json. Killed at any moment, --resume --out FOLDER goes on; with seeds=N it adds seeds.
@@ -179,7 +179,9 @@ def minutes_each(study: Study, gpus: int) -> float:
     evaluation = next(record["seconds"] for record in records if record["kind"] == "validation")
     config, _ = load_config(study.arguments)
     epochs = config.trainer.max_epochs
-    steps = epochs * int(re.search(r"(\d+) steps an epoch", done.stdout)[1])
+    said = re.search(r"(\d+) steps an epoch", done.stdout)
+    assert said is not None  # engine.train announces it before its first step
+    steps = epochs * int(said[1])
     start = max(0.0, wall - STEPS * step - evaluation)
     return (start + steps * step + math.ceil(epochs / config.eval.every_epochs) * evaluation) / 60
 

@@ -1,7 +1,9 @@
-"""The picture of a comparison: curves with their spread, the learning rates as they were, and the last values by seed.
+"""The picture of a comparison: curves with their spread, learning rates as they were, and the last values by seed.
 
-A colour is a schedule, a line's style a warm-up (and learning rate). Learning rates are read from the trainings' own
-metrics.jsonl, so they are what was used.
+    draw(result, folder)                                 # folder/curves.png
+
+A colour is a schedule, the style of a line a warm-up (and learning rate). Learning rates are read from the
+metrics.jsonl of the trainings, so they are what was used.
 """
 
 from pathlib import Path
@@ -53,10 +55,10 @@ def rates_of(result: Result, cell: Cell) -> list[tuple[float, float]]:
     """(epochs, learning rate) of a combination's first training with a value; empty where it logged none."""
     trial = next(trial for trial in cell.trials if trial.seed in cell.final)
     try:
-        points = [_rate(record) for record in read_metrics(run_folder(result.study, trial) / "metrics.jsonl")]
+        records = read_metrics(run_folder(result.study, trial) / "metrics.jsonl")
     except UserError:  # its run folder was removed since
         return []
-    points = [point for point in points if point is not None]
+    points = [point for record in records if (point := _rate(record)) is not None]
     steps = max((step for step, _ in points), default=0)
     return [(result.epochs * step / steps, lr) for step, lr in points]  # the last record is of the last step
 

@@ -1,8 +1,11 @@
 """From the command line to a study of given trials, checked and not yet on disk.
 
+    asked = request(["preset=demo", "schedules=cosine,poly", "seeds=3"])
+    study = study_of(asked, folder, agents=1, runner={"executor": "local"})
+
 A comparison is a study of `engine.search` whose trials are all decided at its start: every combination of the axes with
-every seed, seed by seed, so that a comparison which is cut short has whole seeds. Nothing stops a trial early: the
-curves of schedules cross.
+every seed. The seeds come one after another, so a comparison that is cut short has whole seeds. Nothing stops a trial
+early: the curves of schedules cross.
 """
 
 import dataclasses

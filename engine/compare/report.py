@@ -1,4 +1,7 @@
-"""report.md, report.html, comparison.json and figures/ of a comparison."""
+"""report.md, report.html, comparison.json and figures/ of a comparison.
+
+plain, page = write(study)                           # the result as plain JSON, and where report.html is
+"""
 
 import json
 import math
@@ -141,7 +144,7 @@ def fairness(result: Result) -> list[str]:
 
 
 def _trainings(result: Result) -> Table:
-    rows = []
+    rows: list[list[str | Link]] = []
     for cell in result.cells:
         for trial in cell.trials:
             final = number(cell.final.get(trial.seed))
@@ -158,7 +161,7 @@ def _again(result: Result) -> str:
     study = result.study
     names = {key: name for name, key in AXES.items()}
     axes = [f"{names[key]}={','.join(map(shown, values))}" for key, values in axes_of(study).items()]
-    settings = []
+    settings: list[str] = []
     for item in study.arguments:
         key, _, value = item.partition("=")
         alone = key in (SCHEDULE, WARMUP)  # an axis of one value

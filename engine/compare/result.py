@@ -1,8 +1,11 @@
 """What a comparison has found, from its study: combinations with their repeats, and the families that are compared.
 
-Compared is the last epoch's value. The best epoch's is the largest of as many draws as there are epochs, so the
-noisier curve gets the higher one, and a schedule that is steady at its end, as one that ends at a small rate is, looks
-worse than it is. The best is what the checkpoint `best` scores, so it is shown beside.
+    result = find(study)
+    [sentences(family, study.metric) for family in result.families]
+
+The value of the last epoch is compared. The best epoch's value is the largest of as many draws as there are epochs: the
+noisier curve gets the higher one, and a schedule that is steady at its end looks worse than it is. The best is what the
+checkpoint `best` scores, so it is shown beside.
 """
 
 import dataclasses
@@ -60,7 +63,7 @@ class Result:
 
     @property
     def unequal(self) -> bool:
-        """Whether the combinations' spreads differ so much that 5 % are more."""
+        """Whether spreads differ so much that luck is called a difference in more than 5 % of comparisons."""
         sds = [verdict.mean_interval(list(cell.final.values()))[1] for cell in self.cells if len(cell.final) > 1]
         return bool(sds) and max(sds) > verdict.UNEQUAL * float(np.median(sds)) > 0
 
@@ -88,13 +91,16 @@ def label_of(values: dict[str, Any]) -> str:
 def _cell(study: Study, values: dict[str, Any], epochs: int, seeds: list[int]) -> Cell:
     wanted = plain_values(study.space, values)
     trials = tuple(trial for trial in study.trials if trial.values == wanted and trial.seed in seeds)
-    final, best, failed = {}, {}, {}
+    final: dict[int, float] = {}
+    best: dict[int, float] = {}
+    failed: dict[int, str] = {}
     for trial in trials:
         if trial.state != "finished":
             failed[trial.seed] = trial.reason or trial.state
         elif trial.curve[-1][0] != epochs:
             failed[trial.seed] = f"its last value is of epoch {trial.curve[-1][0]} of {epochs}"
         else:
+            assert trial.value is not None  # it has finished
             final[trial.seed], best[trial.seed] = trial.curve[-1][1], trial.value
     return Cell(values, label_of(values), trials, final, best, failed)
 
@@ -166,7 +172,7 @@ def same_by_best(result: Result) -> bool:
 
 
 def cautions(result: Result) -> list[str]:
-    """Why the 5 % may be more here."""
+    """Why luck may be called a difference more often here than in 5 % of comparisons."""
     lines = []
     if result.unequal:
         lines.append(
@@ -186,9 +192,8 @@ def as_json(result: Result) -> dict[str, Any]:
     study = result.study
     cells = []
     for cell in result.cells:
-        plain = {"values": cell.values, "label": cell.label, "failed": cell.failed}
-        for which in ("final", "best"):
-            found = getattr(cell, which)
+        plain: dict[str, Any] = {"values": cell.values, "label": cell.label, "failed": cell.failed}
+        for which, found in (("final", cell.final), ("best", cell.best)):
             mean, sd, low, high = verdict.mean_interval(list(found.values())) if found else (math.nan,) * 4
             plain[which] = {"by_seed": found, "mean": _known(mean), "sd": _known(sd)}
             plain[which]["interval_90"] = [_known(low), _known(high)]

@@ -6,10 +6,10 @@
     polygons, scores = detector.detect("receipt.jpg")     # (4, 2) float32 x, y in source pixels each; (k,) float32
     pages = detector.detect_batch([array, "b.png", Image.open("c.jpg")])
 
-The page is placed on the canvas as evaluation does (`pipelines.geometry`: antialiased shrink, then one bilinear warp).
-On a CPU the canvas equals the DALI graph's where the page is shrunk less than 1.5 times. Else it differs by a grey
-level here and there, and by several in the outermost pixels of the page, where DALI counts the border pixel for those
-beyond it.
+A page is placed on the canvas as evaluation places it: an antialiased shrink, then one bilinear warp
+(`pipelines.geometry`). On a CPU the canvas equals the DALI graph's if the page is shrunk less than 1.5 times. Otherwise
+it differs by a grey level here and there, and by several in the outermost pixels of the page: beyond the border DALI
+counts the border pixel.
 """
 
 import threading
@@ -86,12 +86,12 @@ class Detector:
     def _detect(self, images: Sequence[Picture]) -> list[Regions]:
         pages = [self._read(image) for image in images]
         sizes_wh = np.array([page.shape[1::-1] for page in pages])
-        images, matrices = {}, {}
+        canvases, matrices = {}, {}
         for hw in self._ensemble.canvases:
             matrices[hw] = np.array([geometry.letterbox((int(w), int(h)), hw) for w, h in sizes_wh])
             placed = [place(page, matrix, hw) for page, matrix in zip(pages, matrices[hw], strict=True)]
-            images[hw] = normalised(torch.from_numpy(np.stack(placed)).to(self.device))
-        maps, to_canvas = self._ensemble.maps(images, matrices), matrices[self._ensemble.canvas]
+            canvases[hw] = normalised(torch.from_numpy(np.stack(placed)).to(self.device))
+        maps, to_canvas = self._ensemble.maps(canvases, matrices), matrices[self._ensemble.canvas]
         found = detect(maps, to_canvas, sizes_wh, self.config.post, self.config.trainer.kernels)  # sync: the result
         return [Regions(page.polygons, page.scores) for page in found]
 
@@ -102,14 +102,16 @@ class Detector:
             with self._reading:
                 return read_rgb(Path(image), limits)
         if isinstance(image, Image.Image):
-            pixels = image.width * image.height
-            image = _decoded(image) if pixels <= limits.pixels else image
-        else:
-            image = _as_rgb(image)
-            pixels = image.shape[0] * image.shape[1]
-        if not 0 < pixels <= limits.pixels:
-            raise UserError(f"an image of {pixels} pixels: expected 1 to {limits.pixels} (data.max_page_mpx)")
-        return image
+            _check_size(image.width * image.height, limits.pixels)  # before it is decoded
+            return _decoded(image)
+        page = _as_rgb(image)
+        _check_size(page.shape[0] * page.shape[1], limits.pixels)
+        return page
+
+
+def _check_size(pixels: int, most: int) -> None:
+    if not 0 < pixels <= most:
+        raise UserError(f"an image of {pixels} pixels: expected 1 to {most} (data.max_page_mpx)")
 
 
 def _device(name: str) -> torch.device:
@@ -132,8 +134,8 @@ def _decoded(image: Image.Image) -> np.ndarray:
         raise UserError(f"{getattr(image, 'filename', '') or 'an image'}: cannot be decoded ({error})") from None
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
-    shape = getattr(image, "shape", ())
+def _as_rgb(image: object) -> np.ndarray:
+    shape: tuple[int, ...] = getattr(image, "shape", ())
     if (
         not isinstance(image, np.ndarray)
         or image.dtype != np.uint8

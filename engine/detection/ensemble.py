@@ -1,13 +1,16 @@
-"""The mean of probability maps of several detectors, flips and scales, on one canvas.
+"""The mean of the probability maps of several detectors, with mirrored and scaled views, on one canvas.
 
-A view is a member at one size of its canvas, mirrored or not. Each size has a letterbox of its own, from the source's
-pixels, so no member sees an image that was resampled twice. Mirrored maps are mirrored back; a map of another canvas is
-warped onto the reference canvas by
+    ensemble = Ensemble([Member("a", config_a, model_a), Member("b", config_b, model_b)], flips="h")
+    detect_pages(ensemble, pages, config, ranks)          # takes it in a model's place
+
+A view is one member at one size of its canvas, mirrored or not. Every size has its own letterbox, made from the pixels
+of the source, so no member sees an image that was resampled twice. A mirrored map is mirrored back, and a map of
+another canvas is warped onto the reference canvas by
 
     reference pixel -> source pixel -> view pixel:  M_view M_reference^-1,  pixel centres at i + 0.5
 
-and only then averaged: two boxes of one text never meet, so none has to be fused. Views run one after another for each
-batch of pages, so memory holds one batch of maps, and the members' weights.
+Only then the maps are averaged. So two boxes of one text never meet, and none has to be fused. The views run one after
+another for each batch of pages: memory holds one batch of maps, and the weights of the members.
 """
 
 import contextlib

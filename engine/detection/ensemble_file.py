@@ -1,19 +1,22 @@
-"""Whose maps are averaged: checkpoints, run folders, a search's best trials, and the file that names an ensemble.
+"""The file that names an ensemble: which checkpoints, views and settings.
 
-kind: dbnet-ensemble        OUT/ensemble.yaml
-version: 1
-members:
-- checkpoint: ../runs/a/checkpoints/step_00000120     relative to the file, or absolute
-  canvas: [1280, 1280]
-  weight: 1.0
-flips: h                    none, h, v or hv
-scales: [1.0, 1.25]
-post: {bin_thresh: 0.3}     settings of the mean map's regions; those left out are the first member's
+    kind: dbnet-ensemble        OUT/ensemble.yaml
+    version: 1
+    members:
+    - checkpoint: ../runs/a/checkpoints/step_00000120     relative to the file, or absolute
+      canvas: [1280, 1280]
+      weight: 1.0
+    flips: h                    none, h, v or hv
+    scales: [1.0, 1.25]
+    post: {bin_thresh: 0.3}     settings of the mean map's regions; those left out are the first member's
+
+`save` writes it and `read` checks every value of it. `engine.detection.open` opens the detectors that it names.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -110,15 +113,14 @@ def _places(members: object, folder: Path) -> list[Place]:
     if not isinstance(members, list) or not 1 <= len(members) <= MOST_MEMBERS:
         raise UserError(f"members must be a list of 1 to {MOST_MEMBERS}")
     places = []
-    for number, entry in enumerate(members, 1):
-        entry = {"canvas": [], "weight": 1.0} | entry if isinstance(entry, dict) else {}
+    for number, item in enumerate(members, 1):
+        entry: dict[str, Any] = {"canvas": [], "weight": 1.0} | item if isinstance(item, dict) else {}
         if set(entry) != {"checkpoint", "canvas", "weight"} or not isinstance(entry["checkpoint"], str):
             raise UserError(f"member {number}: expected checkpoint: PATH, and canvas and weight if any")
         if not _is_number(entry["weight"]) or not entry["weight"] > 0:
             raise UserError(f"member {number}: weight must be a number above 0")
-        canvas = entry["canvas"]
         try:
-            from_dict({"eval": {"image_size": canvas}})
+            canvas = from_dict({"eval": {"image_size": entry["canvas"]}}).eval.image_size
         except UserError as error:
             raise UserError(f"member {number}: canvas must be [height, width] ({error})") from None
         path = store.locate(folder / entry["checkpoint"], key="member")

@@ -1,4 +1,12 @@
-"""Probability maps of pages: batch by batch from the network, and kept with 8 bits a pixel for work over all pages."""
+"""Probability maps of pages: batch by batch from the network, or all of them in a store.
+
+    for batch, maps in prob_batches(forward, pages, config, ranks):      # maps (n, H, W) float32, on the device
+        ...
+    with store_maps(forward, pages, config, ranks) as store:             # all pages, 8 bits a pixel
+        store.maps([0, 7])
+
+Work that looks at all pages many times (`engine.tune`) uses the store: its memory is bounded.
+"""
 
 import contextlib
 import os
@@ -88,9 +96,7 @@ def page_loader(pages: Pages, canvas: tuple[int, int], config: Config, ranks: Ra
         rank=ranks.rank,
         world_size=ranks.world_size,
         options=loader_options(config, ranks),
-        bad=bad.known,
-        named=bad.named,
-        fate=bad.on_bad_page,
+        bad=bad,
     )
 
 

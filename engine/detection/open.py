@@ -27,7 +27,7 @@ from pipelines.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A detector that was found by its name; its weights are not in memory yet."""
+    """A detector that was found by its name."""
 
     config: Config
     path: Path  # of the checkpoint, as it was named (`best` may be a link), or of the ensemble's file

@@ -1,8 +1,12 @@
 """From probability maps to text regions in source pixels.
 
-Quadrilaterals come from `kernels.components` on the maps' own device. Polygons are traced on the host: OpenCV contours,
-simplified, offset by clipper. Both see the same pixels: centres at i + 0.5, growth by D' = A' r' / L', ranking by
-score.
+    found = detect(maps, matrices, sizes_wh, config.post)    # one Detections a page: polygons and scores, best first
+
+`begin` and `finish` are its two halves, for callers that have other work while a GPU is busy.
+
+`post.shape` chooses the kind of region. Quadrilaterals come from `kernels.components`, on the device of the maps.
+Polygons are traced on the host: OpenCV finds and simplifies contours, clipper moves them outwards. Both kinds see the
+same pixels: centres at i + 0.5, growth by D' = A' r' / L', ranked by score.
 """
 
 import logging
@@ -41,12 +45,21 @@ class _Region(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Maps:
+    """What polygons are traced on, on the host."""
+
+    prob: torch.Tensor  # (N, H, W) float32 probabilities, NaN as 0
+    labels: torch.Tensor | None  # (N, H, W) int32 component numbers, with 4 neighbours only
+
+    def __len__(self) -> int:
+        return len(self.prob)
+
+
+@dataclass(frozen=True)
 class Pending:
     """Results of N maps on their way to the host."""
 
-    quads: Quads | None  # of shape "quad"
-    maps: torch.Tensor | None  # (N, H, W) float32 probabilities, NaN as 0, of shape "polygon"
-    labels: torch.Tensor | None  # (N, H, W) int32 component numbers, of shape "polygon" with 4 neighbours
+    found: Quads | Maps  # as post.shape says
     ready: torch.cuda.Event | None  # passes when all of it is there; None: it is there
 
 
@@ -74,19 +87,19 @@ def begin(prob_maps: torch.Tensor, post: PostConfig, implementation: str = "auto
     """
     if prob_maps.ndim != 3:
         raise ValueError(f"begin: prob_maps must be (N, H, W), not {tuple(prob_maps.shape)}")
-    quads = maps = labels = None
+    found: Quads | Maps
     if post.shape == "quad":
-        quads = to_host(_quads(prob_maps, post, implementation))
+        found = to_host(_quads(prob_maps, post, implementation))
     else:
-        maps = prob_maps.float().nan_to_num(0.0).clamp(0.0, 1.0)
+        maps, labels = prob_maps.float().nan_to_num(0.0).clamp(0.0, 1.0), None
         if post.connectivity == 4:  # OpenCV joins diagonal neighbours; with 4 every component is traced by itself
             labels = _to_host(label(maps > post.bin_thresh, 4, implementation=implementation))
-        maps = _to_host(maps)
+        found = Maps(_to_host(maps), labels)
     ready = None
     if prob_maps.device.type == "cuda":
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(prob_maps.device))
-    return Pending(quads, maps, labels, ready)
+    return Pending(found, ready)
 
 
 def finish(pending: Pending, matrices: np.ndarray, sizes_wh: np.ndarray, post: PostConfig) -> list[Detections]:
@@ -106,15 +119,16 @@ def finish(pending: Pending, matrices: np.ndarray, sizes_wh: np.ndarray, post: P
         ValueError: counts or shapes do not match.
     """
     matrices, sizes_wh = np.asarray(matrices, np.float64), np.asarray(sizes_wh)
-    pages = len(pending.quads.counts if pending.quads is not None else pending.maps)
+    found = pending.found
+    pages = len(found.counts) if isinstance(found, Quads) else len(found)
     if matrices.shape != (pages, 2, 3) or sizes_wh.shape != (pages, 2):
         raise ValueError(
             f"finish: {pages} maps need (N, 2, 3) matrices and (N, 2) sizes, not {matrices.shape} and {sizes_wh.shape}"
         )
     if pending.ready is not None:
         pending.ready.synchronize()
-    found = _read(pending.quads) if pending.quads is not None else _polygons(pending.maps, pending.labels, post)
-    return [_to_source(*page) for page in zip(found, matrices, sizes_wh, strict=True)]
+    regions = _read(found) if isinstance(found, Quads) else _polygons(found, post)
+    return [_to_source(*page) for page in zip(regions, matrices, sizes_wh, strict=True)]
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,17 +169,16 @@ def _read(found: Quads) -> list[list[_Region]]:
     ]
 
 
-def _polygons(maps: torch.Tensor, labels: torch.Tensor | None, post: PostConfig) -> list[list[_Region]]:
-    numbered = [None] * len(maps) if labels is None else labels.numpy()
+def _polygons(maps: Maps, post: PostConfig) -> list[list[_Region]]:
+    numbered = [None] * len(maps) if maps.labels is None else maps.labels.numpy()
     result = []
-    masks = (maps > post.bin_thresh).numpy().view(np.uint8)
-    for prob, mask, numbers in zip(maps.numpy(), masks, numbered, strict=True):
-        regions = [
-            _Region(offset(o, post.unclip_ratio), o.score)
-            for o in outlines(prob, mask, numbers, post)
-            if o.score >= post.box_thresh
-        ]
-        regions = [r for r in regions if r.polygon is not None and short_side(r.polygon) >= post.min_unclipped_px]
+    masks = (maps.prob > post.bin_thresh).numpy().view(np.uint8)
+    for prob, mask, numbers in zip(maps.prob.numpy(), masks, numbered, strict=True):
+        regions = []
+        for outline in outlines(prob, mask, numbers, post):
+            polygon = offset(outline, post.unclip_ratio) if outline.score >= post.box_thresh else None
+            if polygon is not None and short_side(polygon) >= post.min_unclipped_px:
+                regions.append(_Region(polygon, outline.score))
         regions.sort(key=lambda region: -region.score)  # stable: equal scores keep their order
         result.append(regions[: post.max_candidates])
     return result
@@ -247,7 +260,7 @@ def _score(outline: np.ndarray, prob: np.ndarray, mask: np.ndarray, mode: str) -
     inside = cv2.fillPoly(np.zeros((h, w), np.uint8), [outline - (x, y)], 1)
     window = (slice(y, y + h), slice(x, x + w))
     if mode == "slow":
-        inside &= mask[window]
+        inside = inside * mask[window]
     return float((prob[window] * inside).sum(dtype=np.float64) / max(int(inside.sum()), 1))
 
 

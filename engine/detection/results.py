@@ -1,11 +1,13 @@
-"""What prediction leaves in its folder: results.jsonl, one line an image in their order, and what is made from it.
+"""What a prediction leaves in its folder: results.jsonl, with one line an image, and the files made from it.
 
     {"image": "a/1.jpg", "width": 800, "height": 1200, "regions": [{"points": [[x, y], ...], "score": 0.97}, ...]}
     {"image": "a/2.jpg", "error": "empty file"}
 
-Points are upright (EXIF applied) pixels, best regions first. The other formats are made from the lines when all are
-there, one line in memory at a time, under a temporary name: so they are complete or absent, and an interrupted
-prediction has one file to go on with.
+Images come in their order, the best region of each first. Points are pixels of the upright image (EXIF applied).
+
+`Journal` appends the lines while the images are predicted, and a prediction that was interrupted goes on from them. The
+other formats are made from the lines when all are there. They are written under a temporary name with one line in
+memory at a time, so each of them is complete or absent.
 """
 
 import contextlib
@@ -103,7 +105,7 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
 
     def add(self, result: dict) -> None:
-        """Appends one result; on the disk's side of a kill when this returns.
+        """Appends one result. Once this returns, a kill does not lose it.
 
         Raises:
             UserError: it cannot be written. What was of it is a torn line, which a resume takes away.
@@ -119,13 +121,13 @@ class Journal:
         self.done += 1
 
     def close(self) -> None:
-        """Durable, and free for another process."""
+        """Makes the lines durable, and lets another process write."""
         os.fsync(self._file.fileno())
         self._file.close()
 
 
 def _delete_formats(out: Path, asked: bool) -> None:
-    """Deletes the formats of an earlier prediction; unless that was asked for, they are somebody's and are refused."""
+    """Deletes the formats of an earlier prediction if that was asked for. Else they may be somebody's, and are refused."""
     for name, _ in FORMATS.values():
         if asked:
             (out / name).unlink(missing_ok=True)
@@ -157,17 +159,17 @@ def _refuse_other(path: Path, state: dict[str, Any]) -> None:
 
 
 def _whole(path: Path, names: Iterator[str], batch: int) -> tuple[int, int]:
-    """Lines that stand, and their bytes: all when every image has one, else whole batches. A torn last line goes."""
-    names = list(names)
+    """Number of lines that stand, and their bytes: all if every image has one, else whole batches. A torn line goes."""
+    expected = list(names)
     done = end = kept = size = 0
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
-            if done == len(names) or _parsed(line, f"{path}:{done + 1}")["image"] != names[done]:
+            if done == len(expected) or _parsed(line, f"{path}:{done + 1}")["image"] != expected[done]:
                 raise UserError(f"{path}:{done + 1}: not the image in this place now; use --overwrite")
             done, end = done + 1, end + len(line)
-            if done % batch == 0 or done == len(names):
+            if done % batch == 0 or done == len(expected):
                 kept, size = done, end
     return kept, size
 
@@ -194,8 +196,8 @@ def csv_row(result: dict) -> list[str]:
 def write_csv(path: Path, results: Callable[[], Iterator[dict]]) -> None:
     """The contest's table `filename,polygons`, at most 500 regions an image; images with an error are left out.
 
-    Names stay as they are, since they are looked up: bytes that are no UTF-8 too. So a name like `=1+1.jpg` stays one
-    that a spreadsheet would run; that is said on stderr, as is a file name that images of two folders have.
+    Names stay as they are, bytes that are no UTF-8 too, since they are looked up. So a name like `=1+1.jpg` stays too,
+    which a spreadsheet would run: that is said on stderr. So is a file name that images of two folders share.
     """
     formula, seen, twice = "", set(), ""
     with replacing(path, "surrogateescape") as file:

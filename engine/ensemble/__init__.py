@@ -2,8 +2,10 @@
 
     from engine.ensemble import load
 
-`load("OUT/ensemble.yaml", ranks)` gives an `Ensemble`, which `detection.maps.prob_batches` (and with it everything
-that detects on pages) takes in a model's place.
+    ensemble, config = load("OUT/ensemble.yaml", ranks)
+    detect_pages(ensemble, pages, config, ranks)
+
+Everything that detects on pages takes an `Ensemble` in a model's place.
 """
 
 from engine.detection.ensemble import Ensemble, Member

@@ -2,9 +2,10 @@
 
     python -m engine.ensemble A B C data.val=PATH [--flips h] [--scales 0.8,1,1.25] [--soup] [--out FOLDER]
 
-A, B, C are run folders, checkpoints, studies of a search (its best three finished trials) or one ensemble.yaml.
-Encoders, decoders and canvases may differ. Maps are mirrored back and brought onto the largest canvas before the mean;
-the first member's post settings find the regions in it. Settings (section.key=value) override every member's own.
+A, B, C are run folders, checkpoints, studies of a search (its best three finished trials) or one ensemble.yaml. Their
+encoders, decoders and canvases may differ. Before the mean, maps are mirrored back and brought onto the largest canvas;
+the first member's post settings find the regions in the mean. Settings (section.key=value) override every member's own.
+
 --out writes ensemble.yaml, report.json, ensemble.png and, with --soup, a run folder `soup` with the mean weights.
 """
 
@@ -182,8 +183,9 @@ def open_all(
 ) -> tuple[Ensemble, Config, list[Place]]:
     """The members, with their weights on the device, and the settings of the mean map."""
     weights = numbers("--weights", args.weights)
-    flips, post = "none", {}
+    flips: str = "none"
     scales: Sequence[float] = (1.0,)
+    post: dict[str, Any] = {}
     if len(paths) == 1 and ensemble_file.is_ensemble(paths[0]):
         if weights:
             raise UserError(f"--weights: {paths[0]} has the weights of its members already")

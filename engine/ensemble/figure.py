@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.visualization.sheet import sheet
+
 COLOURS = {"member": "tab:blue", "ensemble": "tab:orange", "soup": "tab:green"}
 LONGEST = 44  # letters of a name: its end, since names are paths
 
@@ -13,11 +15,7 @@ def draw(path: Path, table: Sequence[dict], title: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.3 + 0.42 * len(table)), layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot: no display is looked for and no global state is kept
+    figure = sheet(9, 1.3 + 0.42 * len(table))
     axes = figure.subplots()
     best = next(row["hmean"] for row in table if row["difference"] is None)
     axes.axvline(best, color="grey", lw=1, ls="--")

@@ -1,11 +1,14 @@
-"""Greedy soup: one model whose weights are the mean of several checkpoints', at the price of one.
+"""Greedy soup: one model whose weights are the mean of several checkpoints' weights, at the price of one.
 
-Checkpoints are sorted by their score; each in turn joins the mean if that does not lower the score.
+    made = greedy(tensors, judged, finish=lambda weights: weights, judge=judge)
+    write(folder, made, paths, config)                    # a run folder with the soup as its checkpoint
+
+Checkpoints are sorted by their score. Each in turn joins the mean if that does not lower the score.
 
 Source: Wortsman et al. 2022, "Model soups", arXiv 2203.05482, recipe 1. It helps models that were fine-tuned from the
-same weights, or are checkpoints of one run: only those lie in one basin. Of others it keeps the best alone.
+same weights, and checkpoints of one run: only those lie in one basin. Of others it keeps the best alone.
 
-Running means and variances of BatchNorm are averaged as weights are, or estimated anew from training pages
+The running means and variances of BatchNorm are averaged as weights are, or estimated anew from training pages
 (`engine.training.precise_bn`).
 """
 

@@ -1,4 +1,7 @@
-"""Detectors judged on the same pages by the same protocol, and whether one is better than another beyond chance.
+"""Detectors on the same pages: the score of each, and whether one is better than another by more than chance.
+
+    every = [judge("a", "member", model_a, pages, config, ranks), judge("b", "member", model_b, pages, config, ranks)]
+    print(as_text(rows(every, config.eval.select)))
 
 The standard error of a difference is the jackknife's over pages, in pairs: see `engine.evaluation.significance`.
 """

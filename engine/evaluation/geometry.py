@@ -50,7 +50,7 @@ class Shapes:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def geometry(self, which: np.ndarray) -> np.ndarray:
+    def geometry(self, which: np.ndarray | int) -> np.ndarray:
         """Valid shapely geometries of the polygons `which` (any index array), each built once."""
         wanted = np.zeros(len(self), bool)
         wanted[which] = True
@@ -81,7 +81,8 @@ def near_pairs(first: Shapes, second: Shapes) -> tuple[np.ndarray, np.ndarray]:
     low, high = first.low[:, :, None] - 2, first.high[:, :, None] + 2
     x = (low[0] <= second.high[0]) & (second.low[0] <= high[0])
     y = (low[1] <= second.high[1]) & (second.low[1] <= high[1])
-    return np.nonzero(x & y)
+    rows, columns = np.nonzero(x & y)
+    return rows, columns
 
 
 def overlap_areas(first: Shapes, second: Shapes, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

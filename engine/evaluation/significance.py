@@ -1,13 +1,18 @@
-"""H-means of sets of pages, and the standard error of one, or of the difference of two, over pages.
+"""H-means of sets of pages, and the standard error of an H-mean, or of the difference of two.
 
-The standard error is the jackknife's: with d_i the statistic without group i of pages, and m the mean of all n of them,
+    counts = counts_of(results)                                          # one row of COUNTS a page
+    error = standard_error(without_each(counts, "micro", groups_of(pages, config)))
+
+The error is the jackknife's. With d_i the statistic without group i of pages, and m the mean of all n of them,
 
     se^2 = (n - 1) / n * sum_i (d_i - m)^2
 
-Texts of one page are easy or hard together: so pages are what is left out, and copies of a page all at once. Two
-detectors that saw the same pages are compared in pairs (d_i is the difference without group i): what they have in
-common cancels. Sources: Efron and Stein 1981, The jackknife estimate of variance; Efron and Tibshirani 1993, An
-Introduction to the Bootstrap, equation 11.5.
+The texts of one page are easy or hard together, so whole pages are left out, and all copies of a page at once. Two
+detectors that saw the same pages are compared in pairs: d_i is their difference without group i, and what they have in
+common cancels.
+
+Sources: Efron and Stein 1981, The jackknife estimate of variance; Efron and Tibshirani 1993, An Introduction to the
+Bootstrap, equation 11.5.
 """
 
 from collections.abc import Sequence

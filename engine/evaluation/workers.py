@@ -1,8 +1,12 @@
-"""CLEval in worker processes, so that pages are scored while the next ones are detected (`eval.workers`).
+"""CLEval in worker processes: pages are scored while the next ones are detected (`eval.workers`).
 
-A page takes 1 ms (official) to 5 ms (contest) of a core, and the process that detects has one thread for it all. The
-workers import numpy and shapely but no torch: they are started with `spawn`, since a fork would copy a process that
-holds CUDA and threads. A run keeps them from its start to its end, idle while it trains: a start takes 0.4 s of a core.
+    with worker_pool(config.eval.workers) as pool:
+        for tag, result in score_in_order(pool, jobs):
+            ...
+
+A page takes 1 ms (official) to 5 ms (contest) of a core, and the process that detects has one thread for all its work.
+The workers import numpy and shapely but no torch. They are started with `spawn`: a fork would copy a process that holds
+CUDA and threads. A run keeps them from its start to its end, idle while it trains, since a start takes 0.4 s of a core.
 """
 
 import contextlib

@@ -1,4 +1,11 @@
-"""Is what was written the network? Its maps and quads beside PyTorch's, on pages, at several sizes and batches."""
+"""Whether what was written is the network: its maps and quads beside PyTorch's, at several sizes and batches.
+
+    with pages_of(config) as (pages, name), draft(target, (".onnx",)) as path:
+        ...                                              # written to `path`
+        compare(run, cases(exported, pages), config, target)
+
+`draft` gives the file its name only if the comparison ends well.
+"""
 
 import dataclasses
 import os
@@ -52,7 +59,8 @@ def pages_of(config: Config) -> Iterator[tuple[ConcatIndex, str]]:
         yield open_pages(config, config.data.val, HERE), ",".join(config.data.val)
         return
     with TemporaryDirectory(prefix="dbnet-export-") as folder:
-        made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, *config.data.synthetic_size, workers=1)
+        height, width = config.data.synthetic_size
+        made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, height, width, workers=1)
         own = dataclasses.replace(config, run_root=folder, data=dataclasses.replace(config.data, format="auto"))
         yield open_pages(own, [str(made)], HERE), f"{PAGES} built-in pages"
 

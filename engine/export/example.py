@@ -41,8 +41,8 @@ def detect(session: onnxruntime.InferenceSession, page: np.ndarray) -> list[tupl
     size, scale = page.shape[1::-1], min(canvas[0] / page.shape[0], canvas[1] / page.shape[1])
     w, h = round(size[0] * scale), round(size[1] * scale)
     left, top, image = (canvas[1] - w) // 2, (canvas[0] - h) // 2, np.zeros((*canvas, 3))
-    # as in training: a strong shrink averages pixels, by a triangle, which OpenCV has not
-    small = cv2.resize(page, (w, h)) if scale > 2 / 3 else Image.fromarray(page).resize((w, h), Image.BILINEAR)
+    triangle = Image.Resampling.BILINEAR  # as in training: a strong shrink averages pixels by it; OpenCV has none
+    small = cv2.resize(page, (w, h)) if scale > 2 / 3 else Image.fromarray(page).resize((w, h), triangle)
     image[top : top + h, left : left + w] = np.asarray(small)[:, :, ::-1]
     image = ((image - mean) / std).astype(np.float32).transpose(2, 0, 1)[None]
     prob = session.run(["prob_map"], {"image": image})[0][0, 0]
@@ -52,5 +52,8 @@ def detect(session: onnxruntime.InferenceSession, page: np.ndarray) -> list[tupl
 
 if __name__ == "__main__":
     model = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-    for score, quad in detect(model, cv2.imread(sys.argv[2])):
+    page = cv2.imread(sys.argv[2])
+    if page is None:
+        sys.exit(f"{sys.argv[2]}: no image")
+    for score, quad in detect(model, page):
         print(f"{score:.3f}", *quad.round(1).ravel().tolist())

@@ -1,9 +1,13 @@
-"""Tensors of PyTorch files from elsewhere: `python -m engine.export --import FOREIGN.pt --out weights.safetensors`.
+"""Tensors of PyTorch files from elsewhere.
 
-A PyTorch file (.pt, .pth, .ckpt, .bin) is a pickle, a program: it is read by torch's restricted reader only
-(weights_only, which was bypassed twice, hence torch 2.11 or newer), never by another. The result starts a training:
-`models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors` for a whole detector of this engine's.
-A checkpoint of the receipt contest's baseline becomes such a detector (`engine.export.lightning`).
+    python -m engine.export --import FOREIGN.pt --out weights.safetensors
+
+The result starts a training: `models.encoder.weights=weights.safetensors`, or `init_from=weights.safetensors` for a
+whole detector of this engine. A checkpoint of the receipt contest's baseline becomes such a detector
+(`engine.export.lightning`).
+
+A PyTorch file (.pt, .pth, .ckpt, .bin) is a pickle, which is a program. It is read by torch's restricted reader only
+(weights_only), never by another. That reader was bypassed twice, hence torch 2.11 or newer.
 """
 
 import os
@@ -197,10 +201,10 @@ def _baseline(
 ) -> tuple[dict[str, torch.Tensor], list[str], str]:
     """Converts, writes, and says what a user should know."""
     name = next((item.partition("=")[2] for item in settings if item.startswith("models.encoder.name=")), "")
-    parts = [n for n in tensors if n.startswith(("encoder.", "decoder.", "head."))]
-    others = [n for n in tensors if n not in parts]
+    own = [n for n in tensors if n.startswith(("encoder.", "decoder.", "head."))]
+    others = [n for n in tensors if n not in own]
     try:
-        models, converted = lightning.convert({n: tensors[n] for n in parts}, name)
+        models, converted = lightning.convert({n: tensors[n] for n in own}, name)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     config = _settings(models, settings)

@@ -1,5 +1,7 @@
 """The contest baseline's Lightning checkpoint (Upstage's receipt text detection baseline) as a detector of ours.
 
+    models, tensors = convert(theirs)                    # settings that build the network, and its weights
+
     theirs (below `model.`)            ours
     encoder.model.*                    encoder.*
     decoder.inners.i                   decoder.laterals.i.0
@@ -8,11 +10,11 @@
     head.thresh.*                      head.thresh.*
 
 Two things differ besides names. They join the decoder's maps coarsest first, we finest first: the blocks of the heads'
-first weight change places. Their transposed convolution before a BatchNorm has a bias, which the norm takes out again:
-it goes into the norm's running mean, which is exact.
+first weight change places. Their transposed convolution has a bias before a BatchNorm, which takes it out again: the
+bias goes into the norm's running mean, which is exact.
 
-The file holds neither the encoder's name nor sizes (the baseline saves no hyperparameters): the name is found by the
-tensors' names and shapes among the encoders that entrants used, or given.
+The file holds neither the encoder's name nor sizes, since the baseline saves no hyperparameters. The name is given, or
+found by the names and shapes of the tensors among the encoders that entrants used.
 """
 
 import re

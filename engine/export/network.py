@@ -1,4 +1,8 @@
-"""The network that leaves the engine: image -> prob_map, with its sigmoid, in float32, in evaluation mode."""
+"""The network that leaves the engine: image -> prob_map, with its sigmoid, in float32, in evaluation mode.
+
+exported = load("runs/mine", ["post.bin_thresh=0.2"])
+exported.module(image)                               # (N, 3, H, W) float32 -> (N, 1, H, W) float32
+"""
 
 import dataclasses
 import json
@@ -15,6 +19,7 @@ from engine.config.settings import SIZE_MULTIPLE
 from engine.detection.ensemble import Ensemble
 from engine.detection.open import open_detector
 from engine.distributed import Ranks
+from engine.model import DBNet
 from pipelines.errors import UserError
 from pipelines.graph import MEAN, STD
 
@@ -32,7 +37,7 @@ PLAIN = (
 class Exported:
     """A detector ready to leave: the module, the settings it was trained and judged with, and where it came from."""
 
-    module: nn.Module
+    module: "ProbMap"
     config: Config
     source: Path
 
@@ -40,7 +45,9 @@ class Exported:
 class ProbMap(nn.Module):
     """image (N, 3, H, W) float32, RGB, normalised by MEAN and STD -> prob_map (N, 1, H, W) float32."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    detector: DBNet
+
+    def __init__(self, detector: DBNet) -> None:
         super().__init__()
         self.detector = detector
 
@@ -55,6 +62,9 @@ class FromHalf(nn.Module):
     operations of its own: folded into the first convolution it would be wrong along the border, where that one pads
     with zeros, which are MEAN in our normalisation and grey in theirs.
     """
+
+    factor: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

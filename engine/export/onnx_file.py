@@ -1,4 +1,8 @@
-"""ONNX: the network for onnxruntime, TensorRT, OpenVINO and whatever else reads it."""
+"""ONNX: the network for onnxruntime, TensorRT, OpenVINO and whatever else reads it.
+
+write(exported.module, Path("m.onnx"), description(exported))
+run = open_model(Path("m.onnx"))                     # on onnxruntime
+"""
 
 import contextlib
 import io
@@ -57,6 +61,7 @@ def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = 
             output_names=["prob_map"],
             verbose=False,
         )
+    assert program is not None  # dynamo's export gives one
     model = program.model_proto
     _name_sizes(model)
     for node in model.graph.node:  # each carries the source lines it came from, with paths of this machine

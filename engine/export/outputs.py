@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from engine.export import check, network, onnx_file, program, rapid, weights
 from engine.export.check import Case, compare, draft
@@ -25,7 +26,8 @@ def write(args: argparse.Namespace, given: str, settings: list[str]) -> dict:
     """
     _prepare(args)
     exported = network.load(given, settings)
-    facts, rows = network.description(exported), []
+    facts = network.description(exported)
+    rows: list[dict[str, Any]] = []
     if args.weights:
         with draft(args.weights, SUFFIXES["weights"]) as path:
             count = weights.write(exported, path, facts)

@@ -1,4 +1,4 @@
-"""A detector for RapidOCR: its ONNX with RapidOCR's own input, and the file of its pre- and postprocessing parameters.
+"""A detector for RapidOCR: its ONNX with RapidOCR's own input, and the file of its pre- and postprocessing settings.
 
 ocr = RapidOCR(config_path="FOLDER/rapidocr.yaml", params={"Det.model_path": "FOLDER/det.onnx"})
 """

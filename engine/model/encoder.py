@@ -9,9 +9,11 @@ Source: timm (Wightman 2019); HRNet, Wang et al. 2020, arXiv 1908.07919.
 
 import shlex
 from pathlib import Path
+from typing import cast
 
 import timm
 import torch
+from timm.models import FeatureInfo
 from torch import nn
 
 from pipelines.errors import UserError
@@ -21,7 +23,14 @@ STRIDES = (4, 8, 16, 32)
 NEED_INPUT = ("hardswish", "hardsigmoid", "silu", "swish", "mish", "hardmish", "elu", "celu", "selu")
 
 
-def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -> nn.Module:
+class Encoder(nn.Module):
+    """What this engine asks of timm's feature extractors. For types only: each is of a class of its own."""
+
+    channels: list[int]
+    feature_info: FeatureInfo
+
+
+def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -> Encoder:
     """Builds the encoder.
 
     Args:
@@ -56,7 +65,7 @@ def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -
         load_encoder_file(encoder, Path(weights))
     encoder.channels = encoder.feature_info.channels()
     _write_apart(encoder)
-    return encoder
+    return cast(Encoder, encoder)
 
 
 def _write_apart(encoder: nn.Module) -> None:

@@ -1,11 +1,13 @@
-"""One HTML page about a training, finished or still running; it needs nothing beside it and no network.
+"""One HTML page about a training, finished or still running. It needs nothing beside it and no network.
 
     python -m engine.report RUN [--out FILE.html] [--pages N] [--no-eval] [--json] [section.key=value ...]
 
-RUN is a run's folder. The page shows its curves, incidents, settings, environment and the command to train the same
-again; its best checkpoint is run over the validation pages (the run's own, or data.val=PATH) for H-mean by text height
-and by page, and for pictures of the worst pages with what was missed, split and merged. With --no-eval the page is made
-from the logs alone; so it is, with a note, where the run has no checkpoint yet or its pages are gone.
+RUN is a run's folder. The page shows the curves, incidents, settings and environment of the run, and the command to
+train the same again. Its best checkpoint is run over the validation pages (the run's own, or data.val=PATH): H-mean by
+text height and by page, and pictures of the worst pages with what was missed, split and merged.
+
+With --no-eval the page is made from the logs alone. So it is, with a note, if the run has no checkpoint yet or its
+pages are gone.
 """
 
 import argparse

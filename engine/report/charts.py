@@ -1,6 +1,8 @@
-"""Line and bar charts as inline SVG: they need nothing, follow light and dark, and a few lines of script add hovering.
+"""Line and bar charts as inline SVG. They need nothing, follow light and dark, and a few lines of script add hovering.
 
-Colours are Okabe and Ito's (told apart by all common kinds of colour blindness), as CSS variables of `style.py`; series
+    line_chart("Loss", [Line("total", points, 0)], log=True)        # the figure as HTML
+
+Colours are Okabe and Ito's, told apart by all common kinds of colour blindness, as CSS variables of `style.py`. Series
 differ in their dashes as well.
 """
 
@@ -159,18 +161,20 @@ def _frame(x: Axis, y: Axis, name: str) -> str:
 
 def _drawn(line: Line, number: int, x: Axis, y: Axis) -> str:
     """The line with gaps where there is no number and where steps go back; a band of least to greatest behind it."""
-    runs: list[list[Point]] = [[]]
-    for point in line.points:
-        if point[1] is None or (runs[-1] and point[0] < runs[-1][-1][0]):
+    runs: list[list[tuple[float, float, float, float]]] = [[]]
+    for step, mean, least, greatest in line.points:
+        if mean is None or least is None or greatest is None:
             runs.append([])
-        if point[1] is not None:
-            runs[-1].append(point)
+            continue
+        if runs[-1] and step < runs[-1][-1][0]:
+            runs.append([])
+        runs[-1].append((step, mean, least, greatest))
     parts = []
     for run in filter(None, runs):
-        places = [(_x(x, p[0]), _y(y, p[1])) for p in run]
-        if any(p[2] != p[3] for p in run):
-            upper = [f"{_x(x, p[0])},{_y(y, p[3])}" for p in run]
-            lower = [f"{_x(x, p[0])},{_y(y, p[2])}" for p in reversed(run)]
+        places = [(_x(x, step), _y(y, mean)) for step, mean, _, _ in run]
+        if any(least != greatest for _, _, least, greatest in run):
+            upper = [f"{_x(x, step)},{_y(y, greatest)}" for step, _, _, greatest in run]
+            lower = [f"{_x(x, step)},{_y(y, least)}" for step, _, least, _ in reversed(run)]
             parts.append(f'<polygon class="band c{line.colour}" points="{" ".join(upper + lower)}"/>')
         dash = DASHES[number % len(DASHES)]
         points = " ".join(f"{a},{b}" for a, b in places)

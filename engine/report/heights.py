@@ -1,4 +1,9 @@
-"""Recall, precision and H-mean by text height. No torch."""
+"""Recall, precision and H-mean by text height. No torch.
+
+sums = ByHeight()
+sums.add(heights(texts), heights(found), scale, result)         # for every page
+sums.rows()                                                     # one HeightRow a bin, low to high
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,11 +76,26 @@ class ByHeight:
                 continue
             high = EDGES_PX[i + 1] if i + 1 < len(EDGES_PX) else np.inf
             recall, precision = _share(self.gt[i]), _share(self.pred[i])
-            both = None if recall is None or precision is None else recall + precision
-            hmean = None if both is None else 2 * recall * precision / both if both else 0.0
-            source = (float(self.source[i, 0]), float(self.source[i, 1])) if self.texts[i, 0] else (0.0, 0.0)
-            counts = [int(v) for v in (*self.texts[i], *self.found[i])]
-            rows.append(HeightRow(float(low), float(high), source, *counts, recall, precision, hmean))
+            hmean = None
+            if recall is not None and precision is not None:
+                hmean = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+            texts, missed, split, merged = map(int, self.texts[i])
+            detections, false = map(int, self.found[i])
+            row = HeightRow(
+                low=float(low),
+                high=float(high),
+                source=(float(self.source[i, 0]), float(self.source[i, 1])) if texts else (0.0, 0.0),
+                texts=texts,
+                missed=missed,
+                split=split,
+                merged=merged,
+                detections=detections,
+                false=false,
+                recall=recall,
+                precision=precision,
+                hmean=hmean,
+            )
+            rows.append(row)
         return rows
 
 

@@ -1,7 +1,11 @@
-"""What a run's folder says: records thinned out while they are read, sessions, settings. No torch; nothing is trusted.
+"""What a run's folder says: its records, thinned out while they are read, its sessions and settings. No torch.
 
-A metrics.jsonl of any length is read line by line into at most 2 x POINTS buckets a kind; when they are full,
-neighbours are joined. So memory does not grow, and a bucket keeps the least and greatest value beside the mean.
+    run = read_run(Path("runs/mine"))
+    run.history.train.series("loss")                     # (step, mean, least, greatest) of each point
+
+Nothing in the folder is trusted: a file that is damaged becomes a note. A metrics.jsonl of any length is read line by
+line into at most 2 x POINTS buckets a kind; when they are full, neighbours are joined. So memory does not grow, and a
+bucket keeps the least and greatest value beside the mean.
 """
 
 import math

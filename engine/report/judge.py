@@ -1,4 +1,8 @@
-"""The evaluation behind a report: every page's score, sums by text height, and maps of the worst pages."""
+"""The evaluation behind a report: the score of every page, sums by text height, and maps of the worst pages.
+
+judged = judge(Path("runs/mine"), [], worst=8)
+judged.pages[0].hmean                                # of the worst page
+"""
 
 import heapq
 from collections import Counter
@@ -144,12 +148,12 @@ def _with_maps(
     if not drawn:
         return []
     maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks)
-    result = []
-    for (score, *found), both in zip(drawn, maps, strict=True):
+    worst = []
+    for (score, found, result), (prob, thresh) in zip(drawn, maps, strict=True):
         row = score.row
         labels = pages.polygons(row), pages.texts(row), np.asarray(pages.ignore(row), bool)
-        result.append(WorstPage(score, *found, *labels, *both))
-    return result
+        worst.append(WorstPage(score, found, result, *labels, prob, thresh))
+    return worst
 
 
 def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -169,13 +173,16 @@ def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> 
     try:
         for batch in loader:
             with torch.inference_mode():
-                maps = torch.sigmoid(run_network(both, batch.image.to(ranks.device), config).float()).cpu().numpy()
+                logits = run_network(both, batch.image.to(ranks.device), config)
+                assert isinstance(logits, torch.Tensor)  # as `both` gives them
+                maps = torch.sigmoid(logits.float()).cpu().numpy()
             for row, page in zip(batch.index, maps):
                 w, h = bare.size_wh[row]
                 matrix = letterbox((int(w), int(h)), canvas)
                 x, y = (round(float(v)) for v in matrix[:, 2])
                 width, height = round(matrix[0, 0] * w), round(matrix[1, 1] * h)
-                result.append(tuple(page[:, y : y + height, x : x + width]))
+                prob, thresh = page[:, y : y + height, x : x + width]
+                result.append((prob, thresh))
     finally:
         loader.close()
     if len(result) != len(paths):

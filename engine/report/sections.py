@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,23 +90,36 @@ def _scores(run: Run, judged: "Judgement | None") -> list[tuple[str, str]]:
     return [(f"{best[key]:.4f}", name) for key, name in names if key in best]
 
 
-LOSSES = (("loss", "total", 0), ("prob_loss", "probability", 1), ("thresh_loss", "threshold", 2))
-LOSSES += (("binary_loss", "binary", 3),)
+LOSSES = (
+    ("loss", "total", 0),
+    ("prob_loss", "probability", 1),
+    ("thresh_loss", "threshold", 2),
+    ("binary_loss", "binary", 3),
+)
 SCORES = (
     ("hmean", "H-mean", 0),
     ("precision", "precision", 1),
     ("recall", "recall", 2),
     ("hmean_macro", "page mean", 4),
 )
-HEIGHT_HEADER = ("canvas px", "source px", "H-mean", "recall", "", "precision", "texts", "missed", "split", "merged")
-HEIGHT_HEADER += ("detections", "false")
+HEIGHT_HEADER = (
+    "canvas px", "source px", "H-mean", "recall", "", "precision", "texts", "missed", "split", "merged", "detections",
+    "false",
+)  # fmt: skip
 
 
-def lines_of(source: Thinned, names: tuple, marks: bool = False, factor: float = 1.0) -> list[charts.Line]:
+def lines_of(
+    source: Thinned, names: Sequence[tuple[str, str, int]], marks: bool = False, factor: float = 1.0
+) -> list[charts.Line]:
     """Series of records as lines; names = (key, label, colour)."""
+
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else factor * value
+
     lines = []
     for key, name, colour in names:
-        points = [(x, *(None if v is None else factor * v for v in values)) for x, *values in source.series(key)]
+        series = source.series(key)
+        points = [(step, scaled(mean), scaled(least), scaled(greatest)) for step, mean, least, greatest in series]
         lines.append(charts.Line(name, points, colour, marks))
     return lines
 
@@ -183,7 +197,7 @@ def by_page(judged: "Judgement", out: Path) -> list[Block]:
         return f"#page-{drawn[page.row]}" if page.row in drawn else link_to(page.path, out)
 
     bars = [charts.Bar(p.hmean, f"{p.name}: H-mean {p.hmean:.4f}", link(p)) for p in judged.pages[:BARS]]
-    rows = []
+    rows: list[list[str | Link]] = []
     for page in judged.pages[:LISTED]:
         place = ("", f"page-{drawn[page.row]}") if page.row in drawn else (os.path.relpath(page.path, out.parent), "")
         numbers = [f"{value:.4f}" for value in (page.hmean, page.precision, page.recall)]
@@ -275,7 +289,7 @@ def again(session: dict[str, Any], name: str) -> str:
     start = ["python", "-m"]
     if isinstance(ranks, int) and ranks > 1:
         start = ["torchrun", "--standalone", "--nproc_per_node", str(ranks), "-m"]
-    git = session.get("git") if isinstance(session.get("git"), dict) else {}
+    git = session["git"] if isinstance(session.get("git"), dict) else {}
     lines = [f"cd {shlex.quote(session['folder'])}"] if isinstance(session.get("folder"), str) else []
     if isinstance(git.get("commit"), str):
         dirty = "  # it had changes that are not committed" if git.get("dirty") else ""

@@ -3,12 +3,13 @@
     python -m engine.tune checkpoint=runs/NAME data.val=PATH [--trials N] [--folds K] [--no-write] [--json]
                           [section.key=value ...]
 
-The network runs once; its probability maps are kept with 8 bits a pixel. Settings are searched by CLEval H-mean, as
-eval.protocol and eval.select of the checkpoint say. The gain is cross-validated over the pages: where it is more than
-noise, the settings are written into the checkpoint's config.yaml (with a record, tune.json), so that evaluation and
-prediction use them from then on. RUN/tune.png shows H-mean around the best. `post.*` settings given here are where the
-search starts and what the gain is against. An ensemble (checkpoint=FOLDER/ensemble.yaml) is tuned likewise, its file
-then holds the settings.
+`checkpoint` is a run folder, a checkpoint, or the ensemble.yaml that engine.ensemble wrote. The network runs once; its
+probability maps are kept with 8 bits a pixel. Settings are ranked by CLEval's H-mean, as eval.protocol and eval.select
+of the checkpoint say. `post.*` settings given here are where the search starts, and what the gain is against.
+
+The gain is cross-validated over the pages. If it is more than noise, the settings are written into the checkpoint's
+config.yaml (or the ensemble's file), with a record, tune.json: evaluation and prediction use them from then on.
+RUN/tune.png shows the H-mean around the best settings.
 """
 
 import contextlib

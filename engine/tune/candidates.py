@@ -1,9 +1,12 @@
 """Regions of stored maps for many settings at once.
 
-The settings fall into two kinds. Those of GROWTH decide which regions there are and what they look like; FILTERS only
-leave some of them out. So for a growth the regions are found, moved out and brought to source pixels once, the best
-score first, and a filter is a comparison. What is left is what `engine.detection.postprocess` gives, region by region
-(tests/engine/tune/test_tune.py), except on pages with more than 4,096 specks.
+    judge = Judge(store, pages, "official", least_filters(post))
+    judge.growth(post, rows).counts(post)                # (P, 10) COUNTS: as CLEval itself would count them
+
+There are two kinds of settings. Those of GROWTH decide which regions there are and what they look like. FILTERS only
+leave some of them out. So for a growth the regions are found, moved outwards and brought to source pixels once, best
+score first; a filter is then a comparison. What is left is what `engine.detection.postprocess` gives, region by region
+(tests/engine/tune/test_candidates.py), except on pages with more than 4,096 specks.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import torch
 from engine.config import PostConfig
 from engine.detection.maps import MapStore
 from engine.detection.postprocess import Detections, detect, offset, outlines, short_side, to_page
-from engine.evaluation.cleval import count_some, evaluate_page, relate
+from engine.evaluation.cleval import Relations, count_some, evaluate_page, relate
 from engine.evaluation.judge import cleval_arguments, judged
 from engine.evaluation.significance import counts_of
 from kernels.components import label
@@ -83,11 +86,11 @@ class Finder:
         likely = score >= self.least.box_thresh
         box, score, page = box.select(likely.nonzero()[:, 0]), score[likely], page[likely]
         order = np.lexsort((-score.float().numpy(), page.numpy()))  # stable: equal scores in raster order
-        box, score = box.select(torch.from_numpy(order)), score.numpy()[order]
+        box, scores = box.select(torch.from_numpy(order)), score.numpy()[order]
         ends = np.cumsum(np.bincount(page.numpy(), minlength=len(maps)))
         parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         short = box.short_side().numpy()
-        return [(score[part], short[part], Rectangles(*(field[part] for field in box))) for part in parts]
+        return [(scores[part], short[part], Rectangles(*(field[part] for field in box))) for part in parts]
 
     def _find_outlines(self, post: PostConfig, maps: torch.Tensor) -> list[tuple]:
         """(scores, short sides, outlines) of every map, best first."""
@@ -172,7 +175,8 @@ class _Page:
         self._judge, self._row, self._regions = judge, row, regions
         self._known: dict[bytes, list[int]] = {}
         self._four = np.array([len(p) == 4 for p in regions.polygons], bool)
-        self._relations = None
+        self._relations: Relations | None = None
+        self._quads = False  # whether all texts are, once the relations are known
 
     def counts(self, post: PostConfig) -> list[int]:
         kept = self._regions.kept(post)

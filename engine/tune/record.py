@@ -1,4 +1,9 @@
-"""What a tuning leaves behind: the settings in the checkpoint (or the ensemble), and tune.json beside them."""
+"""What a tuning leaves behind: the settings in the checkpoint (or in the ensemble's file), and tune.json beside them.
+
+    apply(path, post, {"hmean": ...})
+
+No training may be at work in the checkpoint's run meanwhile: `alone` keeps it away.
+"""
 
 import contextlib
 import dataclasses

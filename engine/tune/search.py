@@ -1,12 +1,18 @@
-"""The search for settings: a coarse grid, then the Gaussian process of `engine.search` around what it found.
+"""The search for settings: a coarse grid first, then the Gaussian process of `engine.search` around what it found.
 
-Both look at growths only (`candidates.GROWTH`). For every growth the filters are chosen one after another, the best
-value of each by the H-mean of the pages; one that is no better than another changes nothing. A set of pages (all of
-them, or those of a fold's training) decides by its own pages alone.
+    judge = Judge(store, pages, protocol, least_filters(start))
+    whole, *without_fold = Search(judge, start, "micro", sets, trials).run()      # one result for each set of pages
+    whole.best
+
+A set of pages (all of them, or those of a fold's training) decides by its own pages alone. Three steps look at growths
+(`candidates.GROWTH`):
 
     grid        every growth of a fixed grid, on a fourth of the pages
     rung        the best quarter of them for each set, on all pages
     model       `trials` growths more for each set, asked of the model with what the set knows
+
+For each growth the filters are chosen one after another: the value with the best H-mean of the pages. A value that is
+no better than the one before changes nothing.
 """
 
 import dataclasses
@@ -25,7 +31,7 @@ from engine.search.study import Study, Trial
 from engine.tune.candidates import FILTERS, GROWTH, Judge
 from pipelines.errors import UserError
 
-GRID = {
+GRID: dict[str, tuple] = {
     "shape": ("quad", "polygon"),
     "score_mode": ("slow", "fast"),
     "bin_thresh": (0.15, 0.22, 0.3, 0.4, 0.5),
@@ -280,4 +286,6 @@ def gain_of(start: np.ndarray, chosen: np.ndarray, groups: np.ndarray, select: s
     """
     one, other = float(hmeans(start, select)), float(hmeans(chosen, select))
     differences = without_each(chosen, select, groups) - without_each(start, select, groups)
-    return Gain(one, other, other - one, standard_error(differences))
+    error = standard_error(differences)
+    assert error is not None  # of two groups or more
+    return Gain(one, other, other - one, error)

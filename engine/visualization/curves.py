@@ -1,4 +1,9 @@
-"""The curves of a run as a picture, from its records"""
+"""The curves of a run as one picture: losses, learning rate, scores, speed.
+
+    curves("runs/mine/metrics.jsonl", "curves.png")
+
+Needs matplotlib and no display.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.run.log import read_metrics
+from engine.visualization.sheet import sheet
 from pipelines.errors import UserError
 
 
@@ -15,16 +21,12 @@ def curves(metrics_path: Path | str, out_png: Path | str) -> Path:
     Raises:
         UserError: metrics.jsonl cannot be read, or holds no record yet.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     records = read_metrics(Path(metrics_path))
     train = [r for r in records if r.get("kind") == "train"]
     validation = [r for r in records if r.get("kind") == "validation"]
     if not train and not validation:
         raise UserError(f"{metrics_path}: no records to draw yet")
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot: no display is looked for and no global state is kept
+    figure = sheet(13, 8)
     (losses, rate), (hmean, speed) = figure.subplots(2, 2)
     _losses(losses, train)
     _lines(rate, train, "step", {"lr": "learning rate"})

@@ -1,5 +1,9 @@
 """A report as a list of blocks, written as Markdown and as one HTML file that needs nothing else.
 
+    blocks = [Heading("Verdict"), Text("No difference."), Table(["name", "H-mean"], [["a", "0.9421"]])]
+    to_markdown("Comparison", blocks, folder)
+    to_html("Comparison", blocks)
+
 Everything that comes from outside (names, reasons, values) is escaped here, in one place for each form.
 """
 

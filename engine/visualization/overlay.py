@@ -1,4 +1,10 @@
-"""Pictures: the curves of a run, and detections over a page. Matplotlib without a display, OpenCV for the page."""
+"""Detections and ground truth drawn over a page.
+
+    picture = overlay(rgb, gt=polygons, pred=found.polygons, scores=found.scores, title="receipt.jpg")
+    save_image("receipt.overlay.jpg", picture)
+
+OpenCV draws; no display is needed. A colour is a status: LEGEND says which.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +31,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 def overlay(
     image: np.ndarray,
     gt: Sequence[np.ndarray] = (),
-    ignore: Sequence[bool] | None = None,
+    ignore: Sequence[bool] | np.ndarray | None = None,
     pred: Sequence[np.ndarray] = (),
     scores: Sequence[float] | None = None,
     gt_status: Sequence[str] | None = None,
@@ -63,7 +69,7 @@ def overlay(
 def annotated(
     image: np.ndarray,
     gt: Sequence[np.ndarray],
-    ignore: Sequence[bool],
+    ignore: Sequence[bool] | np.ndarray,
     pred: Sequence[np.ndarray],
     gt_status: Sequence[str],
     pred_status: Sequence[str],
@@ -75,7 +81,7 @@ def annotated(
 def _annotated(
     image: np.ndarray,
     gt: Sequence[np.ndarray],
-    ignored: Sequence[bool],
+    ignored: Sequence[bool] | np.ndarray,
     pred: Sequence[np.ndarray],
     scores: Sequence[float] | None,
     gt_status: Sequence[str],

@@ -1,5 +1,9 @@
 """A sheet to draw on, and how it becomes a small PNG: what the pictures of studies and comparisons share.
 
+    figure = sheet(8, 5)                                 # inches
+    plain(figure.add_subplot())
+    save(figure, path)
+
 Colours are Okabe and Ito's, told apart by all common kinds of colour blindness.
 """
 

@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.graph import LoaderOptions
 from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex, build
+from pipelines.quarantine import BadPages
 from pipelines.source import SampleMaker
 
 CANVAS = (96, 128)
@@ -391,7 +392,7 @@ def test_evaluation_of_a_bad_page(tmp_path, how, caplog):
     with pytest.raises(UserError, match=rf"03\.png \(.*{REASONS[how]}"):
         list(loader.eval_loader(index, **options))
     bad = {}
-    pages = loader.eval_loader(index, **options, bad=bad, fate="black")
+    pages = loader.eval_loader(index, **options, bad=BadPages("black", bad))
     for _ in range(2):
         got = list(pages)
         assert [p for p in pages_of(got) if p[0] != 3] == [p for p in whole if p[0] != 3]

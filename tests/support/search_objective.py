@@ -108,7 +108,7 @@ def hangs(values, report):
     time.sleep(600)
 
 
-# ---- of tests/engine/compare/test_compare.py
+# ---- of tests/engine/compare/test_main.py
 
 
 def scheduled(values, report):

@@ -1,11 +1,17 @@
 """Checkpoints: bit-exact round trip, complete or absent, damage found, retention."""
 
+import contextlib
+import functools
+import itertools
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,3 +214,55 @@ def test_a_bug_in_the_writer_is_raised_and_hangs_nobody(tmp_path):
     writer.save({}, {"no step": 1}, "seed: 0\n")
     with pytest.raises(RuntimeError, match="checkpoint writer failed"):
         writer.wait()
+
+
+def _copy(trained, tmp_path) -> Path:
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+class Killed(BaseException):
+    """No handler of the program's own knows it."""
+
+
+def _dying(original, calls, moment, *arguments):
+    if next(calls) == moment:
+        raise Killed
+    return original(*arguments)
+
+
+def test_a_kill_while_writing_leaves_the_old_or_the_new(trained, tmp_path):
+    """The process dies after each of the system calls that change files, one after another."""
+    run = _copy(trained, tmp_path)
+    path = store.locate(run).resolve()
+    old = (path / "config.yaml").read_text()
+    new = old.replace("box_thresh:", "box_thresh: 0.123  # was")
+    seen = []
+    for moment in range(40):
+        calls = itertools.count()
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            for name in ("replace", "fsync", "chmod"):
+                patch.setattr(os, name, functools.partial(_dying, getattr(os, name), calls, moment))
+            store.replace_settings(path, new)
+        assert store.verify(path) == "", moment
+        seen.append((path / "config.yaml").read_text() == new)
+        assert seen[-1] or (path / "config.yaml").read_text() == old
+        if next(calls) <= moment:  # it came to its end
+            break
+        store.replace_settings(path, old)
+    assert seen[0] is False and seen[-1] is True and 8 < len(seen) < 40
+    assert "before" not in (path / "manifest.json").read_text()
+
+
+def test_the_old_settings_are_excused_only_as_the_manifest_says(trained, tmp_path):
+    path = store.locate(_copy(trained, tmp_path)).resolve()
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["config.yaml"]["before"] = {"bytes": 1, "sha256": "x"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert store.verify(path) == ""
+    (path / "config.yaml").write_text((path / "config.yaml").read_text() + "\n")
+    assert "config.yaml does not match" in store.verify(path)
+    for wrong in (3, "x", None, [], {}):
+        manifest["config.yaml"]["before"] = wrong
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        assert store.verify(path), wrong

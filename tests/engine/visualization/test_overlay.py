@@ -1,13 +1,10 @@
-"""Pictures: colours by status, sizes, curves from whole and broken metrics."""
-
-import json
+"""visualization.overlay: colours by status, sizes, and colours that everyone tells apart."""
 
 import cv2
 import numpy as np
 import pytest
 
 from engine.visualization import overlay
-from engine.visualization.curves import curves
 from pipelines.errors import UserError
 
 SQUARE = np.array([[100, 100], [200, 100], [200, 160], [100, 160]], np.float32) + 0.5  # pixel centres
@@ -117,25 +114,26 @@ def test_pictures_are_saved_as_they_are(tmp_path):
         overlay.save_image(path / "a.png", image)
 
 
-def records():
-    for step in range(1, 9):
-        loss = None if step == 3 else 2.0 / step
-        yield {"kind": "train", "step": step, "epoch": step // 4, "loss": loss, "prob_loss": 1 / step, "lr": 1e-3}
-    yield {"kind": "validation", "step": 4, "epoch": 1, "hmean": 0.5, "precision": 0.6, "recall": 0.4}
-    yield {"kind": "test", "step": 8, "hmean": 0.7}
+def seen_as(colour, matrix):
+    """CIELAB of an sRGB colour after a matrix in linear RGB."""
+    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255])
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(matrix @ linear, 0, 1) / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("kept", [slice(None), slice(0, 1), slice(8, 9)], ids=["all", "one step", "one score"])
-def test_curves(tmp_path, kept):
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text("".join(json.dumps(r) + "\n" for r in list(records())[kept]) + '{"torn')
-    picture = cv2.imread(str(curves(metrics, tmp_path / "new" / "curves.png")))
-    assert picture.shape[0] > 600 and (picture < 200).mean() > 0.003
+# Machado, Oliveira, Fernandes 2009, IEEE TVCG 15(6), severity 1
+BLINDNESS = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
 
 
-def test_curves_of_nothing(tmp_path):
-    (tmp_path / "m.jsonl").write_text("")
-    with pytest.raises(UserError, match="no records"):
-        curves(tmp_path / "m.jsonl", tmp_path / "c.png")
-    with pytest.raises(UserError, match="cannot be read"):
-        curves(tmp_path / "none.jsonl", tmp_path / "c.png")
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_of_pictures_are_told_apart_by_everyone(kind):
+    """A difference of 2.3 is just seen; red and green of the palette before were 9 apart for deutans."""
+    labs = [seen_as(colour, np.array(BLINDNESS[kind])) for _, colour in overlay.LEGEND]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]) > 19

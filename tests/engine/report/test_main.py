@@ -1,4 +1,4 @@
-"""A training's report: whole for any run, escaped, self-contained, small, and looked at in a real browser."""
+"""`engine.report`: a page that is whole for any run, escaped, self-contained, small, and looked at in a browser."""
 
 import io
 import json
@@ -12,12 +12,8 @@ import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
 
-from engine.evaluation.cleval import evaluate_page
-from engine.report import charts, history, sections
+from engine.report import sections
 from engine.report.__main__ import main
-from engine.report.heights import EDGES_PX, ByHeight, heights
-from engine.visualization import overlay
-from engine.visualization.document import Link, Table, to_html
 from pipelines.errors import UserError
 from tests.conftest import ROOT
 
@@ -180,17 +176,6 @@ def test_refusals(tmp_path, arguments, message):
         main([word.format(tmp_path) for word in arguments])
 
 
-def test_series_of_any_length_are_thinned_and_keep_their_peaks():
-    thin = history.Thinned()
-    for step in range(100_000):
-        thin.add({"step": step, "loss": 50.0 if step == 777 else 1.0})
-    assert thin.count == 100_000 and len(thin.buckets) <= 2 * history.POINTS
-    points = thin.series("loss")
-    assert max(most for _, _, _, most in points) == 50.0
-    assert points[0][0] == (thin.size - 1) / 2 and sum(b.sums["loss"][1] for b in thin.buckets) == 100_000
-    assert thin.series("lr") == []
-
-
 @pytest.mark.slow
 def test_two_million_lines(tmp_path):
     folder = tmp_path / "run"
@@ -200,78 +185,3 @@ def test_two_million_lines(tmp_path):
         file.writelines(f"{head}{step}{tail}\n" for step in range(2_000_000))
     text = made(folder)
     assert "2000000 records" in text and len(text) < 500_000
-
-
-def test_axes_have_round_ends():
-    assert charts.axis([0.0, 0.97], zero=True).ticks == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert charts.axis([3.0]).low < 3 < charts.axis([3.0]).high
-    assert charts.axis([0.0], zero=True).high > 0
-    log = charts.axis([0.02, 900.0], log=True)
-    assert log.log and log.low <= 0.02 and log.high >= 900 and len(log.ticks) <= 7
-    assert not charts.axis([-1.0, 900.0], log=True).log
-    assert charts.page_bars("pages", [charts.Bar(0.0, "<x>", "a&b")], 5).count("&lt;x&gt;") == 1
-    high = charts.page_bars("pages", [charts.Bar(0.984, ""), charts.Bar(1.0, "")], 2)
-    assert "the axis starts at 0.98" in high and ">0.984<" in high and ">1<" in high
-    assert "starts at" not in charts.page_bars("pages", [charts.Bar(0.4, "")], 1)
-
-
-def test_the_command_to_train_again_is_a_shell_s_and_takes_another_folder():
-    session = {"command": ["/x/python", "/x/engine/train.py", "preset=a b", "name=n", "resume=auto"], "world_size": 2}
-    assert sections.again({**session, "folder": "/x y", "git": {"commit": "abc", "dirty": True}}, "n").splitlines() == [
-        "cd '/x y'",
-        "git checkout abc  # it had changes that are not committed",
-        "torchrun --standalone --nproc_per_node 2 -m engine.train 'preset=a b' name=n-again",
-    ]
-
-
-def test_links_to_images_of_any_name(tmp_path):
-    link = sections.link_to(tmp_path / "a b#?\udc80'\".jpg", tmp_path / "r" / "report.html")
-    assert link == "../a%20b%23%3F%80%27%22.jpg"
-    page = to_html("t", [Table(["page"], [[Link("x", "a\udc80#.jpg")], [Link("y", "", "page-1")]])])
-    assert 'href="a%80%23.jpg"' in page and 'href="#page-1"' in page
-
-
-def box(x, y, width, height):
-    return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]], float)
-
-
-def test_characters_by_height():
-    gt = [box(0, 0, 100, 10), box(0, 40, 100, 20), box(0, 90, 100, 20), box(0, 150, 100, 40)]
-    pred = [gt[0] + 0.5, box(0, 40, 100, 70), box(300, 300, 90, 5)]
-    assert heights(gt).tolist() == [10, 20, 20, 40] and len(heights([])) == 0
-    result = evaluate_page(pred, gt, ["four", "four", "four", "###"], characters=True)
-    sums = ByHeight()
-    sums.add(heights(gt), heights(pred), 0.5, result)
-    sums.add(heights([]), heights([]), 1.0, evaluate_page([], [], [], characters=True))
-    rows = {row.low: row for row in sums.rows()}
-    assert set(rows) <= set(map(float, EDGES_PX)) and list(rows) == [0.0, 4.0, 10.0, 32.0]
-    assert (rows[4.0].recall, rows[4.0].precision, rows[4.0].source) == (1.0, 1.0, (10.0, 10.0))
-    assert (rows[10.0].texts, rows[10.0].merged, rows[10.0].recall, rows[10.0].precision) == (2, 2, 1.0, None)
-    assert (rows[0.0].false, rows[0.0].precision, rows[0.0].recall) == (1, 0.0, None)
-    assert rows[32.0].precision == 7 / 8
-    assert sums.gt.sum(0)[0] == result.counts["chars_gt"] and sums.pred.sum(0)[0] == result.counts["chars_pred"]
-
-
-def seen_as(colour, matrix):
-    """CIELAB of an sRGB colour after a matrix in linear RGB."""
-    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255])
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    xyz = to_xyz @ np.clip(matrix @ linear, 0, 1) / [0.9505, 1.0, 1.089]
-    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-# Machado, Oliveira, Fernandes 2009, IEEE TVCG 15(6), severity 1
-BLINDNESS = {
-    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}
-
-
-@pytest.mark.parametrize("kind", BLINDNESS)
-def test_colours_of_pictures_are_told_apart_by_everyone(kind):
-    """A difference of 2.3 is just seen; red and green of the palette before were 9 apart for deutans."""
-    labs = [seen_as(colour, np.array(BLINDNESS[kind])) for _, colour in overlay.LEGEND]
-    assert min(np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]) > 19
