@@ -120,6 +120,18 @@ class Watchdog:
         """Something that may take long comes next: compilation, opening data, a slow disk."""
         self._ticked, self._paused = time.monotonic(), True
 
+    def judged(self, over: bool) -> bool:
+        """As `evaluate` calls it, after every page and (`over`) at the end, where ranks wait for each other.
+
+        Returns:
+            whether a stop is asked for, which cuts the evaluation off.
+        """
+        if over:
+            self.pause()
+        else:
+            self.tick(step=False)
+        return bool(self.asked)
+
     def _watch(self) -> None:
         warned = False
         while not self._done.is_set():
