@@ -15,7 +15,6 @@ written, the same command with resume=auto goes on; 71 a rank hung; 130 Ctrl-C b
 """
 
 import contextlib
-import dataclasses
 import gc
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from engine import cli, distributed
 from engine.checkpoint import store
 from engine.checkpoint.writer import PATIENCE_S
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import to_yaml
 from engine.console import warn
 from engine.data import build_train_loader, canvas_at, global_batch_size, open_data
@@ -86,7 +85,7 @@ def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, watchdog: W
         gc.unfreeze()
         gc.collect()  # the model and optimizer of before
         if distributed.from_main(ranks, lambda: store.newest(folder / "checkpoints")) is not None:
-            config = dataclasses.replace(config, resume="auto")
+            config = changed(config, {"resume": "auto"})
 
 
 def train(config: Config, ranks: Ranks, folder: Path, watchdog: Watchdog, rollback_factor: float = 1.0) -> bool:

@@ -4,7 +4,6 @@ The step is `engine.training.step.train_step`; pages come from DALI or, where it
 with OpenCV.
 """
 
-import dataclasses
 import itertools
 import os
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from bench.gpu.pages import Pages, draw_pages
-from engine.config import Config, DataConfig, EncoderConfig, ModelsConfig, SpeedConfig, TrainerConfig
+from engine.config import Config, DataConfig, EncoderConfig, ModelsConfig, SpeedConfig, TrainerConfig, changed
 from engine.distributed import Ranks, seed_everything
 from engine.profiling.flops import training_flops
 from engine.training.metrics import Stopwatch
@@ -146,8 +145,8 @@ def plain(config: Config, pages: Pages, device: torch.device) -> dict:
     from bench.plain_loop import plain_loader, plain_model, plain_step
     from pipelines.source import TrainSource
 
-    data = dataclasses.replace(config.data, batch_size=min(4, config.data.batch_size))  # float32 takes twice the memory
-    config = dataclasses.replace(config, data=data)
+    # float32 takes twice the memory
+    config = changed(config, {"data.batch_size": min(4, config.data.batch_size)})
     split = {"batch_size": config.data.batch_size, "accumulate": 1, "rank": 0, "world_size": 1}
     source = TrainSource(pages, tuple(config.data.image_size), config.augment, seed=0, weights=[], **split)
     pixels = config.data.batch_size * config.data.image_size[0] * config.data.image_size[1]
@@ -164,7 +163,7 @@ def profile(config: Config, pages: Pages, ranks: Ranks) -> dict:
     from engine.profiling.recorder import SKIPPED, Recorder
     from engine.profiling.recorder import STEPS as RECORDED
 
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, profile=True))
+    config = changed(config, {"trainer.profile": True})
     train_state = build(config, ranks)
     train_state.model.train()
     loader, source = open_loader(config, pages, ranks.device)

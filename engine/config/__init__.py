@@ -18,6 +18,7 @@ from engine.config.settings import (
     SchedulerConfig,
     SpeedConfig,
     TrainerConfig,
+    changed,
 )
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "SchedulerConfig",
     "SpeedConfig",
     "TrainerConfig",
+    "changed",
 ]

@@ -19,7 +19,7 @@ import yaml
 
 from engine import files
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import from_dict, load_config, to_dict
 from engine.detection.ensemble import FLIPS, Ensemble, Member
 from engine.detection.pages import load_detector
@@ -45,7 +45,7 @@ def open_member(place: Place, settings: Sequence[str], ranks: Ranks) -> Member:
     """A member with its weights on the device; `settings` (key=value) override its own."""
     own = from_dict(store.load_settings(place.path))
     if place.canvas:
-        own = dataclasses.replace(own, eval=dataclasses.replace(own.eval, image_size=list(place.canvas)))
+        own = changed(own, {"eval.image_size": list(place.canvas)})
     config, _ = load_config(list(settings), base=to_dict(own))
     return Member(place.name, config, load_detector(place.path, config, ranks), place.weight)
 
@@ -53,7 +53,7 @@ def open_member(place: Place, settings: Sequence[str], ranks: Ranks) -> Member:
 def joint_config(ensemble: Ensemble, post: dict | None = None) -> Config:
     """The first member's settings on the reference canvas: what the mean is judged with."""
     config = ensemble.members[0].config
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, image_size=list(ensemble.canvas)))
+    config = changed(config, {"eval.image_size": list(ensemble.canvas)})
     if not post:
         return config
     values = to_dict(config)

@@ -1,14 +1,13 @@
 """Regions of pages, in order: the network, the postprocessing and a batch in between"""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.detection.maps import prob_batches
 from engine.detection.postprocess import Detections, Pending, begin, finish
 from engine.distributed import Ranks
@@ -68,9 +67,7 @@ def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
     """The detector of a checkpoint in evaluation mode on the device; averaged weights if there are any and eval.ema."""
     check_kernels(config, ranks.device)
     # Weights come from the checkpoint, so the encoder must not ask for the hub or a file of its own.
-    encoder = dataclasses.replace(config.models.encoder, weights="", freeze="none")
-    models = dataclasses.replace(config.models, encoder=encoder)
-    model = build_model(dataclasses.replace(config, models=models))
+    model = build_model(changed(config, {"models.encoder.weights": "", "models.encoder.freeze": "none"}))
     tensors = store.load_judged(path, config.eval.ema)
     if config.trainer.precision == "float64":
         model = model.double()

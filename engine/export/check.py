@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import canvas_hw
 from engine.config.settings import SIZE_MULTIPLE
 from engine.data import open_pages
@@ -52,7 +52,7 @@ def pages_of(config: Config) -> Iterator[tuple[ConcatIndex, str]]:
         return
     with TemporaryDirectory(prefix="dbnet-export-") as folder:
         made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, *config.data.synthetic_size, workers=1)
-        own = dataclasses.replace(config, run_root=folder, data=dataclasses.replace(config.data, format="auto"))
+        own = changed(config, {"run_root": folder, "data.format": "auto"})
         yield open_pages(own, [str(made)], HERE), f"{PAGES} built-in pages"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import canvas_hw, load_config, to_dict
 from engine.config.settings import SIZE_MULTIPLE
 from engine.detection.pages import load_detector
@@ -19,6 +19,16 @@ from pipelines.graph import MEAN, STD
 HERE = Ranks(0, 0, 1, torch.device("cpu"))
 EXAMPLE = (2, 3, 2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE)  # no size is 1 or equals another: such would be taken for fixed
 MOST_SIDE = 8192  # as data.image_size allows
+# The network as it runs on any machine, without what only speeds it up here.
+ANYWHERE = {
+    "models.encoder.pad_widths": "none",
+    "speed.fused_norms": False,
+    "trainer.device": "cpu",
+    "trainer.precision": "float32",
+    "trainer.channels_last": False,
+    "trainer.compile": False,
+    "trainer.kernels": "auto",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +84,7 @@ def load(given: str, settings: list[str]) -> Exported:
     if isinstance(base.get("data"), dict):
         base["data"]["val"] = []  # the training's own pages need not be here: pages to compare on are named anew
     config, _ = load_config(settings, base=base)
-    encoder = dataclasses.replace(config.models.encoder, pad_widths="none")
-    plain = dataclasses.replace(
-        config,
-        models=dataclasses.replace(config.models, encoder=encoder),
-        trainer=dataclasses.replace(
-            config.trainer, device="cpu", precision="float32", channels_last=False, compile=False, kernels="auto"
-        ),
-        speed=dataclasses.replace(config.speed, fused_norms=False),
-    )
+    plain = changed(config, ANYWHERE)
     return Exported(ProbMap(load_detector(path, plain, HERE)).eval(), plain, path)
 
 

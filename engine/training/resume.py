@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from engine import distributed
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.console import warn
 from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
@@ -122,12 +122,11 @@ def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> tuple[Confi
     same_ranks = pages == batch * saved["trainer"]["accumulate"] * ranks.world_size
     if same_ranks or rest or batch != config.data.batch_size:
         return config, ""
-    change = f"trainer.accumulate={accumulate} instead of {config.trainer.accumulate}, so that an update on"
-    trainer = dataclasses.replace(config.trainer, accumulate=accumulate)
-    return (
-        dataclasses.replace(config, trainer=trainer),
-        f"{change} {ranks.world_size} ranks sees as many pages as before",
+    change = (
+        f"trainer.accumulate={accumulate} instead of {config.trainer.accumulate}, so that an update on "
+        f"{ranks.world_size} ranks sees as many pages as before"
     )
+    return changed(config, {"trainer.accumulate": accumulate}), change
 
 
 def stream(config: Config, data: Data) -> dict:
