@@ -1,10 +1,17 @@
-"""Words for the user: warnings that can stop nothing (the disk that is full may be the log's own), and tables."""
+"""Words for the user: warnings, tables, and what is said of an error or of a name that does not exist.
+
+    warn("WARNING: config.yaml is not written (No space left on device)")
+    raise UserError(f"unknown key {key}; {did_you_mean(key, names) or '--help lists all keys'}")
+
+A warning can stop nothing: the disk that is full may be the log's own.
+"""
 
 import contextlib
+import difflib
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from pipelines.errors import UserError, printable
 
@@ -15,6 +22,17 @@ def warn(text: str) -> None:
     """Shows one line on stderr; where stderr itself cannot be written, nothing."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
         print(printable(text), file=sys.stderr, flush=True)
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The name most like a word, "" where none is like it; `cutoff` is the least likeness, 0..1."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)), "")
+
+
+def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """`did you mean NAME?` with the `nearest` name, "" where there is none."""
+    name = nearest(word, names, cutoff)
+    return f"did you mean {name}?" if name else ""
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

@@ -4,7 +4,6 @@ The step is `engine.training.step.train_step`; pages come from DALI or, where it
 with OpenCV.
 """
 
-import dataclasses
 import itertools
 import os
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from bench.gpu.pages import Pages, draw_pages
-from engine.config import Config, DataConfig, EncoderConfig, ModelsConfig, SpeedConfig, TrainerConfig
+from engine.config import Config, DataConfig, EncoderConfig, ModelsConfig, SpeedConfig, TrainerConfig, changed
 from engine.distributed import Ranks, seed_everything
 from engine.profiling.flops import training_flops
 from engine.training.metrics import Stopwatch
@@ -148,8 +147,8 @@ def plain(config: Config, pages: Pages, device: torch.device) -> dict:
     from pipelines.sampler import Share
     from pipelines.source import TrainSource
 
-    data = dataclasses.replace(config.data, batch_size=min(4, config.data.batch_size))  # float32 takes twice the memory
-    config = dataclasses.replace(config, data=data)
+    # float32 takes twice the memory
+    config = changed(config, {"data.batch_size": min(4, config.data.batch_size)})
     source = TrainSource(pages, tuple(config.data.image_size), config.augment, Share(config.data.batch_size), seed=0)
     pixels = config.data.batch_size * config.data.image_size[0] * config.data.image_size[1]
     loader = plain_loader(source, workers=min(8, loader_workers(len(os.sched_getaffinity(0)), pixels * 20)))
@@ -165,7 +164,7 @@ def profile(config: Config, pages: Pages, ranks: Ranks) -> dict:
     from engine.profiling.recorder import SKIPPED, Recorder
     from engine.profiling.recorder import STEPS as RECORDED
 
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, profile=True))
+    config = changed(config, {"trainer.profile": True})
     train_state = build(config, ranks)
     train_state.model.train()
     loader, source = open_loader(config, pages, ranks.device)

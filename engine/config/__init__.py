@@ -18,9 +18,11 @@ from engine.config.settings import (
     SchedulerConfig,
     SpeedConfig,
     TrainerConfig,
+    changed,
 )
 
 __all__ = [
     "AugmentConfig", "Config", "DataConfig", "DecoderConfig", "EncoderConfig", "EvalConfig", "HeadConfig",
     "LossConfig", "ModelsConfig", "OptimizerConfig", "PostConfig", "SchedulerConfig", "SpeedConfig", "TrainerConfig",
+    "changed",
 ]  # fmt: skip

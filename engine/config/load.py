@@ -6,7 +6,6 @@ Interpolation is off: a value with `${` is refused, so no file can read the envi
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import typing
@@ -17,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from engine.config.settings import Config
+from engine.console import did_you_mean, nearest
 from engine.files import FAULTS, read_text, yaml_values
 from pipelines.errors import UserError
 from pipelines.options import allowed
@@ -66,12 +66,10 @@ def _unknown(key: str, extra: Mapping[str, str] | None = None) -> UserError:
     if any(name.startswith(key + ".") for name in names):
         inside = ", ".join(name for name in names if name.startswith(key + "."))
         return UserError(f"{key} is a section; set one of its keys: {inside}")
-    near = [name for name in names if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)]
-    hint = f"did you mean {' or '.join(near[:3])}?" if near else "--help lists all keys"
-    return UserError(f"unknown key {key}; {hint}")
+    leaf, leaves = key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1]: name for name in names}
+    same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
+    near = " or ".join(same_leaf[:3]) or nearest(key, names) or leaves.get(nearest(leaf, leaves), "")
+    return UserError(f"unknown key {key}; {f'did you mean {near}?' if near else '--help lists all keys'}")
 
 
 def _refuse_interpolation(key: str, value: Any) -> None:
@@ -153,9 +151,9 @@ def _read_preset(name: str) -> dict:
     """Nested dict of a preset: a name of `engine/config/presets`, or the path of a YAML file."""
     own = name.endswith((".yaml", ".yml"))
     if not own and name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"preset={name}: no such preset; {hint}there are {', '.join(preset_names())}, or a FILE.yaml")
+        hint = did_you_mean(name, preset_names())
+        there_are = f"there are {', '.join(preset_names())}, or a FILE.yaml"
+        raise UserError(f"preset={name}: no such preset; {f'{hint} ' if hint else ''}{there_are}")
     path = Path(name) if own else PRESET_FOLDER / f"{name}.yaml"
     try:
         text = read_text(path)

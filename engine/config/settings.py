@@ -5,7 +5,9 @@ made from them. No torch here: planning a search must work on a machine that has
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.augment import AugmentConfig
 from pipelines.errors import UserError
@@ -393,3 +395,28 @@ class Config:
             )
         if self.resume == "auto" and not self.name:
             raise UserError("resume=auto needs name=NAME: without it every start makes a new run folder")
+
+
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values for some keys, checked anew: `changed(config, {"data.progressive": []})`.
+
+    Raises:
+        UserError: a value out of range, or values that cannot work together.
+        TypeError, AttributeError: there is no such key.
+    """
+    changed_config: Config = _replaced(config, values)
+    return changed_config
+
+
+def _replaced(section: Any, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass with other values for some of its keys (`a`, or `b.c` of a section `b` in it)."""
+    own: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        name, dot, rest = key.partition(".")
+        if dot:
+            below.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
+    sections = {name: _replaced(getattr(section, name), inside) for name, inside in below.items()}
+    return dataclasses.replace(section, **own, **sections)

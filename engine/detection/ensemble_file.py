@@ -22,7 +22,7 @@ import yaml
 
 from engine import files
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import from_dict, to_dict
 from engine.detection.ensemble import FLIPS, Ensemble
 from engine.files import replace_text
@@ -45,7 +45,7 @@ class Place:
 def joint_config(ensemble: Ensemble, post: dict | None = None) -> Config:
     """The first member's settings on the reference canvas: what the mean is judged with."""
     config = ensemble.members[0].config
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, image_size=list(ensemble.canvas)))
+    config = changed(config, {"eval.image_size": list(ensemble.canvas)})
     if not post:
         return config
     values = to_dict(config)

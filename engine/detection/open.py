@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine import cli, distributed
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import load_config, shown, split_extra, to_dict
 from engine.detection import ensemble_file
 from engine.detection.ensemble import Ensemble, Member
@@ -99,9 +99,7 @@ def load_detector(path: Path, config: Config, ranks: Ranks) -> DBNet:
     """The detector of a checkpoint in evaluation mode on the device; averaged weights if there are any and eval.ema."""
     check_kernels(config, ranks.device)
     # Weights come from the checkpoint, so the encoder must not ask for the hub or a file of its own.
-    encoder = dataclasses.replace(config.models.encoder, weights="", freeze="none")
-    models = dataclasses.replace(config.models, encoder=encoder)
-    model = build_model(dataclasses.replace(config, models=models))
+    model = build_model(changed(config, {"models.encoder.weights": "", "models.encoder.freeze": "none"}))
     tensors = store.load_judged(path, config.eval.ema)
     if config.trainer.precision == "float64":
         model = model.double()

@@ -127,7 +127,7 @@ class Journal:
 
 
 def _delete_formats(out: Path, asked: bool) -> None:
-    """Deletes the formats of an earlier prediction if that was asked for. Else they may be somebody's, and are refused."""
+    """Deletes the formats of an earlier prediction where asked; else refuses: they may be somebody's."""
     for name, _ in FORMATS.values():
         if asked:
             (out / name).unlink(missing_ok=True)

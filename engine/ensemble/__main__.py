@@ -24,7 +24,7 @@ import torch
 
 from engine import cli, distributed
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import split_extra
 from engine.console import optional, warn
 from engine.data import build_train_loader, open_pages
@@ -202,8 +202,8 @@ def open_all(
 
 def _judged_as(member: Member, config: Config) -> Member:
     """The member with the protocol of `config`, whatever it was trained with: rows of one table are comparable."""
-    rules = dataclasses.replace(member.config.eval, protocol=config.eval.protocol, select=config.eval.select)
-    return dataclasses.replace(member, config=dataclasses.replace(member.config, eval=rules))
+    rules = {"eval.protocol": config.eval.protocol, "eval.select": config.eval.select}
+    return dataclasses.replace(member, config=changed(member.config, rules))
 
 
 def compare_all(work: Work) -> list[Judged]:
@@ -253,15 +253,14 @@ def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: 
     """BatchNorm statistics from training batches, as `training.precise_bn` takes them at the end of a training."""
     pages = open_pages(config, config.data.train, ranks, "train")
     trained = trained_norms(build_model(_without_start(config)))
-    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
+    plain = changed(config, {"data.progressive": []})
     with contextlib.closing(build_train_loader(plain, pages, ranks, 0, 0)) as loader:
         estimate([model], trained, (next(loader).to(ranks.device).image for _ in range(batches)), config)
 
 
 def _without_start(config: Config) -> Config:
     """The same network without weights of a hub or file of its own to start from."""
-    encoder = dataclasses.replace(config.models.encoder, weights="")
-    return dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
+    return changed(config, {"models.encoder.weights": ""})
 
 
 def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:

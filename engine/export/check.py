@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import canvas_hw
 from engine.config.settings import SIZE_MULTIPLE
 from engine.data import open_pages
@@ -61,7 +61,7 @@ def pages_of(config: Config) -> Iterator[tuple[ConcatIndex, str]]:
     with TemporaryDirectory(prefix="dbnet-export-") as folder:
         height, width = config.data.synthetic_size
         made = receipts.ensure(folder, PAGES, SYNTHETIC_SEED, height, width, workers=1)
-        own = dataclasses.replace(config, run_root=folder, data=dataclasses.replace(config.data, format="auto"))
+        own = changed(config, {"run_root": folder, "data.format": "auto"})
         yield open_pages(own, [str(made)], HERE), f"{PAGES} built-in pages"
 
 

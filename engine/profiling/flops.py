@@ -12,7 +12,6 @@ Counted for one image of 1280 x 1280:
 The factor 3 is 0.06 % too high there: nobody needs the gradient of the image.
 """
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from engine.config import Config
+from engine.config import Config, changed
 from engine.model import build_model
 
 TRAINING = 3  # forward, gradient of the input, gradient of the weights
@@ -112,12 +111,9 @@ def meta_model(config: Config) -> nn.Module:
 
     Without width padding and fused norms: those are the machine's work, not the model's.
     """
-    encoder = dataclasses.replace(config.models.encoder, weights="", pad_widths="none")
-    models = dataclasses.replace(config.models, encoder=encoder)
-    speed = dataclasses.replace(config.speed, fused_norms=False)
-    config = dataclasses.replace(config, models=models, speed=speed)
+    plain = {"models.encoder.weights": "", "models.encoder.pad_widths": "none", "speed.fused_norms": False}
     with torch.device("meta"):
-        return build_model(config).train()
+        return build_model(changed(config, plain)).train()
 
 
 def trace(model: nn.Module, height: int, width: int, batch: int = 1) -> list[Layer]:

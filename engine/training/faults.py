@@ -14,8 +14,9 @@ from engine.config import Config
 from engine.console import one_line, reason, warn
 from engine.data import Data, build_train_loader, canvas_at
 from engine.distributed import Ranks
-from engine.run.log import RunLog
 from engine.training.resume import Position
+from engine.training.run import Run
+from engine.training.skip import Place
 from pipelines.errors import UserError
 
 MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
@@ -24,57 +25,52 @@ MAX_DUMPS = 3  # of one run: 16 pages at 1280 are 160 MB
 class Diverged(UserError):
     """The training has lost its way; `rollback_factor` is the factor on the learning rate it was tried with."""
 
-    def __init__(self, what: str, position: Position, config: Config, folder: Path) -> None:
-        other = "" if config.trainer.on_nonfinite == "rollback" else ", or trainer.on_nonfinite=rollback"
+    def __init__(self, what: str, position: Position, run: Run) -> None:
+        other = "" if run.config.trainer.on_nonfinite == "rollback" else ", or trainer.on_nonfinite=rollback"
         super().__init__(
             f"diverged at step {position.step}: {what}: lower models.optimizer.lr, set trainer.clip_norm{other}; what "
-            f"was saved before is in {folder / 'checkpoints'}"
+            f"was saved before is in {run.folder / 'checkpoints'}"
         )
         self.rollback_factor = position.rollback_factor
 
 
-def skipped(
-    log: RunLog,
-    folder: Path,
-    config: Config,
-    ranks: Ranks,
-    data: Data,
-    place: tuple[int, int, int],
-    row: int,
-    here: bool,
-) -> None:
-    """Reports a skipped step; one rank, the first whose own loss was no number, writes what went into it.
+def report_skipped_steps(run: Run, wait: bool) -> int:
+    """Logs the steps that were skipped since the last call. Returns how many it were in a row, at the most.
+
+    One rank, the first whose own loss was no number, writes what went into a skipped step.
 
     Args:
-        place: step (counted from 1), epoch, number of the step in its epoch (from 0).
-        row: skipped steps in a row so far.
-        here: this rank is that one.
+        run: on all ranks.
+        wait: a sync: for the verdict on all steps so far. Else only those are told that are known by now.
     """
-    log.incident(place[0], f"skipped: loss or gradient is not finite ({row} in a row)")
-    target = folder / "nonfinite" / f"step_{place[0]:08d}_rank{ranks.rank}"
-    if not here or len(list(folder.glob("nonfinite/*"))) >= MAX_DUMPS:
-        return
-    try:
-        dump_inputs(target, config, ranks, data, place)
-    except (*DISK, UserError) as error:
-        warn(f"WARNING: {target}: the inputs of a skipped step are not written ({reason(error)})")
+    most = 0
+    for skipped in run.train_state.skipper.skipped(wait):
+        most = max(most, skipped.in_a_row)
+        step = skipped.place.step
+        run.log.incident(step, f"skipped: loss or gradient is not finite ({skipped.in_a_row} in a row)")
+        if skipped.to_dump and len(list(run.folder.glob("nonfinite/*"))) < MAX_DUMPS:
+            target = run.folder / "nonfinite" / f"step_{step:08d}_rank{run.ranks.rank}"
+            try:
+                dump_inputs(target, run.config, run.ranks, run.data, skipped.place)
+            except (*DISK, UserError) as error:
+                warn(f"WARNING: {target}: the inputs of a skipped step are not written ({reason(error)})")
+    return most
 
 
-def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: tuple[int, int, int]) -> None:
+def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: Place) -> None:
     """Writes the batches of a step: `info.json` and, for each forward pass, `batch_<k>.safetensors`.
 
-    Nothing was kept of them: augmentation is keyed by (seed, epoch, row), so they are simply made again, on the CPU
-    (on a GPU the warp and the decoder round otherwise).
+    Nothing was kept of them. Augmentation is keyed by (seed, epoch, row), so they are made again, on the CPU: a GPU's
+    warp and decoder round otherwise.
 
     Raises:
         OSError, SafetensorError: the folder cannot be written.
         UserError: the pages cannot be read any more.
     """
-    step, epoch, number = place
     target.mkdir(parents=True, exist_ok=True)
-    here = dataclasses.replace(ranks, device=torch.device("cpu"))
+    on_cpu = dataclasses.replace(ranks, device=torch.device("cpu"))
     pages = []
-    with contextlib.closing(build_train_loader(config, data.train, here, epoch, number)) as loader:
+    with contextlib.closing(build_train_loader(config, data.train, on_cpu, place.epoch, place.step_in_epoch)) as loader:
         for micro in range(config.trainer.accumulate):
             batch = next(loader)
             tensors = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -82,7 +78,8 @@ def dump_inputs(target: Path, config: Config, ranks: Ranks, data: Data, place: t
             tensors["image"] = batch.image.half().contiguous()
             write_safetensors(tensors, target / f"batch_{micro}.safetensors")
             pages.append([str(data.train.path(int(row))) for row in batch.index])
-    info = {"step": step, "epoch": epoch, "rank": ranks.rank, "canvas": canvas_at(config, epoch), "pages": pages}
+    canvas = canvas_at(config, place.epoch)
+    info = {"step": place.step, "epoch": place.epoch, "rank": ranks.rank, "canvas": canvas, "pages": pages}
     (target / "info.json").write_text(json.dumps(info, indent=1) + "\n")
 
 

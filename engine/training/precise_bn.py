@@ -13,14 +13,13 @@ algorithm 2.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from engine.config import Config
+from engine.config import Config, changed
 from engine.data import build_train_loader
 from engine.distributed import Ranks
 from engine.model.forward import run_network
@@ -53,7 +52,7 @@ def renew(train_state: TrainState, pages: ConcatIndex, config: Config, ranks: Ra
     batches = config.trainer.precise_bn
     models = [model for model in (train_state.model, train_state.averaged) if model is not None]
     # at the size that is evaluated, also where the run ended at a smaller one
-    full = dataclasses.replace(config, data=dataclasses.replace(config.data, progressive=[]))
+    full = changed(config, {"data.progressive": []})
     loader = build_train_loader(full, pages, ranks, epoch, 0)
     with contextlib.closing(loader):
         images = (next(loader).to(ranks.device).image for _ in range(batches))

@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine import distributed
 from engine.checkpoint import store
-from engine.config import Config
+from engine.config import Config, changed
 from engine.console import warn
 from engine.data import Data, global_batch_size
 from engine.distributed import Ranks
 from engine.run.folder import same_job
 from engine.training import bad_pages
-from engine.training.state import TrainState
+from engine.training.state import TrainState, build
 from pipelines.errors import UserError
 
 # state.json's key of a field, where it is another than the field's name.
@@ -28,7 +28,6 @@ class Position:
     epoch: int = 0  # epochs finished
     samples_in_epoch: int = 0  # pages consumed of the epoch that is under way
     best: float = -1.0  # highest score so far
-    best_epoch: int = 0
     stale: int = 0  # evaluations since the best
     minutes: float = 0.0  # training time of all sessions of the run
     precise_step: int = -1  # step at which trainer.precise_bn was done
@@ -49,6 +48,37 @@ class Position:
     def kinds(cls) -> dict[str, type]:
         """The keys of `to_state` and the type of each."""
         return {key: type(value) for key, value in cls().to_state().items()}
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    config: Config
+    train_state: TrainState
+    position: Position
+    source: Path | None  # the checkpoint that it goes on from
+    change: str  # what in the settings had to change for that, in words; "" for nothing
+
+
+def resume_or_start(config: Config, ranks: Ranks, folder: Path, data: Data, rollback_factor: float = 1.0) -> Start:
+    """Builds what is trained: from the run's checkpoint where the settings ask for one and it has one, else anew.
+
+    Args:
+        config, ranks, folder, data: of the run.
+        rollback_factor: below 1 for a run that goes back to its last checkpoint, to go on with a lower learning rate.
+
+    Raises:
+        UserError: the checkpoint is another run's, or does not fit; see `restore`.
+    """
+    source = find_resume(config, ranks, folder, again=rollback_factor < 1)
+    change, position = "", Position()
+    if source is not None:
+        config, change = keep_global_batch(config, ranks, source)
+    train_state = build(config, ranks, resumed=source is not None)
+    if source is not None:
+        position = restore(train_state, source, config, ranks, data)
+    position.rollback_factor = min(position.rollback_factor, rollback_factor)
+    return Start(config, train_state, position, source, change)
 
 
 def find_resume(config: Config, ranks: Ranks, folder: Path, again: bool = False) -> Path | None:
@@ -92,12 +122,11 @@ def keep_global_batch(config: Config, ranks: Ranks, source: Path) -> tuple[Confi
     same_ranks = pages == batch * saved["trainer"]["accumulate"] * ranks.world_size
     if same_ranks or rest or batch != config.data.batch_size:
         return config, ""
-    change = f"trainer.accumulate={accumulate} instead of {config.trainer.accumulate}, so that an update on"
-    trainer = dataclasses.replace(config.trainer, accumulate=accumulate)
-    return (
-        dataclasses.replace(config, trainer=trainer),
-        f"{change} {ranks.world_size} ranks sees as many pages as before",
+    change = (
+        f"trainer.accumulate={accumulate} instead of {config.trainer.accumulate}, so that an update on "
+        f"{ranks.world_size} ranks sees as many pages as before"
     )
+    return changed(config, {"trainer.accumulate": accumulate}), change
 
 
 def state_of(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config import Config
+from engine.config import Config, changed
 from engine.distributed import Ranks
 from engine.model import DBNet, build_model, parameter_groups, synchronise_norms
 from engine.model.encoder import read_tensors
@@ -47,8 +47,7 @@ def build(config: Config, ranks: Ranks, resumed: bool = False) -> TrainState:
     if synchronise and ranks.device.type != "cuda":
         raise UserError("trainer.sync_bn=true: torch's SyncBatchNorm needs GPUs; use trainer.precise_bn=100 instead")
     if resumed or config.init_from:
-        encoder = dataclasses.replace(config.models.encoder, weights="")
-        config = dataclasses.replace(config, models=dataclasses.replace(config.models, encoder=encoder))
+        config = changed(config, {"models.encoder.weights": ""})
     model = build_model(config)
     if config.init_from and not resumed:
         from engine.checkpoint import store  # here, so that the rest needs torch and timm only

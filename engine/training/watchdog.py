@@ -124,7 +124,7 @@ class Watchdog:
         """For an evaluation: a page is judged or, with `over`, all are, and ranks wait for each other next.
 
         Returns:
-            whether a stop is asked.
+            whether a stop is asked for, which cuts the evaluation off.
         """
         if over:
             self.pause()

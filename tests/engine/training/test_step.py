@@ -15,6 +15,7 @@ from engine.distributed import seed_everything, start
 from engine.model.forward import run_network
 from engine.training import step as step_module
 from engine.training.metrics import Stopwatch
+from engine.training.skip import Place, SkippedStep
 from engine.training.state import build
 from engine.training.step import compute_loss, make_targets, train_step
 from kernels.db_loss.op import DBLoss
@@ -107,8 +108,8 @@ def test_a_bad_first_step_leaves_no_trace(tmp_path, name, fused, monkeypatch):
                     patch.setattr(step_module, "compute_loss", lambda *a: DBLoss(*(x * math.nan for x in real(*a))))
                     skipped = train_step(state, loader, config, ranks, Stopwatch(), 0)
                 assert skipped.tolist() == [0, 0, 0, 0, 0, 1]
-                state.skipper.record((1, 0, 0))
-                assert state.skipper.skipped() == [((1, 0, 0), 1, True)]
+                state.skipper.record(Place(1, 0, 0))
+                assert state.skipper.skipped() == [SkippedStep(Place(1, 0, 0), in_a_row=1, to_dump=True)]
             parts = train_step(state, loader, config, ranks, Stopwatch(), 1)
             assert parts[5] == 0 and parts[0] > 0
             states = {f"{i}.{k}": v for i, s in enumerate(state.optimizer.state.values()) for k, v in s.items()}
