@@ -1,4 +1,7 @@
-"""The detector: encoder, decoder and head, and the groups of its parameters."""
+"""The detector: encoder, decoder and head, and the groups of its parameters.
+
+Comes in: images on a canvas. Goes out: logits of prob_map and thresh_map; `forward` runs it as the settings say.
+"""
 
 import math
 
