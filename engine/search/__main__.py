@@ -43,7 +43,7 @@ def report(options: Options, items: Sequence[str]) -> int:
     if others:
         raise UserError(f"{others[0]}: --report takes a study, and --baseline if any")
     study = ledger.read(plan.find_study(options.report, options))
-    print(writer.write(study, plan.runner(options, study.runner)["baseline"]), flush=True)
+    print(writer.write(study, plan.runner(options, study.runner).baseline), flush=True)
     return 0
 
 
@@ -63,7 +63,7 @@ def resume(options: Options, items: Sequence[str]) -> int:
         executor = open_executor(study)
         print(f"resuming {folder}", flush=True)
         if changes:
-            book.append("extend", **changes)
+            book.append(**ledger.extend_event(study))
         return drive(book, executor)
 
 
@@ -89,7 +89,7 @@ def open_executor(study):
     from engine.jobs.open import open_executor
     from engine.search import trials
 
-    return open_executor(study.runner["executor"], study.agents, [] if trials.on_cpu(study) else None)
+    return open_executor(study.runner.executor, study.agents, [] if trials.on_cpu(study) else None)
 
 
 def drive(book, executor) -> int:
@@ -111,7 +111,7 @@ def drive(book, executor) -> int:
         raise UserError(f"no trial could be measured, the last one because of: {reason}; logs are in {logs}")
     from engine.search.report import write as writer
 
-    print(f"report: {writer.write(book.study, book.study.runner.get('baseline'))}", flush=True)
+    print(f"report: {writer.write(book.study, book.study.runner.baseline)}", flush=True)
     return 0
 
 

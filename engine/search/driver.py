@@ -22,7 +22,7 @@ from engine.jobs.tail import Tail
 from engine.run.progress import duration
 from engine.search import trials
 from engine.search.dashboard import of
-from engine.search.ledger import Ledger, trial_event
+from engine.search.ledger import Ledger, extend_event, trial_event
 from engine.search.model import stopping, surrogate
 from engine.search.study import ENDED, SCORES, Study, Trial, field_of, untried
 
@@ -143,7 +143,7 @@ def _ask(driver: Driver) -> bool:
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))
         return True
     pending = any(trial.state not in ENDED for trial in study.trials if trial.kind != "confirm")
-    if not study.runner.get("confirm") or pending:
+    if not study.confirmation.seeds or pending:
         return False
     events = recommending(study) or confirming(driver.book)
     driver.book.append_all(events)
@@ -155,9 +155,9 @@ def recommending(study: Study) -> list[dict[str, Any]]:
     for repeats. Once for a budget."""
     from engine.search.report import confirm
 
-    last = max((trial.number for trial in study.searched), default=-1)
+    last = _last_searched(study)
     known = any(trial.kind == "recommended" and trial.number > last for trial in study.trials)
-    if known or study.runner.get("chosen_after") == last:
+    if known or study.confirmation.after == last:
         return []
     values = confirm.untried(study)
     return [trial_event(trials.new_trial(study, values, "recommended", study.seed))] if values else []
@@ -171,25 +171,29 @@ def confirming(book: Ledger) -> list[dict[str, Any]]:
     from engine.search.report import confirm
 
     study = book.study
-    last = max((trial.number for trial in study.searched), default=-1)
-    if study.runner.get("chosen_after") != last:
-        chosen = [trial.number for trial in confirm.chosen(study)]
-        book.append("extend", runner={**study.runner, "chosen": chosen, "chosen_after": last})
+    if study.confirmation.after != _last_searched(study):
+        chosen = tuple(trial.number for trial in confirm.chosen(study))
+        confirmation = dataclasses.replace(study.confirmation, chosen=chosen, after=_last_searched(study))
+        book.append(**extend_event(dataclasses.replace(study, confirmation=confirmation)))
     there = {(t.repeats, t.seed) for t in study.trials if t.kind == "confirm"}
-    events = []
-    for seed in range(study.seed + 1, study.seed + 1 + study.runner["confirm"]):
-        for number in study.runner["chosen"]:
+    events: list[dict[str, Any]] = []
+    for seed in range(study.seed + 1, study.seed + 1 + study.confirmation.seeds):
+        for number in study.confirmation.chosen:
             if (number, seed) not in there:
-                new = trials.new_trial(study, study.trials[number].values, "confirm", seed, number)
                 place = len(study.trials) + len(events)
-                events.append(trial_event(dataclasses.replace(new, number=place, folder=f"trials/{place:03d}")))
+                values = study.trials[number].values
+                events.append(trial_event(trials.new_trial(study, values, "confirm", seed, number, place)))
     return events
+
+
+def _last_searched(study: Study) -> int:
+    return max((trial.number for trial in study.searched), default=-1)
 
 
 def start(driver: Driver, trial: Trial) -> None:
     """Starts the next attempt at a trial; the ledger knows of it before the executor does."""
     attempt = trials.attempt_of(driver.book.study, trial, driver.executor.gpus)
-    where = driver.book.study.runner["executor"]
+    where = driver.book.study.runner.executor
     driver.book.append("start", trial=trial.number, attempt=attempt.attempt, id=attempt.id, where=where)
     handle = driver.executor.start(attempt)
     driver.running.append(Running(trial, attempt, handle, Tail(attempt.folder / "metrics.jsonl")))
@@ -264,10 +268,10 @@ def _overdue(driver: Driver, run: Running) -> dict[str, Any] | None:
     if run.began is None:
         return None
     limits, minutes = driver.book.study.runner, run.trial.minutes + run.minutes
-    if 0 < limits.get("timeout", 0) < minutes:
+    if 0 < limits.timeout < minutes:
         return {"state": "infeasible", "reason": f"timed out after {minutes:.0f} minutes"}
-    if 0 < limits.get("stall", 0) < (time.monotonic() - run.moved) / 60:
-        return {"state": "infeasible", "reason": f"no evaluation for {limits['stall']:g} minutes"}
+    if 0 < limits.stall < (time.monotonic() - run.moved) / 60:
+        return {"state": "infeasible", "reason": f"no evaluation for {limits.stall:g} minutes"}
     return None
 
 

@@ -28,13 +28,14 @@ from typing import Any
 from engine.console import warn
 from engine.files import flock
 from engine.search.space import Space, space_from_json, space_to_json
-from engine.search.study import ENDED, Study, Trial
+from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
 from pipelines.errors import UserError
 
 FILE, LOCK = "trials.jsonl", "lock"
 VERSION = 1
 PLAIN = ("name", "metric", "goal", "method", "budget", "agents", "seed", "max_epochs", "early_stop", "arguments")
-PLAIN += ("first", "objective", "runner")  # fields of Study that stand in the first line as they are
+PLAIN += ("first", "objective")  # fields of Study that stand in the first line as they are
+RUNS = ("executor", "timeout", "stall", "baseline", "fixed", "looked")  # of Runner, under their own names
 TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
 MOST = 10**9  # model.stopping.LONGEST; a curve's model keeps numbers for the epochs it has seen only
 COMMON = {"trial": WHOLE, "time": NUMBER}
@@ -59,6 +60,10 @@ OPTIONAL = {
     "seed": WHOLE, "max_epochs": WHOLE, "budget": WHOLE, "agents": WHOLE, "repeats": WHOLE, "minutes": NUMBER,
     "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
     "objective": TEXT, "reason": TEXT,
+}  # fmt: skip
+RUNNER = {
+    "executor": TEXT, "timeout": NUMBER, "stall": NUMBER, "baseline": NUMBER, "fixed": TABLE, "looked": WHOLE,
+    "confirm": WHOLE, "chosen": LIST, "chosen_after": WHOLE,
 }  # fmt: skip
 
 
@@ -118,7 +123,8 @@ def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
         UserError: the folder holds a study already, or cannot be written.
     """
     path = study.folder / FILE
-    fields = {name: getattr(study, name) for name in PLAIN} | {"space": space_to_json(study.space)}
+    fields = {name: getattr(study, name) for name in PLAIN}
+    fields |= {"runner": _runner_to_json(study), "space": space_to_json(study.space)}
     lines = [_stamped({"event": "study", "version": VERSION, **fields}), *map(_stamped, events)]
     temporary = study.folder / f".{FILE}.{os.getpid()}"
     try:
@@ -167,6 +173,25 @@ def trial_event(trial: Trial) -> dict[str, Any]:
     """The event that decides a trial."""
     names = ("values", "kind", "seed", "repeats", "folder", "name")
     return {"event": "trial", "trial": trial.number} | {name: getattr(trial, name) for name in names}
+
+
+def extend_event(study: Study) -> dict[str, Any]:
+    """The event that changes a study's budget, agents, runner or confirmation to what they are in `study`."""
+    return {"event": "extend", "budget": study.budget, "agents": study.agents, "runner": _runner_to_json(study)}
+
+
+def _runner_to_json(study: Study) -> dict[str, Any]:
+    """Runner and Confirmation as one object; the fields of what has not happened are left out."""
+    fields = {name: getattr(study.runner, name) for name in RUNS} | {"confirm": study.confirmation.seeds}
+    if study.confirmation.after is not None:
+        fields |= {"chosen": list(study.confirmation.chosen), "chosen_after": study.confirmation.after}
+    return {name: value for name, value in fields.items() if name not in ("fixed", "looked") or value}
+
+
+def _runner_from_json(fields: dict[str, Any]) -> tuple[Runner, Confirmation]:
+    runner = Runner(**{name: fields[name] for name in RUNS if fields.get(name) is not None})
+    chosen = tuple(fields.get("chosen") or ())
+    return runner, Confirmation(fields.get("confirm") or 0, chosen, fields.get("chosen_after"))
 
 
 def imported_events(trial: Trial) -> Iterator[dict[str, Any]]:
@@ -251,8 +276,10 @@ class _Fold:
         if self.study is None or kind == "study":
             return
         if kind == "extend":
-            for name in ("budget", "agents", "runner"):
-                setattr(self.study, name, event.get(name, getattr(self.study, name)))
+            self.study.budget = event.get("budget", self.study.budget)
+            self.study.agents = event.get("agents", self.study.agents)
+            if event.get("runner") is not None:
+                self.study.runner, self.study.confirmation = _runner_from_json(event["runner"])
         elif kind == "trial" and event["trial"] == len(self.study.trials):
             names = ("values", "kind", "seed", "repeats", "folder", "name")
             self.study.trials.append(Trial(number=event["trial"], **{name: event.get(name) for name in names}))
@@ -290,7 +317,9 @@ def _study(folder: Path, event: dict) -> Study:
     if event.get("version") != VERSION:
         raise UserError(f"{folder / FILE}: version {event.get('version')} of the ledger; this engine reads {VERSION}")
     space: Space = space_from_json(event["space"])
-    return Study(folder=folder, space=space, **{name: event[name] for name in PLAIN if name in event})
+    runner, confirmation = _runner_from_json(event.get("runner") or {})
+    plain = {name: event[name] for name in PLAIN if name in event}
+    return Study(folder=folder, space=space, runner=runner, confirmation=confirmation, **plain)
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -310,9 +339,10 @@ def fault(event: dict[str, Any]) -> str:
             return f"damaged: {kind} has no {name}"
         if not _is(event[name], wanted):
             return f"damaged: {name} of {kind} must be {wanted}"
-    for name, wanted in OPTIONAL.items():
-        if event.get(name) is not None and not _is(event[name], wanted):
-            return f"damaged: {name} of {kind} must be {wanted}"
+    for fields, known in ((event, OPTIONAL), (event.get("runner") or {}, RUNNER)):
+        for name, wanted in known.items():
+            if fields.get(name) is not None and not _is(fields[name], wanted):
+                return f"damaged: {name} of {kind} must be {wanted}"
     return _deeper(kind, event)
 
 

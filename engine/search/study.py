@@ -30,6 +30,27 @@ def field_of(metric: str) -> str:
     return metric.rpartition("/")[2]
 
 
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """How the driver runs a study's trials, and what the report sets them against."""
+
+    executor: str = "local"  # as `engine.jobs.open` takes it
+    timeout: float = 0.0  # minutes after which a trial is given up; 0 = never
+    stall: float = 0.0  # minutes without an evaluation after which it is; 0 = never
+    baseline: float | None = None  # value to beat, where no trial is the preset's own
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # values that an objective gets with every trial
+    looked: int = 0  # comparison: trainings whose results had been seen when seeds were added
+
+
+@dataclasses.dataclass(frozen=True)
+class Confirmation:
+    """Repeats of the best configurations with other seeds."""
+
+    seeds: int = 0  # new ones for each configuration; 0 = nothing is repeated
+    chosen: tuple[int, ...] = ()  # numbers of the trials to repeat
+    after: int | None = None  # number of the last searched trial when they were chosen; None = not chosen yet
+
+
 @dataclasses.dataclass
 class Trial:
     """One configuration and what came of it."""
@@ -67,13 +88,13 @@ class Study:
     agents: int = 1
     seed: int = 0
     max_epochs: int = 20
-    early_stop: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # {"type": "curve" | "hyperband" | "none", ...}
+    # {"type": "curve" | "hyperband" | "none", ...}
+    early_stop: dict[str, Any] = dataclasses.field(default_factory=dict)
     arguments: list[str] = dataclasses.field(default_factory=list)  # preset=... key=value ... of every trial
     first: dict[str, Any] = dataclasses.field(default_factory=dict)  # the preset's own values of the searched keys
     objective: str = ""  # module:function instead of engine.train
-    runner: dict[str, Any] = dataclasses.field(default_factory=dict)  # executor, timeout, stall, confirm
+    runner: Runner = Runner()
+    confirmation: Confirmation = Confirmation()
     trials: list[Trial] = dataclasses.field(default_factory=list)
 
     @property

@@ -394,7 +394,7 @@ def command(study: Study, values: dict[str, Any], seed: int) -> str:
     """The training with these values, for a shell; of an objective, the call in Python."""
     if study.objective:
         module, _, function = study.objective.partition(":")
-        values = study.runner.get("fixed", {}) | values
+        values = study.runner.fixed | values
         return f"from {module} import {function}\n{function}({values!r}, lambda epoch, value: None)"
     settings = [f"{name}={shown(value)}" for name, value in values.items()]
     return shlex.join(["python", "-m", "engine.train", *study.arguments, *settings, f"seed={seed}"])

@@ -14,7 +14,7 @@ from engine.search import __main__ as entry
 from engine.search import ledger, options, plan, trials
 from engine.search.model import stopping
 from engine.search.space import Parameter, Space, size
-from engine.search.study import Study
+from engine.search.study import Confirmation, Runner, Study
 from pipelines.errors import UserError
 from tests.conftest import ROOT
 
@@ -244,20 +244,14 @@ def test_the_seed_of_a_sweep_file_is_checked_as_the_flags(here, seed):
 
 def test_what_a_resume_can_change(tmp_path):
     space = Space((Parameter("x", "float"),))
-    study = Study(
-        tmp_path,
-        "s",
-        space,
-        budget=8,
-        runner={"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0, "baseline": None},
-    )
+    study = Study(tmp_path, "s", space, budget=8)
 
     def changes(*argv):
         return plan.resume_changes(study, *options.parse(["--resume", "s", *argv]))
 
     assert changes() == {} and changes("--budget", "8") == {}
     assert changes("--budget", "16", "--agents=2") == {"budget": 16, "agents": 2}
-    assert changes("--confirm", "3") == {"runner": {**study.runner, "confirm": 3}}
+    assert changes("--confirm", "3") == {"confirmation": Confirmation(3)}
     for argv in (["--method", "random"], ["--seed", "1"], ["--sweep", "a"], ["preset=demo"]):
         with pytest.raises(UserError, match="a resumed study keeps its own"):
             changes(*argv)
@@ -319,11 +313,11 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
     assert "exists already" in message("--refine", "a")
     refined = ["--refine", "b", "--study", "c"]
     old = dataclasses.replace(study, folder=study.folder.with_name("b"), name="b", seed=7)
-    old.runner = {**study.runner, "baseline": 0.96}
+    old.runner = Runner(baseline=0.96)
     ledger.create(old).close()
     kept, given = (plan.prepare(*options.parse([*refined, *more]))[0] for more in ([], ["--seed=0", "--baseline=0.9"]))
-    assert (kept.seed, kept.runner["baseline"]) == (7, 0.96)
-    assert (given.seed, given.runner["baseline"]) == (0, 0.9)
+    assert (kept.seed, kept.runner.baseline) == (7, 0.96)
+    assert (given.seed, given.runner.baseline) == (0, 0.9)
     assert "preset=demo: --refine keeps" in message("--refine", "a", "preset=demo")
     assert "--sweep: --refine keeps" in message("--refine", "a", "--sweep", "x.yaml")
 
