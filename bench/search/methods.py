@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.search.problems import FIRST, SPACE, T_VALUES, Problem
+from engine.search.ask import configuration
 from engine.search.model import surrogate
 from engine.search.study import Study, Trial
 
@@ -49,7 +50,7 @@ def ours(problem: Problem, budget: int, agents: int, seed: int) -> dict:
     clock = Clock(problem, agents)
     for number in range(budget):
         _end(study, clock, clock.ended)
-        values, kind = surrogate.ask(study, number)
+        values, kind = configuration(study, number)
         clock.start(values)
         study.trials.append(Trial(number, values, kind, seed, state="running"))
     _end(study, clock, budget)

@@ -1,9 +1,9 @@
 """The driver: asks, starts, watches, stops, tells. All it knows is in the ledger, so it can be killed anywhere.
 
     while budget is left or attempts run:
-        each running attempt: new validation records -> epoch events -> rungs.decide; its end -> finished, stopped,
+        each running attempt: new validation records -> epoch events -> stopping.decide; its end -> finished, stopped,
                               infeasible, or cut (an outside cause: once more, from its checkpoint)
-        each free slot: a cut trial again, else surrogate.ask -> trial event -> start event -> executor
+        each free slot: a cut trial again, else ask.configuration -> trial event -> start event -> executor
 
 A trial's fault never leaves this loop; the driver's own (a full disk under the ledger) ends it and its attempts.
 """
@@ -20,11 +20,11 @@ from engine.jobs import fence
 from engine.jobs.executor import Attempt, Exit
 from engine.jobs.tail import Tail
 from engine.run.progress import duration
-from engine.search import trials
+from engine.search import ask, confirm, trials
 from engine.search.dashboard import of
-from engine.search.ledger import Ledger, extend_event, trial_event
-from engine.search.model import stopping, surrogate
-from engine.search.study import ENDED, SCORES, Study, Trial, field_of, untried
+from engine.search.ledger import Ledger, trial_event
+from engine.search.model import stopping
+from engine.search.study import ENDED, SCORES, Trial, field_of, untried
 
 POLL_S = 0.2
 GRACE_S = 20.0  # a stopped training's time to end by itself; a checkpoint of HRNet-W44 is written in 3 s
@@ -139,55 +139,15 @@ def _ask(driver: Driver) -> bool:
     # trials that count towards no budget (imported, recommended) use up a finite space all the same
     if len(study.searched) < study.budget and untried(study.space, study.trials) > 0:
         number = len(study.trials)
-        values, kind = surrogate.ask(study, number)
+        values, kind = ask.configuration(study, number)
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))
         return True
     pending = any(trial.state not in ENDED for trial in study.trials if trial.kind != "confirm")
     if not study.confirmation.seeds or pending:
         return False
-    events = recommending(study) or confirming(driver.book)
+    events = confirm.recommending(study) or confirm.confirming(driver.book)
     driver.book.append_all(events)
     return bool(events)
-
-
-def recommending(study: Study) -> list[dict[str, Any]]:
-    """The trial event of the model's recommendation, where no trial has its values: it is measured before it is chosen
-    for repeats. Once for a budget."""
-    from engine.search.report import confirm
-
-    last = _last_searched(study)
-    known = any(trial.kind == "recommended" and trial.number > last for trial in study.trials)
-    if known or study.confirmation.after == last:
-        return []
-    values = confirm.untried(study)
-    return [trial_event(trials.new_trial(study, values, "recommended", study.seed))] if values else []
-
-
-def confirming(book: Ledger) -> list[dict[str, Any]]:
-    """The trial events of `--confirm N` that are not there yet: each chosen configuration with the same N new seeds.
-
-    The choice is made once the budget is spent and kept in the ledger; trials that confirm it do not change it.
-    """
-    from engine.search.report import confirm
-
-    study = book.study
-    if study.confirmation.after != _last_searched(study):
-        chosen = tuple(trial.number for trial in confirm.chosen(study))
-        confirmation = dataclasses.replace(study.confirmation, chosen=chosen, after=_last_searched(study))
-        book.append(**extend_event(dataclasses.replace(study, confirmation=confirmation)))
-    there = {(t.repeats, t.seed) for t in study.trials if t.kind == "confirm"}
-    events: list[dict[str, Any]] = []
-    for seed in range(study.seed + 1, study.seed + 1 + study.confirmation.seeds):
-        for number in study.confirmation.chosen:
-            if (number, seed) not in there:
-                place = len(study.trials) + len(events)
-                values = study.trials[number].values
-                events.append(trial_event(trials.new_trial(study, values, "confirm", seed, number, place)))
-    return events
-
-
-def _last_searched(study: Study) -> int:
-    return max((trial.number for trial in study.searched), default=-1)
 
 
 def start(driver: Driver, trial: Trial) -> None:

@@ -18,7 +18,6 @@ from engine.config.load import DEFAULT_PRESET, load_config, shown
 from engine.search import import_table, ledger, objective, sweep
 from engine.search.model import stopping
 from engine.search.options import FIELDS, NEWEST, Options, value_of
-from engine.search.report.effects import fitted
 from engine.search.space import Parameter, Space, size
 from engine.search.study import GIVEN, SCORES, Confirmation, Runner, Study, Trial, field_of, untried
 from pipelines.errors import UserError
@@ -66,6 +65,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
         UserError: there is too little to narrow it by, or settings are given that the older study has decided.
     """
     from engine.search import refine
+    from engine.search.model import surrogate
 
     mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
     mine += ("--timeout", "--stall", "--method", "--early-stop", "--baseline", "--dry-run")
@@ -73,7 +73,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     if late:
         raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
     old = ledger.read(find_study(options.refine, options))
-    space, first, known = refine.refined(old, fitted(old))
+    space, first, known = refine.refined(old, surrogate.fitted(old))
     name = _folder_name(options.study or f"{old.name}-refined")
     folder = options.root / name if options.study_root or options.study else old.folder.parent / name
     if (folder / ledger.FILE).exists():

@@ -13,8 +13,9 @@ Worked example: lr in [1e-5, 2e-4] log: x = 1e-4 -> u = log(10) / log(20) = 0.76
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,35 @@ def _short(value: float) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def fresh(space: Space, units: np.ndarray, tried: Collection[tuple[Any, ...]]) -> dict[str, Any]:
+    """The values of the first of `units` (N, P) that are not in `tried`; where all are, `first_untried`."""
+    for unit in space.snap(units):
+        values = space.values(unit)
+        if tuple(values.values()) not in tried:
+            return values
+    return first_untried(space, tried)  # a space of few configurations
+
+
+def first_untried(space: Space, tried: Collection[tuple[Any, ...]]) -> dict[str, Any]:
+    """The first configuration of the grid, the last parameter changing fastest, that is not in `tried`.
+
+    Raises:
+        UserError: all are, or a parameter has a continuous range.
+    """
+    grid = []
+    for parameter in space.parameters:
+        options = parameter.options()
+        if options is None:
+            raise UserError(
+                f"{parameter.name}: a continuous parameter has no grid; give it `values`, or use another method"
+            )
+        grid.append(options)
+    for values in itertools.product(*grid):
+        if values not in tried:
+            return dict(zip(space.names, values, strict=True))
+    raise UserError(f"the space has {size(space)} configurations and all are tried: lower --budget or widen it")
 
 
 def size(space: Space) -> float:

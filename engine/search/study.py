@@ -73,6 +73,17 @@ class Trial:
     folder: str = ""  # of the run, relative to the study's
     name: str = ""  # imported: its name where it comes from
 
+    @property
+    def result(self) -> float:
+        """The value, of a trial that has one."""
+        assert self.value is not None
+        return self.value
+
+    @property
+    def reached(self) -> float:
+        """What a measured trial would have reached: a stopped one's extrapolated value, else its own."""
+        return self.estimate[0] if self.estimate is not None else self.result
+
 
 @dataclasses.dataclass
 class Study:
@@ -107,12 +118,32 @@ class Study:
         """Trials that count towards the budget."""
         return [trial for trial in self.trials if trial.kind not in ("recommended", "imported", "confirm")]
 
+    @property
+    def measured(self) -> list[Trial]:
+        """Ended trials with a value, repeats left out, in their order."""
+        ended = [trial for trial in self.trials if trial.state in ("finished", "stopped") and trial.value is not None]
+        return [trial for trial in ended if trial.kind != "confirm"]
+
+    def height(self, trial: Trial) -> float:
+        """A measured trial's value, turned so that higher is better."""
+        return self.sign * trial.result
+
     def incumbent(self) -> Trial | None:
-        """The ended trial with the best measured value, repeats left out; None before the first."""
-        known = [
-            t for t in self.trials if t.kind != "confirm" and t.value is not None and t.state in ("finished", "stopped")
-        ]
-        return max(known, key=lambda t: self.sign * t.value, default=None)
+        """The measured trial with the best value; None before the first."""
+        return max(self.measured, key=self.height, default=None)
+
+    def baseline(self) -> Trial | None:
+        """The preset's own configuration: the trial of kind preset, else the first one with the values of `first`."""
+        known = [trial for trial in self.trials if trial.kind != "confirm"]
+        preset = [trial for trial in known if trial.kind == "preset"]
+        same = [trial for trial in known if self.first and trial.values == self.first]
+        return next(iter(preset + same), None)
+
+    def whole_epochs(self, trial: Trial) -> int:
+        """Epochs of a whole training of a trial: the study's; of imported ones the longest imported one's."""
+        if trial.kind != "imported":
+            return self.max_epochs
+        return max(known.epochs for known in self.trials if known.kind == "imported")
 
 
 def untried(space: Space, trials: Sequence[Trial]) -> float:

@@ -70,7 +70,7 @@ class Sweep:
         fixed: {key of the configuration: plain value} of the others, `preset` among them.
         metric, goal: e.g. val/hmean, maximize.
         method: bayes, random or grid.
-        early_stop: as `rungs.decide` takes it; {} = the file has none.
+        early_stop: as `stopping.decide` takes it; {} = the file has none.
         run_cap: most trials; None = the file has none.
         notices: one line each, for the user: what was passed over, and why that changes nothing.
     """
@@ -316,7 +316,7 @@ def _check_grid(parameters: list[Parameter]) -> None:
 
 
 def _early_stop(entry: Any) -> dict[str, Any]:
-    """`early_terminate` as `rungs.decide` takes it, W&B's defaults filled in."""
+    """`early_terminate` as `stopping.decide` takes it, W&B's defaults filled in."""
     _check_keys(entry, ("type", *HYPERBAND), {}, "early_terminate")
     if entry.get("type") != "hyperband":
         raise UserError(f"early_terminate: type: {entry.get('type')}: W&B has hyperband only")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.search.report.effects import Z90, Effect, Range, measured, reached, whole_epochs
+from engine.search.report.effects import Z90, Effect, Range
 from engine.search.report.findings import Findings
 from engine.search.report.words import number, short, show
 from engine.search.space import Parameter
@@ -136,7 +136,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
     for axes in panels[::columns]:
         axes.set_ylabel(study.metric)
     # Bands reach far down where nothing was tried; what matters is between the trials and the expected values.
-    heights = [reached(t) for t in measured(study)] + [h for e in found.effects for h in (*e.mean, *e.slice)]
+    heights = [t.reached for t in study.measured] + [h for e in found.effects for h in (*e.mean, *e.slice)]
     margin = 0.12 * np.ptp(heights) or 1e-3 * max(1.0, abs(heights[0]))
     panels[0].set_ylim(min(heights) - margin, max(heights) + margin)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -145,7 +145,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
 
 
 def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Parameter) -> None:
-    trials = measured(study)
+    trials = study.measured
     share = (
         f"{100 * effect.share[0]:.0f} % of the variance ({100 * effect.share[1]:.0f} to {100 * effect.share[2]:.0f})"
     )
@@ -167,7 +167,7 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
         low, high = (parameter.unit(value) for value in spread.safe)
         axes.axvspan(low, high, color=GREEN, alpha=0.14, lw=0, label="safe range")
     for state, (mark, _) in MARKS.items():
-        same = [(parameter.coordinate(t.values[parameter.name]), reached(t)) for t in trials if t.state == state]
+        same = [(parameter.coordinate(t.values[parameter.name]), t.reached) for t in trials if t.state == state]
         if same:
             face = "white" if state == "stopped" else BLACK
             label = "trials stopped early, as extrapolated" if state == "stopped" else "trials"
@@ -256,7 +256,7 @@ def _epochs(study: Study) -> Any | None:
             hatch = {"stopped": "//", "infeasible": "xx"}.get(state, "")
             style = {"color": colour, "height": 0.66, "edgecolor": "white", "lw": 0}
             axes.barh(places[rows], [trials[i].epochs for i in rows], label=label, hatch=hatch, **style)
-    whole = max(whole_epochs(study, t) for t in trials)
+    whole = max(study.whole_epochs(t) for t in trials)
     most = max(whole, max(t.epochs for t in trials))
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     for place, trial in zip(places, trials, strict=True):

@@ -20,8 +20,8 @@ from engine.jobs import fence
 from engine.jobs.executor import Exit
 from engine.jobs.local import LocalExecutor
 from engine.jobs.tail import Tail
+from engine.search import ask, confirm, ledger, trials
 from engine.search import driver as loop
-from engine.search import ledger, trials
 from engine.search.model import stopping, surrogate
 from engine.search.space import Parameter, Space
 from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
@@ -63,7 +63,7 @@ def place(tmp_path, monkeypatch):
 
 def asks(monkeypatch, *configurations) -> None:
     """The surrogate's place is taken by a list."""
-    monkeypatch.setattr(surrogate, "ask", lambda study, number: (configurations[number], "model"))
+    monkeypatch.setattr(ask, "configuration", lambda study, number: (configurations[number], "model"))
 
 
 def run(folder, objective: str, executor=None, book=None, **fields) -> tuple[Study, list[str], bool]:
@@ -309,15 +309,13 @@ class Again(Script):
 
 def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
     """The ledger cut after each of its lines, and resumed: the same trials, curves and values in the end."""
-    from engine.search.report import confirm
-
     asks(monkeypatch, *({"lr": 1e-4 / (k + 1), "T_max": 15} for k in range(3)))
     going, late = stopping.Decision(False, "", None), stopping.Decision(True, "late", (0.8, 0.01))
     monkeypatch.setattr(
         stopping, "decide", lambda trial, study: late if (trial.number, trial.epochs) == (2, 2) else going
     )
-    monkeypatch.setattr(confirm, "untried", lambda study: {"lr": 3e-5, "T_max": 18})
-    monkeypatch.setattr(confirm, "chosen", lambda study: study.trials[2:4])
+    monkeypatch.setattr(confirm, "unmeasured", lambda study: {"lr": 3e-5, "T_max": 18})
+    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: study.trials[2:4])
     calm, _, _ = run(place, "quadratic", Again(), budget=3, confirmation=Confirmation(1))
     states = [(trial.kind, trial.state, trial.value, trial.curve) for trial in calm.trials]
     assert [state for _, state, *_ in states] == ["finished", "finished", "stopped", *["finished"] * 3]
@@ -339,19 +337,17 @@ def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
 
 def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15}, {"lr": 5e-5, "T_max": 15}, {"lr": 2e-5, "T_max": 15})
-    from engine.search.report import confirm
-
-    monkeypatch.setattr(confirm, "untried", lambda study: None)  # what the model recommends is among the three
-    monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[k] for k in (1, 2, 0)])
+    monkeypatch.setattr(confirm, "unmeasured", lambda study: None)  # what the model recommends is among the three
+    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[k] for k in (1, 2, 0)])
     study, _, _ = run(place, "quadratic", budget=3, confirmation=Confirmation(2))
     extra = [(trial.repeats, trial.seed, trial.kind, trial.state) for trial in study.trials[3:]]
     assert extra == [(n, seed, "confirm", "finished") for seed in (1, 2) for n in (1, 2, 0)]
     assert all(trial.values == study.trials[trial.repeats].values for trial in study.trials[3:])
-    monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[2]])  # the choice stands
+    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[2]])  # the choice stands
     again = ledger.Ledger(study.folder)
     more = dataclasses.replace(again.study.confirmation, seeds=3)
     again.append(**ledger.extend_event(dataclasses.replace(again.study, confirmation=more)))
-    assert [(event["repeats"], event["seed"]) for event in loop.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
+    assert [(event["repeats"], event["seed"]) for event in confirm.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
     again.close()
 
 

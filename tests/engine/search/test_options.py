@@ -12,7 +12,7 @@ import pytest
 
 from engine.search import __main__ as entry
 from engine.search import ledger, options, plan, trials
-from engine.search.model import stopping
+from engine.search.model import stopping, surrogate
 from engine.search.space import Parameter, Space, size
 from engine.search.study import Confirmation, Runner, Study
 from pipelines.errors import UserError
@@ -299,7 +299,7 @@ def test_a_refined_study_has_the_narrow_space_and_the_knowledge(here, monkeypatc
     narrow = dataclasses.replace(study.space.parameters[0], low=8e-5, high=1.1e-4)
     space = Space((narrow, *study.space.parameters[1:]))
     best = {**study.first, "models.optimizer.lr": 9.5e-5}
-    monkeypatch.setattr(plan, "fitted", lambda old: None)  # two trials are too few for a model
+    monkeypatch.setattr(surrogate, "fitted", lambda old: None)  # two trials are too few for a model
     monkeypatch.setattr(refine, "refined", lambda old, model: (space, best, refine.kept_trials(old, space)))
     new, notices, events = plan.prepare(*options.parse(["--refine", "a", "--budget", "6"]))
     assert (new.name, new.folder, new.budget, new.space) == ("a-refined", Path("studies/a-refined"), 6, space)
