@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.search.space import Space, size
+from engine.search.space import Space, grid_of, size
 
 # asked: its values are decided; running: an attempt is under way; finished: trained to its end; stopped: ended early on
 # purpose; infeasible: failed, diverged, timed out. Cut attempts go back to asked.
@@ -148,8 +148,9 @@ class Study:
 
 def untried(space: Space, trials: Sequence[Trial]) -> float:
     """Number of configurations of a space that no trial has, repeats left out; infinite with a continuous range."""
-    if size(space) == math.inf:
+    grid = grid_of(space)
+    if grid is None:
         return math.inf
-    options = [set(parameter.options()) for parameter in space.parameters]
+    options = list(map(set, grid))
     tried = {tuple(trial.values[name] for name in space.names) for trial in trials if trial.kind != "confirm"}
     return size(space) - sum(all(map(set.__contains__, options, values)) for values in tried)
