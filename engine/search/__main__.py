@@ -20,10 +20,7 @@ from pipelines.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    options, items = flags.parse(argv)
-    if options.help:
-        print(flags.help_text(__doc__), flush=True)
-        return 0
+    options, items = flags.parse(argv, __doc__ or "")
     alone = [flag for flag in ("--resume", "--refine", "--report", "--import") if flag in options.given()]
     if len(alone) > 1:
         raise UserError(f"{' and '.join(alone)} do not go together; give one of them")

@@ -17,7 +17,7 @@ from engine.config.cautions import warnings
 from engine.config.load import DEFAULT_PRESET, load_config, shown
 from engine.search import import_table, ledger, objective, sweep
 from engine.search.model import stopping
-from engine.search.options import FIELDS, NEWEST, Options, value_of
+from engine.search.options import NEWEST, Options
 from engine.search.space import Parameter, Space, size
 from engine.search.study import GIVEN, SCORES, Confirmation, Runner, Study, Trial, field_of, untried
 from pipelines.errors import UserError
@@ -136,7 +136,10 @@ def _seed(options: Options, fixed: dict[str, Any]) -> int:
     """The flag's, else the sweep file's single value, which may be no other than the flag's, else 0."""
     if options.seed is not None:
         return options.seed
-    return value_of("parameters: seed", shown(fixed.get("seed", 0)), FIELDS["--seed"])
+    seed = fixed.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 10**9:
+        raise UserError(f"parameters: seed {shown(seed)}: expected a whole number, 0 to 10^9")
+    return seed
 
 
 def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
