@@ -53,7 +53,7 @@ def refined(study: Study, posterior: Posterior | None) -> tuple[Space, dict[str,
 def refined_space(study: Study, posterior: Posterior) -> Space:
     """The study's space, narrowed around the recommended values by the rule above."""
     optimum = effects.recommended(study, posterior)
-    spread = effects.ranges(study, posterior, optimum, noise_of(study, posterior).sd)
+    spread = effects.ranges(study, posterior, optimum, noise_of(study, posterior).sd or 0.0)
     narrowed = []
     for column, parameter in enumerate(study.space.parameters):
         wider = spread[column].wider
@@ -104,8 +104,7 @@ def kept_trials(study: Study, space: Space) -> list[Trial]:
     failed = [t for t in study.trials if t.state == "infeasible" and t.kind != "confirm"]
     known = sorted([*study.measured, *failed], key=lambda trial: trial.number)
     kept = [t for t in known if all(t.values[p.name] in p.values for p in choices)]
-    renamed = {"kind": "imported", "folder": ""}
     return [
-        dataclasses.replace(t, number=number, name=t.name or f"{study.name} {t.number}", **renamed)
+        dataclasses.replace(t, number=number, kind="imported", folder="", name=t.name or f"{study.name} {t.number}")
         for number, t in enumerate(kept)
     ]

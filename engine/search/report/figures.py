@@ -186,8 +186,8 @@ def ticks_of(parameter: Parameter) -> list[Any]:
     if parameter.scale == "linear":
         from matplotlib.ticker import MaxNLocator
 
-        ticks = MaxNLocator(5, integer=parameter.kind == "int").tick_values(parameter.low, parameter.high)
-        return [float(f"{t:.6g}") for t in ticks if parameter.low <= t <= parameter.high]
+        places = MaxNLocator(5, integer=parameter.kind == "int").tick_values(parameter.low, parameter.high)
+        return [float(f"{t:.6g}") for t in places if parameter.low <= t <= parameter.high]
     decades = range(int(np.floor(np.log10(parameter.low))), int(np.ceil(np.log10(parameter.high))) + 1)
     for leads in ((1, 2, 5), (1, 3), (1,)):
         ticks = [float(f"{lead}e{decade}") for decade in decades for lead in leads]
@@ -209,8 +209,9 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     figure = sheet(8.5, 3.6)
     axes = figure.subplots()
     shown = trials[:COLOURED]
-    worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].value  # colours for the better ones
-    norm = Normalize(*sorted([worst, trials[0].value]), clip=True)
+    worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].result  # colours for the better ones
+    low, high = sorted([worst, trials[0].result])
+    norm = Normalize(low, high, clip=True)
     # Light = poor, dark = good, so that the best stands out on white; the palest fifth would not be seen.
     shades = colormaps["YlGnBu"](np.linspace(0.22, 1.0, 256))
     colours = ListedColormap(shades if study.sign > 0 else shades[::-1])
@@ -220,7 +221,7 @@ def _parallel(study: Study, found: Findings) -> Any | None:
         if rank >= COLOURED:
             axes.plot(places, space.coordinates(trial.values), color="#DFE3E7", lw=0.9, zorder=1)
             continue
-        axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.value)), **style)
+        axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.result)), **style)
     paper, style = (
         {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
         {"fontsize": 7.5, "color": "#333"},

@@ -362,8 +362,10 @@ def _confirmed(study: Study, found: Findings) -> list[Block]:
         gain = "baseline" if base and item.number == base.number else ""
         if item.gain is not None:
             gain = difference(item.gain)
-            known = item.low is not None and item.high is not None
-            gain += f" ({difference(item.low)} to {difference(item.high)})" if known else ", no interval"
+            if item.low is not None and item.high is not None:
+                gain += f" ({difference(item.low)} to {difference(item.high)})"
+            else:
+                gain += ", no interval"
         sd = "" if item.sd is None else f"{item.sd:.2g}"
         rows.append([str(item.number), values, str(item.failed or ""), number(item.mean), sd, gain])
     header = ["trial", "values by seed", "failed", "mean", "sd", "gain over the baseline, 90 %"]
