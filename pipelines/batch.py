@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import torch
 
+from pipelines.geometry import Labels
+
 
 @dataclasses.dataclass
 class Batch:
@@ -54,9 +56,7 @@ class Batch:
 
 def collate(
     image: torch.Tensor,
-    points: list[np.ndarray],
-    offsets: list[np.ndarray],
-    ignore: list[np.ndarray],
+    labels: list[Labels],
     rows: np.ndarray,
     matrix: np.ndarray,
 ) -> Batch:
@@ -64,17 +64,18 @@ def collate(
 
     Args:
         image, rows, matrix: `Batch.image`, `Batch.index` and `Batch.matrix`, taken as they are.
-        points, offsets, ignore: one array a page, as in `source.Sample`; copied.
+        labels: of every page, canvas pixels; copied.
     """
-    bases = np.cumsum([0] + [len(page) for page in points[:-1]])
-    poly_offsets = np.concatenate([np.zeros(1, np.int64)] + [o[1:] + base for o, base in zip(offsets, bases)])
-    page_offsets = np.cumsum([0] + [len(flags) for flags in ignore], dtype=np.int64)
+    bases = np.cumsum([0] + [len(page.points) for page in labels[:-1]])
+    ends = [page.offsets[1:] + base for page, base in zip(labels, bases)]
+    poly_offsets = np.concatenate([np.zeros(1, np.int64), *ends])
+    page_offsets = np.cumsum([0] + [len(page.ignore) for page in labels], dtype=np.int64)
     return Batch(
         image=image,
-        points_xy=torch.from_numpy(np.concatenate(points)),
+        points_xy=torch.from_numpy(np.concatenate([page.points for page in labels])),
         poly_offsets=torch.from_numpy(poly_offsets),
         page_offsets=torch.from_numpy(page_offsets),
-        ignore=torch.from_numpy(np.concatenate(ignore)),
+        ignore=torch.from_numpy(np.concatenate([page.ignore for page in labels])),
         index=rows,
         matrix=matrix,
     )

@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,9 @@ from pipelines import graph, quarantine, sampler
 from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
+from pipelines.geometry import Labels
 from pipelines.graph import DEFAULT, LoaderOptions
+from pipelines.index.pages import Pages
 from pipelines.quarantine import BadPages, Ledger
 from pipelines.sampler import Share
 from pipelines.source import EvalSource, TrainSource, raw_sizes
@@ -114,11 +115,11 @@ class _Stream:
     def _batch(self, outputs: graph.Outputs) -> Batch:
         # No copy: DALI's dynamic executor gives every iteration a buffer of its own, alive as long as the torch tensor.
         image = torch.from_dlpack(outputs.image.as_tensor()).permute(0, 3, 1, 2)
-        points, offsets, ignore = (
-            [np.array(page) for page in output] for output in (outputs.points, outputs.offsets, outputs.ignore)
-        )
-        rows, matrix = np.array(outputs.index.as_tensor()), np.array(outputs.matrix.as_tensor())
-        return collate(image, points, offsets, ignore, rows, matrix)
+        labels = [
+            Labels(*(np.array(part) for part in page))
+            for page in zip(outputs.points, outputs.offsets, outputs.ignore, strict=True)
+        ]
+        return collate(image, labels, np.array(outputs.index.as_tensor()), np.array(outputs.matrix.as_tensor()))
 
     def _add(self, row: int, reason: str = "") -> None:
         if row not in self.ledger.bad.known:
@@ -260,7 +261,7 @@ class EvalLoader:
 
 
 def train_loader(
-    index: Any,
+    index: Pages,
     *,
     image_size: tuple[int, int],
     batch_size: int,
@@ -280,7 +281,7 @@ def train_loader(
     """Augmented batches without end, from (start_epoch, start_step) on.
 
     Args:
-        index: `pipelines.index.build` Index or ConcatIndex.
+        index: the pages; a ConcatIndex's parts are data sets by themselves.
         image_size: canvas (H, W), pixels.
         batch_size: pages per rank and micro-step.
         augment: what may happen to a page.
@@ -313,7 +314,7 @@ def train_loader(
 
 
 def eval_loader(
-    index: Any,
+    index: Pages,
     *,
     image_size: tuple[int, int],
     batch_size: int,

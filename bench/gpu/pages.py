@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.geometry import Labels, pack
+
 LINES = 54  # of a page, as on a real receipt
 
 
 class Pages:
-    """What a loader asks of an index, in memory."""
+    """`pipelines.index.pages.Pages` in memory, with what judging asks of an index."""
 
     def __init__(self, paths: list[Path], size_wh: tuple[int, int], polygons: list[np.ndarray]) -> None:
         self._paths, self._polygons = paths, polygons
@@ -40,6 +42,10 @@ class Pages:
     def num_bytes(self, row: int) -> int:
         """Bytes of a page's file."""
         return self.path(row).stat().st_size
+
+    def labels(self, row: int) -> Labels:
+        """LINES quads of a page, none to be ignored."""
+        return pack(self.polygons(row), self.ignore(row))
 
     def polygons(self, row: int) -> list[np.ndarray]:
         """(4, 2) float32 quads of a page's lines, pixel centres at i + 0.5; the same on every page."""

@@ -12,7 +12,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from pipelines.augment import AugmentConfig, Draw
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
+from pipelines.geometry import Labels
+from pipelines.index.pages import Pages
 from pipelines.sampler import Share
 from pipelines.source import Sample, TrainSource
 
@@ -94,9 +95,7 @@ class Batches(Dataset):
         pixels = default_collate(pages)
         return collate(
             pixels.permute(0, 3, 1, 2),
-            [sample.points for sample in samples],
-            [sample.offsets for sample in samples],
-            [sample.ignore for sample in samples],
+            [Labels(sample.points, sample.offsets, sample.ignore) for sample in samples],
             np.array([row for row, _ in drawn], np.int64),
             np.stack([sample.matrix for sample in samples]),
         )
@@ -136,7 +135,7 @@ class OpenCVLoader:
 
 
 def opencv_loader(
-    index: Any,
+    index: Pages,
     *,
     image_size: tuple[int, int],
     batch_size: int,
@@ -148,8 +147,7 @@ def opencv_loader(
     """The batches of `pipelines.loader.train_loader` of one rank, from the first on; float32 in host memory.
 
     Args:
-        index: anything with `len`, `size_wh`, `orientation`, `path`, `polygons` and `ignore` of an index; picklable
-            where processes are not forked.
+        index: the pages; picklable where processes are not forked.
         image_size, batch_size, augment, seed: as `train_loader`.
         workers: processes, 0 = in this one.
         prefetch: batches prepared ahead by each worker.
