@@ -48,11 +48,6 @@ class Batch:
         names = ("image", "points_xy", "poly_offsets", "page_offsets", "ignore")
         return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
-    @property
-    def num_polygons(self) -> np.ndarray:
-        """(N,) int64 polygons per page; reads the offsets, so ask before `.to` a GPU."""
-        return np.diff(self.page_offsets.numpy())
-
 
 def collate(
     image: torch.Tensor,

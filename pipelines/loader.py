@@ -213,11 +213,6 @@ class TrainLoader:
         self._stream.pass_over(set(rows))
 
     @property
-    def quarantined(self) -> dict[str, str]:
-        """Path -> what is wrong, of the pages found bad so far; others are taken for them."""
-        return quarantine.paths_of(self._source.maker.index, self._stream.ledger.bad.known)
-
-    @property
     def wait_seconds(self) -> float:
         """Total time spent in `next`, seconds."""
         return self._stream.wait_seconds

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import UserError
+from pipelines.folders import new_folder
 from pipelines.images.read import PILLOW_FORMATS, pixel_limit
-from pipelines.index.build import MAX_WORKERS, new_folder, subset
+from pipelines.index.build import MAX_WORKERS, subset
 from pipelines.index.store import Index, is_index
 from pipelines.limits import DEFAULT, Limits
 
