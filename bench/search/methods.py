@@ -86,8 +86,8 @@ def _optuna(sampler: str, first: bool, ordinal: bool, **options) -> Method:
         names = SPACE.names
         if first:
             study.enqueue_trial({**FIRST, names[2]: T_VALUES.index(FIRST[names[2]]) if ordinal else FIRST[names[2]]})
-        clock, trials = Clock(problem, agents), []
-        told = 0
+        clock, told = Clock(problem, agents), 0
+        trials: list[optuna.Trial] = []
         for _ in range(budget):
             while told < clock.ended:
                 study.tell(trials[told], clock.heights[told])
@@ -123,7 +123,7 @@ def skopt_default(problem: Problem, budget: int, agents: int, seed: int) -> dict
 
     clock, told = Clock(problem, agents), 0
     optimizer = skopt.Optimizer(_skopt_dimensions(), random_state=seed)
-    points = []
+    points: list[list] = []
     for _ in range(budget):
         while told < clock.ended:
             optimizer.tell(points[told], -clock.heights[told])
@@ -160,7 +160,8 @@ def wandb_bayes(problem: Problem, budget: int, agents: int, seed: int) -> dict:
         for p in SPACE.parameters
     }
     config = {"method": "bayes", "metric": {"name": "h", "goal": "maximize"}, "parameters": parameters}
-    clock, runs = Clock(problem, agents), []
+    clock = Clock(problem, agents)
+    runs: list[sweeps.SweepRun] = []
     np.random.seed(seed)
     for _ in range(budget):
         for run, height in zip(runs[: clock.ended], clock.heights, strict=False):
