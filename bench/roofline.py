@@ -22,11 +22,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
 from bench.cost_model import ITEM, Work, is_product, kept_bytes, pad, seconds, step_work
 from engine import cli
 from engine.config import Config
 from engine.config.load import load_config
-from engine.profiling.flops import TRAINING, Layer, meta_model, saved_bytes, trace
+from engine.profiling.flops import TRAINING, Layer, meta_model, trace
 from pipelines.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,6 +95,27 @@ def load(preset: str) -> Model:
     layers = trace(model, height, width)
     parameters = sum(p.numel() for p in model.parameters())
     return Model(config, layers, parameters, height * width, saved_bytes(model.bfloat16(), height, width))
+
+
+def saved_bytes(model: nn.Module, height: int, width: int) -> int:
+    """Bytes of activations that eager autograd keeps for the backward pass of one image, in the model's dtype.
+
+    Tensors that share memory count once; parameters and buffers do not count. The model must be on the meta device.
+    """
+    image = torch.empty(1, 3, height, width, device="meta", dtype=next(model.parameters()).dtype)
+    fixed = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in fixed:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(image)
+    del out
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def table(head: Iterable, rows: Iterable[Iterable]) -> list[str]:

@@ -1,9 +1,12 @@
 """What a loader hands to training, evaluation and prediction."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
+
+from pipelines.geometry import Labels
 
 
 @dataclasses.dataclass
@@ -33,7 +36,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`; the polygons go there without waiting (pinned first when it is a GPU)."""
         device = torch.device(device)
-        moved = {"image": self.image.to(device, non_blocking=True)}
+        moved: dict[str, Any] = {"image": self.image.to(device, non_blocking=True)}
         for name in ("points_xy", "poly_offsets", "page_offsets", "ignore"):
             value = getattr(self, name)
             if device.type == "cuda" and value.device.type == "cpu" and not value.is_pinned():
@@ -46,17 +49,10 @@ class Batch:
         names = ("image", "points_xy", "poly_offsets", "page_offsets", "ignore")
         return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
-    @property
-    def num_polygons(self) -> np.ndarray:
-        """(N,) int64 polygons per page; reads the offsets, so ask before `.to` a GPU."""
-        return np.diff(self.page_offsets.numpy())
-
 
 def collate(
     image: torch.Tensor,
-    points: list[np.ndarray],
-    offsets: list[np.ndarray],
-    ignore: list[np.ndarray],
+    labels: list[Labels],
     rows: np.ndarray,
     matrix: np.ndarray,
 ) -> Batch:
@@ -64,17 +60,18 @@ def collate(
 
     Args:
         image, rows, matrix: `Batch.image`, `Batch.index` and `Batch.matrix`, taken as they are.
-        points, offsets, ignore: one array a page, as in `source.Sample`; copied.
+        labels: of every page, canvas pixels; copied.
     """
-    bases = np.cumsum([0] + [len(page) for page in points[:-1]])
-    poly_offsets = np.concatenate([np.zeros(1, np.int64)] + [o[1:] + base for o, base in zip(offsets, bases)])
-    page_offsets = np.cumsum([0] + [len(flags) for flags in ignore], dtype=np.int64)
+    bases = np.cumsum([0] + [len(page.points) for page in labels[:-1]])
+    ends = [page.offsets[1:] + base for page, base in zip(labels, bases)]
+    poly_offsets = np.concatenate([np.zeros(1, np.int64), *ends])
+    page_offsets = np.cumsum([0] + [len(page.ignore) for page in labels], dtype=np.int64)
     return Batch(
         image=image,
-        points_xy=torch.from_numpy(np.concatenate(points)),
+        points_xy=torch.from_numpy(np.concatenate([page.points for page in labels])),
         poly_offsets=torch.from_numpy(poly_offsets),
         page_offsets=torch.from_numpy(page_offsets),
-        ignore=torch.from_numpy(np.concatenate(ignore)),
+        ignore=torch.from_numpy(np.concatenate([page.ignore for page in labels])),
         index=rows,
         matrix=matrix,
     )

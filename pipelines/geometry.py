@@ -10,6 +10,7 @@ no text instance, else the one that cuts fewest wins. Instances wholly outside t
 by the border stays whole if at least 70 % of its area (MIN_INSIDE) is on the canvas, else it is flagged ignore.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -19,11 +20,6 @@ from pipelines.augment import Draw
 
 MIN_INSIDE = 0.7  # below this share of its area on the canvas an instance is ignored: too little of the line is seen
 ANTIALIAS = 1.5  # a stronger shrink goes through an antialiased resize first: one bilinear warp would skip pixels
-
-
-def identity() -> np.ndarray:
-    """The (2, 3) float64 matrix that changes nothing."""
-    return np.eye(2, 3)
 
 
 def compose(*matrices: np.ndarray) -> np.ndarray:
@@ -99,6 +95,10 @@ class Labels(NamedTuple):
     offsets: np.ndarray  # (P + 1,) int64
     ignore: np.ndarray  # (P,) bool
 
+    def polygons(self) -> list[np.ndarray]:
+        """(n, 2) views of the points, one a polygon."""
+        return [self.points[a:b] for a, b in itertools.pairwise(self.offsets)]
+
 
 def pack(polygons: list[np.ndarray], ignore: np.ndarray) -> Labels:
     """CSR form of a list of (n, 2) polygons and their (P,) ignore flags."""
@@ -172,7 +172,7 @@ def _least_cutting(shifts: np.ndarray, low: np.ndarray, high: np.ndarray, canvas
     return int(np.argmin(penalty))
 
 
-def transform(labels: Labels, matrix: np.ndarray, canvas_hw: tuple[int, int]) -> tuple[Labels, np.ndarray]:
+def transform(labels: Labels, matrix: np.ndarray, canvas_hw: tuple[int, int]) -> Labels:
     """Polygons on the canvas: moved, those wholly outside dropped, those mostly outside ignored.
 
     Args:
@@ -182,12 +182,11 @@ def transform(labels: Labels, matrix: np.ndarray, canvas_hw: tuple[int, int]) ->
         canvas_hw: canvas height and width.
 
     Returns:
-        the labels that are left, in canvas pixels (points may lie beyond the border), and (P,) int64 their rows in
-        the given labels.
+        the labels that are left, in canvas pixels; points may lie beyond the border.
     """
     points, offsets = apply(matrix, labels.points), labels.offsets
+    sizes = np.diff(offsets)
     if np.linalg.det(matrix[:, :2]) < 0 and len(points):
-        sizes = np.diff(offsets)
         points = points[np.repeat(offsets[:-1] + offsets[1:] - 1, sizes) - np.arange(len(points))]
     limit = np.array([canvas_hw[1], canvas_hw[0]], np.float64)
     low, high = _boxes(points, offsets)
@@ -197,9 +196,8 @@ def transform(labels: Labels, matrix: np.ndarray, canvas_hw: tuple[int, int]) ->
         share = inside_share(points[offsets[row] : offsets[row + 1]], canvas_hw)
         keep[row] = share > 0
         ignore[row] |= share < MIN_INSIDE
-    rows = np.flatnonzero(keep)
-    kept = [points[offsets[r] : offsets[r + 1]] for r in rows]
-    return pack(kept, ignore[rows]), rows
+    left = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[keep])])
+    return Labels(points[np.repeat(keep, sizes)].astype(np.float32), left, ignore[keep])
 
 
 def area(polygon: np.ndarray) -> float:

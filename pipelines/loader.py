@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,9 @@ from pipelines import graph, quarantine, sampler
 from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
+from pipelines.geometry import Labels
 from pipelines.graph import DEFAULT, LoaderOptions
+from pipelines.index.pages import Pages
 from pipelines.quarantine import BadPages, Ledger
 from pipelines.sampler import Share
 from pipelines.source import EvalSource, TrainSource, raw_sizes
@@ -97,7 +98,7 @@ class _Stream:
             if not self._find_undecodable():
                 self._excuse_once(error)
             return None
-        rows = np.array(outputs.index.as_tensor())
+        rows = np.array(outputs.row.as_tensor())
         for row in self.source.passed_over(self.iteration, rows):
             self._add(row)
         return None if self._find_wrong_size(rows, np.array(outputs.shape.as_tensor())) else outputs
@@ -114,11 +115,11 @@ class _Stream:
     def _batch(self, outputs: graph.Outputs) -> Batch:
         # No copy: DALI's dynamic executor gives every iteration a buffer of its own, alive as long as the torch tensor.
         image = torch.from_dlpack(outputs.image.as_tensor()).permute(0, 3, 1, 2)
-        points, offsets, ignore = (
-            [np.array(page) for page in output] for output in (outputs.points, outputs.offsets, outputs.ignore)
-        )
-        rows, matrix = np.array(outputs.index.as_tensor()), np.array(outputs.matrix.as_tensor())
-        return collate(image, points, offsets, ignore, rows, matrix)
+        labels = [
+            Labels(*(np.array(part) for part in page))
+            for page in zip(outputs.points, outputs.offsets, outputs.ignore, strict=True)
+        ]
+        return collate(image, labels, np.array(outputs.row.as_tensor()), np.array(outputs.matrix.as_tensor()))
 
     def _add(self, row: int, reason: str = "") -> None:
         if row not in self.ledger.bad.known:
@@ -177,9 +178,10 @@ def _preallocate(source: TrainSource | EvalSource, sizes_wh: np.ndarray, prefetc
     needed = graph.device_bytes(sizes_wh, canvas, augment, batch_size, prefetch)
     free, _total = torch.cuda.mem_get_info(device_id)
     if needed <= free // 4:
-        backend.PreallocateDeviceMemory(needed, device_id)
+        backend.PreallocateDeviceMemory(needed, device_id)  # type: ignore[attr-defined]  # not in DALI's stub
     if augment.noises:  # by far the most that goes to the GPU: 3 bytes a pixel, on the pages that get noise
-        backend.PreallocatePinnedMemory(3 * canvas[0] * canvas[1] * math.ceil(batch_size * augment.noise_p))
+        pinned = 3 * canvas[0] * canvas[1] * math.ceil(batch_size * augment.noise_p)
+        backend.PreallocatePinnedMemory(pinned)  # type: ignore[attr-defined]  # nor is this
 
 
 class TrainLoader:
@@ -210,11 +212,6 @@ class TrainLoader:
     def pass_over(self, rows: Iterable[int]) -> None:
         """From the next batch on these rows are not even read; if any is new, a new pipeline begins there."""
         self._stream.pass_over(set(rows))
-
-    @property
-    def quarantined(self) -> dict[str, str]:
-        """Path -> what is wrong, of the pages found bad so far; others are taken for them."""
-        return quarantine.paths_of(self._source.maker.index, self._stream.ledger.bad.known)
 
     @property
     def wait_seconds(self) -> float:
@@ -260,7 +257,7 @@ class EvalLoader:
 
 
 def train_loader(
-    index: Any,
+    index: Pages,
     *,
     image_size: tuple[int, int],
     batch_size: int,
@@ -280,7 +277,7 @@ def train_loader(
     """Augmented batches without end, from (start_epoch, start_step) on.
 
     Args:
-        index: `pipelines.index.build` Index or ConcatIndex.
+        index: the pages; a ConcatIndex's parts are data sets by themselves.
         image_size: canvas (H, W), pixels.
         batch_size: pages per rank and micro-step.
         augment: what may happen to a page.
@@ -313,7 +310,7 @@ def train_loader(
 
 
 def eval_loader(
-    index: Any,
+    index: Pages,
     *,
     image_size: tuple[int, int],
     batch_size: int,

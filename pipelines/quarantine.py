@@ -7,9 +7,11 @@ import os
 from typing import Any
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
+from nvidia.dali.types import DALIDataType, DALIImageType
 
 from pipelines.errors import UserError
+from pipelines.index.pages import Pages
 from pipelines.source import open_file
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class BadPages:
     named: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
-def problem(index: Any, row: int) -> str:
+def problem(index: Pages, row: int) -> str:
     """Why a page's file cannot be taken, in words; looks at the file."""
     expected = index.num_bytes(row)
     try:
@@ -57,13 +59,13 @@ class Ledger:
     """Writes down the bad pages of an index: each is named in a warning, the same fault only once.
 
     Args:
-        index: an index (`pipelines.index.build`).
+        index: the pages.
         bad: what becomes of them, and which are known.
         share: of the pages, rounded up, that may be bad; 0 refuses the first.
         rank: for the warning.
     """
 
-    def __init__(self, index: Any, bad: BadPages, share: float, rank: int) -> None:
+    def __init__(self, index: Pages, bad: BadPages, share: float, rank: int) -> None:
         self.index, self.bad, self.share, self.rank = index, bad, share, rank
 
     def add(self, row: int, reason: str) -> None:
@@ -82,7 +84,7 @@ class Ledger:
             refuse_above(self.share, len(self.index), paths_of(self.index, bad.known))
 
 
-def paths_of(index: Any, reasons: dict[int, str]) -> dict[str, str]:
+def paths_of(index: Pages, reasons: dict[int, str]) -> dict[str, str]:
     """Path -> reason of bad rows."""
     return {str(index.path(row)): reason for row, reason in reasons.items()}
 
@@ -112,8 +114,8 @@ def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
 def _decode_one(device: str) -> Any:
-    data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(data, device=device, output_type=types.RGB)
+    data = fn.external_source(name="data", dtype=DALIDataType.UINT8, ndim=1)
+    return fn.decoders.image(data, device=device, output_type=DALIImageType.RGB)
 
 
 def undecodable(pages: list[tuple[int, np.ndarray]], device_id: int | None) -> list[int]:

@@ -22,6 +22,7 @@ import numpy as np
 from pipelines import geometry, sampler
 from pipelines.augment import NOISE_MARGIN, AugmentConfig, Draw, draw
 from pipelines.index.bare import BareIndex
+from pipelines.index.pages import Pages
 from pipelines.sampler import Share
 from pipelines.worker_signals import leave_to_parent
 
@@ -41,7 +42,7 @@ class Sample(NamedTuple):
     points: np.ndarray  # (V, 2) float32 canvas pixels
     offsets: np.ndarray  # (P + 1,) int64
     ignore: np.ndarray  # (P,) bool
-    index: np.ndarray  # () int64
+    row: np.ndarray  # () int64, in the index
     matrix: np.ndarray  # (2, 3) float64 upright page -> canvas
     colour_on: np.ndarray  # () bool
     colour: np.ndarray  # (3, 4) float32
@@ -57,13 +58,13 @@ class Sample(NamedTuple):
     light_offset: np.ndarray  # (16, 16, 1) float32
 
 
-def raw_size(index: Any, row: int) -> tuple[int, int]:
+def raw_size(index: Pages, row: int) -> tuple[int, int]:
     """Width and height as stored in the file; EXIF orientations 5 to 8 swap the upright ones."""
     w, h = (int(side) for side in index.size_wh[row])
     return (h, w) if int(index.orientation[row]) >= 5 else (w, h)
 
 
-def raw_sizes(index: Any) -> np.ndarray:
+def raw_sizes(index: Pages) -> np.ndarray:
     """(N, 2) int32 `raw_size` of every row."""
     swapped = np.asarray(index.orientation) >= 5
     return np.where(swapped[:, None], index.size_wh[:, ::-1], index.size_wh)
@@ -82,7 +83,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
-def read_page(index: Any, row: int) -> np.ndarray:
+def read_page(index: Pages, row: int) -> np.ndarray:
     """(bytes,) uint8 of a page's file; empty when it cannot be read or has not as many bytes as were indexed.
 
     One byte more is asked for than there should be: a file that was replaced by a huge one takes no memory.
@@ -100,14 +101,14 @@ class SampleMaker:
     """Makes a `Sample` of an index row and a draw.
 
     Args:
-        index: an index (`pipelines.index.build`).
+        index: the pages.
         canvas_hw: canvas height and width.
 
     Attributes:
         bad: rows that are not read.
     """
 
-    def __init__(self, index: Any, canvas_hw: tuple[int, int]) -> None:
+    def __init__(self, index: Pages, canvas_hw: tuple[int, int]) -> None:
         self.index = index
         self.canvas_hw = canvas_hw
         self.bad: set[int] = set()
@@ -125,9 +126,9 @@ class SampleMaker:
         """The sample; `encoded` is the row's `read`, where the caller has it."""
         index, canvas = self.index, self.canvas_hw
         size_wh = (int(index.size_wh[row, 0]), int(index.size_wh[row, 1]))
-        labels = geometry.pack(index.polygons(row), index.ignore(row))
+        labels = index.labels(row)
         matrix = geometry.place(drawn, size_wh, canvas, labels)
-        labels, _ = geometry.transform(labels, matrix, canvas)
+        labels = geometry.transform(labels, matrix, canvas)
         raw = raw_size(index, row)
         warp = geometry.plan_warp(geometry.compose(matrix, geometry.orient(index.orientation[row], raw)), raw)
         colour = np.eye(3, 4, dtype=np.float32) if drawn.colour is None else drawn.colour
@@ -141,7 +142,7 @@ class SampleMaker:
             points=labels.points,
             offsets=labels.offsets,
             ignore=labels.ignore,
-            index=np.array(row, np.int64),
+            row=np.array(row, np.int64),
             matrix=matrix,
             colour_on=np.array(drawn.colour is not None and not tone),
             colour=colour,
@@ -230,7 +231,7 @@ class TrainSource:
 
     def __init__(
         self,
-        index: Any,
+        index: Pages,
         canvas_hw: tuple[int, int],
         augment: AugmentConfig,
         share: Share,
@@ -337,7 +338,7 @@ class EvalSource:
         batch_size: rows in every batch but the last.
     """
 
-    def __init__(self, index: Any, canvas_hw: tuple[int, int], rows: np.ndarray, batch_size: int) -> None:
+    def __init__(self, index: Pages, canvas_hw: tuple[int, int], rows: np.ndarray, batch_size: int) -> None:
         self.maker = SampleMaker(index, canvas_hw)
         self.augment, self.fields = NOT_AUGMENTED, fields_of(NOT_AUGMENTED)
         self._rows, self.batch_size = rows, batch_size

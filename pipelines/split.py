@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import UserError
+from pipelines.folders import new_folder
 from pipelines.images.read import PILLOW_FORMATS, pixel_limit
-from pipelines.index.build import MAX_WORKERS, new_folder, subset
+from pipelines.index.build import MAX_WORKERS, subset
 from pipelines.index.store import Index, is_index
 from pipelines.limits import DEFAULT, Limits
 
@@ -181,7 +182,7 @@ def split(
     result = {
         "kind": "dbnet-split", "version": VERSION, "source": str(index.folder), "root": str(index.root), "seed": seed,
         "similarity": similarity, "folds": described,
-        "copies": [[index.relative_path(i) for i in rows] for rows in copies if len(rows) > 1],
+        "copies": [[index.relative_path(i) for i in rows.tolist()] for rows in copies if len(rows) > 1],
     }  # fmt: skip
     with new_folder(out, replace=True) as temporary:
         for k in range(folds):

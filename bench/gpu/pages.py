@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.geometry import Labels, pack
+
 LINES = 54  # of a page, as on a real receipt
 
 
 class Pages:
-    """What a loader asks of an index, in memory."""
+    """`pipelines.index.pages.LabelledPages` in memory."""
 
     def __init__(self, paths: list[Path], size_wh: tuple[int, int], polygons: list[np.ndarray]) -> None:
         self._paths, self._polygons = paths, polygons
@@ -24,7 +26,8 @@ class Pages:
     def repeated(self, count: int) -> "Pages":
         """`count` pages, these over and over."""
         paths = list(itertools.islice(itertools.cycle(self._paths), count))
-        return Pages(paths, tuple(self.size_wh[0]), self._polygons)
+        width, height = self.size_wh[0].tolist()
+        return Pages(paths, (width, height), self._polygons)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -41,6 +44,10 @@ class Pages:
         """Bytes of a page's file."""
         return self.path(row).stat().st_size
 
+    def labels(self, row: int) -> Labels:
+        """LINES quads of a page, none to be ignored."""
+        return pack(self.polygons(row), self.ignore(row))
+
     def polygons(self, row: int) -> list[np.ndarray]:
         """(4, 2) float32 quads of a page's lines, pixel centres at i + 0.5; the same on every page."""
         return list(self._polygons)
@@ -48,6 +55,9 @@ class Pages:
     def ignore(self, row: int) -> np.ndarray:
         """(LINES,) bool, none."""
         return np.zeros(len(self._polygons), bool)
+
+    def texts(self, row: int) -> None:
+        """There are none."""
 
 
 def draw_pages(folder: Path, count: int, height: int = 1600, width: int = 900) -> Pages:

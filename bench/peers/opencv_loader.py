@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from pipelines.augment import AugmentConfig, Draw
 from pipelines.batch import Batch, collate
 from pipelines.errors import UserError
+from pipelines.geometry import Labels
+from pipelines.index.pages import Pages
 from pipelines.sampler import Share
 from pipelines.source import Sample, TrainSource
 
@@ -94,9 +96,7 @@ class Batches(Dataset):
         pixels = default_collate(pages)
         return collate(
             pixels.permute(0, 3, 1, 2),
-            [sample.points for sample in samples],
-            [sample.offsets for sample in samples],
-            [sample.ignore for sample in samples],
+            [Labels(sample.points, sample.offsets, sample.ignore) for sample in samples],
             np.array([row for row, _ in drawn], np.int64),
             np.stack([sample.matrix for sample in samples]),
         )
@@ -114,10 +114,9 @@ class OpenCVLoader:
         self.steps_per_epoch = source.steps_per_epoch
         self.wait_seconds = 0.0
         # batch_size=None: an item is a batch already. The numbers never end; the order is kept.
-        options = {"num_workers": workers, "worker_init_fn": one_thread, "pin_memory": torch.cuda.is_available()}
-        if workers:
-            options["prefetch_factor"] = prefetch
-        loader = DataLoader(Batches(source), batch_size=None, sampler=itertools.count(), **options)
+        options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": one_thread}
+        options |= {"pin_memory": torch.cuda.is_available(), "prefetch_factor": prefetch if workers else None}
+        loader: DataLoader = DataLoader(Batches(source), batch_size=None, sampler=itertools.count(), **options)
         self._batches: Iterator[Batch] | None = iter(loader)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -136,7 +135,7 @@ class OpenCVLoader:
 
 
 def opencv_loader(
-    index: Any,
+    index: Pages,
     *,
     image_size: tuple[int, int],
     batch_size: int,
@@ -148,8 +147,7 @@ def opencv_loader(
     """The batches of `pipelines.loader.train_loader` of one rank, from the first on; float32 in host memory.
 
     Args:
-        index: anything with `len`, `size_wh`, `orientation`, `path`, `polygons` and `ignore` of an index; picklable
-            where processes are not forked.
+        index: the pages; picklable where processes are not forked.
         image_size, batch_size, augment, seed: as `train_loader`.
         workers: processes, 0 = in this one.
         prefetch: batches prepared ahead by each worker.

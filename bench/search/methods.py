@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from bench.search.problems import FIRST, SPACE, T_VALUES, Problem
-from engine.search.ask import configuration
 from engine.search.model import surrogate
 from engine.search.study import Study, Trial
 
@@ -50,7 +49,7 @@ def ours(problem: Problem, budget: int, agents: int, seed: int) -> dict:
     clock = Clock(problem, agents)
     for number in range(budget):
         _end(study, clock, clock.ended)
-        values, kind = configuration(study, number)
+        values, kind = surrogate.ask(study, number)
         clock.start(values)
         study.trials.append(Trial(number, values, kind, seed, state="running"))
     _end(study, clock, budget)
@@ -88,7 +87,7 @@ def _optuna(sampler: str, first: bool, ordinal: bool, **options) -> Method:
         if first:
             study.enqueue_trial({**FIRST, names[2]: T_VALUES.index(FIRST[names[2]]) if ordinal else FIRST[names[2]]})
         clock, told = Clock(problem, agents), 0
-        trials: list = []
+        trials: list[optuna.Trial] = []
         for _ in range(budget):
             while told < clock.ended:
                 study.tell(trials[told], clock.heights[told])
@@ -162,7 +161,7 @@ def wandb_bayes(problem: Problem, budget: int, agents: int, seed: int) -> dict:
     }
     config = {"method": "bayes", "metric": {"name": "h", "goal": "maximize"}, "parameters": parameters}
     clock = Clock(problem, agents)
-    runs: list = []
+    runs: list[sweeps.SweepRun] = []
     np.random.seed(seed)
     for _ in range(budget):
         for run, height in zip(runs[: clock.ended], clock.heights, strict=False):

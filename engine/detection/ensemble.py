@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from engine.config import Config
 from engine.config.load import canvas_hw
 from engine.config.settings import SIZE_MULTIPLE
-from engine.detection.maps import MapBatches, Network, Pages, page_loader, prob_maps
+from engine.detection.maps import MapBatches, Network, page_loader, prob_maps
 from engine.distributed import Ranks
 from pipelines.geometry import ANTIALIAS, compose, invert, scaling
+from pipelines.index.pages import Pages
 from pipelines.quarantine import BadPages
 
 FLIPS = {"none": ((),), "h": ((), (-1,)), "v": ((), (-2,)), "hv": ((), (-1,), (-2,), (-1, -2))}  # axes of each view

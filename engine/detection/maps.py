@@ -26,14 +26,12 @@ from engine.distributed import Ranks
 from engine.model.forward import run_network
 from pipelines.batch import Batch
 from pipelines.errors import UserError
-from pipelines.index.bare import BareIndex
-from pipelines.index.build import ConcatIndex
+from pipelines.index.pages import Pages
 from pipelines.loader import EvalLoader, eval_loader
 from pipelines.quarantine import BadPages
 
 RAM_BYTES = 1 << 30  # 655 maps of 1280x1280, the contest's 404 validation pages among them; more go to a file
 
-Pages = ConcatIndex | BareIndex
 Network = Callable[[torch.Tensor], torch.Tensor]  # in evaluation mode: image (N, 3, H, W) -> logits (N, 1, H, W)
 MapBatches = Generator[tuple[Batch, torch.Tensor], None, None]  # pages, and their maps (n, H, W) float32
 

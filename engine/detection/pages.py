@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine.config import Config
-from engine.detection.maps import Forward, Pages, prob_batches
+from engine.detection.maps import Forward, prob_batches
 from engine.detection.postprocess import Detections, Pending, begin, finish
 from engine.distributed import Ranks
 from pipelines.batch import Batch
+from pipelines.index.pages import Pages
 from pipelines.quarantine import BadPages
 
 NOTHING_FOUND = Detections([], np.zeros(0, np.float32))

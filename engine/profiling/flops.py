@@ -136,24 +136,3 @@ def flops_by(layers: list[Layer], *fields: str) -> dict[tuple, int]:
 def training_flops(config: Config) -> int:
     """FLOPs of one image of data.image_size in training: 3 times the forward pass."""
     return TRAINING * sum(layer.flops for layer in trace(meta_model(config), *config.data.image_size))
-
-
-def saved_bytes(model: nn.Module, height: int, width: int) -> int:
-    """Bytes of activations that eager autograd keeps for the backward pass of one image, in the model's dtype.
-
-    Tensors that share memory count once; parameters and buffers do not count. The model must be on the meta device.
-    """
-    image = torch.empty(1, 3, height, width, device="meta", dtype=next(model.parameters()).dtype)
-    fixed = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in fixed:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(image)
-    del out
-    return sum(storage.nbytes() for storage in kept.values())

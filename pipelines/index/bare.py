@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.geometry import Labels, pack
 from pipelines.limits import DEFAULT, Limits
 
 FIRST_LOOK = 256  # files whose sizes tell how much memory decoding will take
 
 
 class BareIndex:
-    """Image files without annotations, with the part of the index's interface that loading needs.
+    """Image files without annotations as `pipelines.index.pages.Pages`.
 
     With `tolerate` headers are read as pages come up (`look`), so 100,000 files take no time before the first result;
     what is kept of each are 14 bytes.
@@ -79,10 +80,6 @@ class BareIndex:
         """Bytes of the file of page i when its header was read."""
         return int(self._num_bytes[int(i)])
 
-    def polygons(self, i: int) -> list[np.ndarray]:
+    def labels(self, i: int) -> Labels:
         """None: there are no annotations."""
-        return []
-
-    def ignore(self, i: int) -> np.ndarray:
-        """(0,) bool."""
-        return np.zeros(0, bool)
+        return pack([], np.zeros(0, bool))

@@ -6,11 +6,8 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +17,7 @@ import numpy as np
 from pipelines.annotations.page import Page, Source
 from pipelines.annotations.read import annotation_files, read_source
 from pipelines.errors import UserError, printable
+from pipelines.folders import new_folder
 from pipelines.index.store import KIND, VERSION, ConcatIndex, Index, is_index, load
 from pipelines.limits import DEFAULT, Limits
 
@@ -119,7 +117,7 @@ def _offsets(lengths: list[int]) -> np.ndarray:
 def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
     polygons = [polygon for page in pages for polygon in page.polygons]
     names, name_offsets = _blob([page.path for page in pages])
-    made = {
+    made: dict[str, np.ndarray] = {
         "size_wh": np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2),
         "orientation": np.array([h.orientation for h in headers], np.uint8),
         "file_stat": np.array([(h.mtime_ns, h.num_bytes) for h in headers], np.int64).reshape(-1, 2),
@@ -211,32 +209,6 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
     return good
 
 
-@contextmanager
-def new_folder(out: Path, replace: bool) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its name when the block ends well.
-
-    Args:
-        replace: put it in the place of an `out` that exists; else the one that was there first stays (two ranks
-            that build the same cache entry).
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if replace and out.exists():
-            out.rename(Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent)) / "old")
-        try:
-            temporary.rename(out)
-        except OSError:
-            if not out.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for old in out.parent.glob(f".{out.name}.old.*"):
-            shutil.rmtree(old, ignore_errors=True)
-
-
 def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], replace: bool) -> None:
     with new_folder(out, replace) as temporary:
         for name, array in arrays.items():
@@ -323,7 +295,7 @@ def subset(index: Index, rows: np.ndarray, out: Path) -> Index:
         "ignore": index.ignore_flags[polygons], "names": names, "name_offsets": name_offsets,
     }  # fmt: skip
     if index.has_texts:
-        arrays["texts"], arrays["text_offsets"] = _blob([text for i in rows for text in index.texts(i)])
+        arrays["texts"], arrays["text_offsets"] = _blob([text for i in rows for text in index.texts(i) or []])
     counts = {"pages": len(rows), "polygons": len(polygons), "ignored": int(arrays["ignore"].sum())}
     meta = {"kind": KIND, "version": VERSION, "source": str(index.folder.resolve()), "root": str(index.root)}
     _write(out, arrays, meta | {"format": index.format, "counts": counts, "kept": {}}, replace=True)

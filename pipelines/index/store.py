@@ -10,7 +10,6 @@ Page i has polygons page_offsets[i] : page_offsets[i+1]; polygon p has points po
 All ranks map the same files, so the pages are in memory once a machine and workers start without a copy.
 """
 
-import itertools
 import json
 import os
 import tokenize
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import UserError
+from pipelines.geometry import Labels
 
 VERSION = 1
 KIND = "dbnet-index"
@@ -87,16 +87,19 @@ class Index:
         """Bytes that the image file of page i had when the index was built."""
         return int(self.file_stat[self._row(i), 1])
 
-    def polygons(self, i: int) -> list[np.ndarray]:
-        """Polygons of page i: (n, 2) float32 views, oriented pixels."""
+    def labels(self, i: int) -> Labels:
+        """Polygons and flags of page i, oriented pixels; points and flags are views."""
         first, last = self._range(i)
         bounds = self.point_offsets[first : last + 1]
-        return [np.asarray(self.points[a:b]) for a, b in itertools.pairwise(bounds)]
+        return Labels(self.points[bounds[0] : bounds[-1]], bounds - bounds[0], self.ignore_flags[first:last])
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """Polygons of page i: (n, 2) float32 views, oriented pixels."""
+        return self.labels(i).polygons()
 
     def ignore(self, i: int) -> np.ndarray:
         """(k,) bool, one flag a polygon of page i."""
-        first, last = self._range(i)
-        return np.asarray(self.ignore_flags[first:last])
+        return self.labels(i).ignore
 
     def texts(self, i: int) -> list[str] | None:
         """Transcriptions of page i ("" where a polygon has none); None when the source has none at all."""
@@ -187,15 +190,18 @@ class ConcatIndex:
         part, row = self._at(i)
         return part.num_bytes(row)
 
+    def labels(self, i: int) -> Labels:
+        """As `Index.labels`."""
+        part, row = self._at(i)
+        return part.labels(row)
+
     def polygons(self, i: int) -> list[np.ndarray]:
         """Polygons of page i: (n, 2) float32 views, oriented pixels."""
-        part, row = self._at(i)
-        return part.polygons(row)
+        return self.labels(i).polygons()
 
     def ignore(self, i: int) -> np.ndarray:
         """(k,) bool, one flag a polygon of page i."""
-        part, row = self._at(i)
-        return part.ignore(row)
+        return self.labels(i).ignore
 
     def texts(self, i: int) -> list[str] | None:
         """Transcriptions of page i; None unless every part has them."""

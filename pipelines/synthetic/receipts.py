@@ -8,8 +8,6 @@ and FreeType's rounding.
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.errors import UserError
+from pipelines.folders import new_folder
 from pipelines.synthetic import paper
 from pipelines.synthetic.fonts import families, font, least_size
 from pipelines.synthetic.text import Row, Segment, compose
@@ -198,10 +197,24 @@ def _compose_page(
     return cv2.convertScaleAbs(cv2.merge(channels))
 
 
-def _render(
-    seed: int, index: int, height: int, width: int, difficulty: float, fonts: str
+def render_page(
+    seed: int, index: int, height: int, width: int, difficulty: float = 0.5, fonts: str = "bundled"
 ) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
-    """JPEG bytes (n,) uint8, polygons, texts."""
+    """One receipt as a JPEG, with the quadrilateral and the text of every contiguous piece of a line.
+
+    Args:
+        seed, index: page `index` of data set `seed`.
+        height, width: pixels, at least 64.
+        difficulty: 0 (clean scan) to 1 (crumpled photo): turn, perspective, creases, shadow, blur, noise, JPEG.
+        fonts: `bundled`, `system` or `hangul` (see `fonts.families`).
+
+    Returns:
+        JPEG bytes (n,) uint8; polygons, (4, 2) float32 x, y, pixel centres at i + 0.5, top left first and clockwise as
+        the text reads, inside the page; texts.
+
+    Raises:
+        UserError: page too small, difficulty out of range, no such font.
+    """
     if min(height, width) < MIN_SIDE:
         raise UserError(f"synthetic page of {height}x{width}: at least {MIN_SIDE} pixels a side")
     if not 0 <= difficulty <= 1:
@@ -224,28 +237,6 @@ def _render(
     assert done, "OpenCV encodes JPEG"
     polygons = [quad.astype(np.float32) for quad in paper.transform(matrix, sheet.quads)]
     return data.reshape(-1), polygons, sheet.texts
-
-
-def render_page(
-    seed: int, index: int, height: int, width: int, difficulty: float = 0.5, fonts: str = "bundled"
-) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
-    """One receipt as a decoded JPEG, with the quadrilateral and the text of every contiguous piece of a line.
-
-    Args:
-        seed, index: page `index` of data set `seed`.
-        height, width: pixels, at least 64.
-        difficulty: 0 (clean scan) to 1 (crumpled photo): turn, perspective, creases, shadow, blur, noise, JPEG.
-        fonts: `bundled`, `system` or `hangul` (see synthetic_fonts.families).
-
-    Returns:
-        rgb (H, W, 3) uint8; polygons, (4, 2) float32 x, y, pixel centres at i + 0.5, top left first and clockwise as
-        the text reads, inside the page; texts.
-
-    Raises:
-        UserError: page too small, difficulty out of range, no such font.
-    """
-    data, polygons, texts = _render(seed, index, height, width, difficulty, fonts)
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), polygons, texts
 
 
 def _entry(polygons: list[np.ndarray], texts: list[str], height: int, width: int) -> dict:
@@ -283,7 +274,7 @@ def write_dataset(
     (out / "images").mkdir(parents=True, exist_ok=True)
 
     def one(index: int) -> tuple[str, dict]:
-        data, polygons, texts = _render(seed, index, height, width, difficulty, fonts)
+        data, polygons, texts = render_page(seed, index, height, width, difficulty, fonts)
         name = f"{index:06d}.jpg"
         (out / "images" / name).write_bytes(data.tobytes())
         return name, _entry(polygons, texts, height, width)
@@ -300,7 +291,7 @@ def write_dataset(
 
 
 def ensure(cache_dir: str | Path, num_pages: int, seed: int, height: int, width: int, workers: int = 0) -> Path:
-    """The built-in data set of these numbers, written once: complete or absent (temporary name, then rename).
+    """The built-in data set of these numbers, written once: complete or absent.
 
     Returns:
         Path of its annotations.json.
@@ -309,17 +300,6 @@ def ensure(cache_dir: str | Path, num_pages: int, seed: int, height: int, width:
     path = folder / "annotations.json"
     if path.is_file():
         return path
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder, replace=False) as temporary:
         write_dataset(temporary, num_pages, seed, height, width, workers)
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Another rank was first; its pages are the same.
-            if not path.is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path

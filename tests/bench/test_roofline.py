@@ -78,6 +78,23 @@ def test_a_plain_unit_by_hand():
     assert cost_model.kept_bytes(rows) == ITEM * (3 * 16 * 16 + 3 * N)  # image, first map, y and z
 
 
+def test_what_eager_autograd_keeps_by_hand():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.act, self.point = nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = self.act(self.bn(self.conv(x)))
+            return x + self.point(x)
+
+    with torch.device("meta"):
+        model = Block()
+    # the image, the convolution's output, BN's mean and 1 / deviation, the ReLU's output
+    assert roofline.saved_bytes(model, 8, 6) == 4 * (144 + 96 + 8 + 8 + 96)
+
+
 def test_a_residual_block_by_hand():
     rows = _rows(Residual)
     assert _elements(rows, phase="forward") == 2 * (3 + 4) * N  # 6 and 8 bytes an element

@@ -15,7 +15,7 @@ from pipelines.errors import UserError
 from pipelines.graph import LoaderOptions
 from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex, build
-from pipelines.quarantine import BadPages
+from pipelines.quarantine import BadPages, paths_of
 from pipelines.source import SampleMaker
 
 CANVAS = (96, 128)
@@ -78,7 +78,7 @@ def test_the_shape_of_a_batch(index):
     assert batch.page_offsets.shape == (n + 1,) and batch.page_offsets[0] == 0 and batch.page_offsets[-1] == p
     assert batch.index.shape == (n,) and batch.index.dtype == np.int64
     assert batch.matrix.shape == (n, 2, 3) and batch.matrix.dtype == np.float64
-    assert torch.all(batch.poly_offsets.diff() >= 3) and batch.num_polygons.sum() == p
+    assert torch.all(batch.poly_offsets.diff() >= 3) and batch.page_offsets.diff().sum() == p
     assert pages_of([batch.to("cpu")]) == pages_of([batch])
 
 
@@ -236,11 +236,12 @@ REASONS = {
 def test_a_bad_page_is_named_once_and_another_takes_its_place(tmp_path, caplog, how, workers):
     index = write_pages(tmp_path / "pages", 4)
     damage(index.path(3), how)
-    made = make(index, workers=workers)
+    bad = {}
+    made = make(index, workers=workers, bad=bad)
     batches = take(made, 6)  # three epochs
     rows = np.concatenate([batch.index for batch in batches])
     assert 3 not in rows and len(rows) == 12 and {0, 1, 2} <= set(rows.tolist())
-    (path, reason), *rest = made.quarantined.items()
+    (path, reason), *rest = paths_of(index, bad).items()
     assert path == str(index.path(3)) and REASONS[how] in reason and not rest
     (line,) = [record.getMessage() for record in caplog.records if "03.png" in record.getMessage()]
     assert line.startswith(f"rank 0: {path}: ") and line.endswith("another page takes its place")
@@ -288,10 +289,11 @@ def test_what_an_epoch_has_found_counts_from_the_next_one_on(tmp_path):
     known = pages_of(take(make(index, bad={5: ""}, start_epoch=1), 7))
     assert pages_of(take(make(index, bad={5: ""}, unread=(), start_epoch=1), 7)) == good != known
     index.path(5).rename(hidden(index.path(5)))
-    made = make(index)
+    bad = {}
+    made = make(index, bad=bad)
     first = [next(made) for _ in range(7)]
     hidden(index.path(5)).rename(index.path(5))
-    assert made.quarantined.keys() == {str(index.path(5))} and 5 not in np.concatenate([b.index for b in first])
+    assert bad.keys() == {5} and 5 not in np.concatenate([b.index for b in first])
     made.pass_over([5])
     assert pages_of(take(made, 7)) == known
 
@@ -362,7 +364,8 @@ def test_a_fault_that_no_file_explains_is_raised(index, monkeypatch):
 def test_a_file_that_was_bad_for_a_moment_only_costs_a_new_pipeline(index, monkeypatch, caplog):
     """Garbage when the batch was made, whole when it is looked at again: no file is at fault, the batch is the same."""
     whole = pages_of(take(make(index), 9))
-    made, read, reads = make(index), SampleMaker.read, []
+    bad = {}
+    made, read, reads = make(index, bad=bad), SampleMaker.read, []
 
     def garbled(maker, row):
         reads.append(row)
@@ -370,7 +373,7 @@ def test_a_file_that_was_bad_for_a_moment_only_costs_a_new_pipeline(index, monke
         return np.zeros_like(encoded) if len(reads) == 5 else encoded
 
     monkeypatch.setattr(SampleMaker, "read", garbled)
-    assert pages_of(take(made, 9)) == whole and not made.quarantined and len(reads) > 18
+    assert pages_of(take(made, 9)) == whole and not bad and len(reads) > 18
     assert caplog.text.count("is made again") == 1
 
 

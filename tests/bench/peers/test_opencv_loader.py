@@ -115,13 +115,13 @@ from pathlib import Path
 from bench.peers.opencv_loader import opencv_loader
 from pipelines.augment import AugmentConfig
 from pipelines.batch import Batch
+from pipelines.geometry import pack
 
 class Pages:
     size_wh, orientation = np.array([[90, 120]] * 4, np.int32), np.ones(4, np.uint8)
     __len__ = lambda self: 4
     path = lambda self, i: Path("page.png")
-    polygons = lambda self, i: [np.array([[10, 10], [50, 10], [50, 30], [10, 30]], np.float32)]
-    ignore = lambda self, i: np.zeros(1, bool)
+    labels = lambda self, i: pack([np.array([[10, 10], [50, 10], [50, 30], [10, 30]])], np.zeros(1, bool))
     num_bytes = lambda self, i: Path("page.png").stat().st_size
 
 cv2.imwrite("page.png", np.full((120, 90, 3), 200, np.uint8))

@@ -10,10 +10,16 @@ import pytest
 from pipelines.annotations.read import read
 from pipelines.errors import UserError
 from pipelines.synthetic import fonts, paper, receipts
-from pipelines.synthetic.receipts import ensure, render_page, write_dataset
+from pipelines.synthetic.receipts import ensure, write_dataset
 from pipelines.synthetic.text import Row, Segment, compose
 
 SIZE = (320, 256)
+
+
+def render_page(*args, **options):
+    """RGB (H, W, 3) uint8, polygons and texts of a page."""
+    data, polygons, texts = receipts.render_page(*args, **options)
+    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), polygons, texts
 
 
 def filled(polygons, hw):

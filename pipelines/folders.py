@@ -1,0 +1,33 @@
+"""A folder that is complete or absent: written under a temporary name, renamed when it is whole."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(out: Path, replace: bool) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its name when the block ends well.
+
+    Args:
+        replace: put it in the place of an `out` that exists; else the one that was there first stays (two ranks
+            that write the same).
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if replace and out.exists():
+            out.rename(Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent)) / "old")
+        try:
+            temporary.rename(out)
+        except OSError:
+            if not out.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for old in out.parent.glob(f".{out.name}.old.*"):
+            shutil.rmtree(old, ignore_errors=True)
