@@ -49,7 +49,8 @@ def train_step(
             batch = batch.to(ranks.device)
         with record_function("targets"):
             targets = make_targets(batch, config)
-        forward, quiet = train_state.forward, contextlib.nullcontext()
+        forward = train_state.forward
+        quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(forward, DistributedDataParallel) and micro < accumulate - 1:
             quiet = forward.no_sync()  # gradients are averaged over the ranks in the last pass
         with quiet:
