@@ -2,9 +2,9 @@
 
     python -m bench.search.economy --seeds 100
 
-One agent, the surrogate of engine.search, trainings of `EPOCHS` epochs watched epoch by epoch by `stopping.decide` as the
-driver does; stopped trials are told with their extrapolated value. `8 trials` ends after 8 trials, `120 epochs` goes on
-with the epochs that were saved. "Best stopped": the trial that would have ended highest was stopped.
+One agent, the surrogate of engine.search, trainings of `EPOCHS` epochs watched epoch by epoch by `stopping.decide` as
+the driver does; stopped trials are told with their extrapolated value. `8 trials` ends after 8 trials, `120 epochs`
+goes on with the epochs that were saved. "Best stopped": the trial that would have ended highest was stopped.
 """
 
 import argparse

@@ -25,13 +25,13 @@ def main(argv: list[str]) -> int:
     if len(alone) > 1:
         raise UserError(f"{' and '.join(alone)} do not go together; give one of them")
     if options.report:
-        return report(options, items)
+        return report(options.report, options, items)
     if options.resume:
-        return resume(options, items)
+        return resume(options.resume, options, items)
     return begin(options, items)
 
 
-def report(options: Options, items: Sequence[str]) -> int:
+def report(named: str, options: Options, items: Sequence[str]) -> int:
     """--report STUDY."""
     from engine.search import ledger, plan
     from engine.search.report import write as writer
@@ -39,16 +39,16 @@ def report(options: Options, items: Sequence[str]) -> int:
     others = [flag for flag in options.given() if flag not in ("--report", "--study-root", "--baseline")] + list(items)
     if others:
         raise UserError(f"{others[0]}: --report takes a study, and --baseline if any")
-    study = ledger.read(plan.find_study(options.report, options))
+    study = ledger.read(plan.find_study(named, options))
     print(writer.write(study, plan.runner(options, study.runner).baseline), flush=True)
     return 0
 
 
-def resume(options: Options, items: Sequence[str]) -> int:
+def resume(named: str, options: Options, items: Sequence[str]) -> int:
     """--resume STUDY [--budget N]."""
     from engine.search import ledger, plan
 
-    folder = plan.find_study(options.resume, options)
+    folder = plan.find_study(named, options)
     before = ledger.read(folder)
     changes = plan.resume_changes(before, options, items)
     study = dataclasses.replace(before, **changes)
