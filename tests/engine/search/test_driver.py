@@ -50,6 +50,9 @@ class Lines:
     def update(self, study: Study, running: list) -> None:
         assert len(running) <= study.agents
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):

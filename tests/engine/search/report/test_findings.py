@@ -280,7 +280,7 @@ def test_repeats_that_are_all_worse_than_the_baselines_are_called_a_loss(tmp_pat
     gain = findings.find(study, None).gain
     assert (gain.verdict, gain.trial) == ("a loss", 4) and gain.high < 0
     assert repeats.recommended(study) == 0
-    assert "no gain, the baseline is better" in write.write(study).with_suffix(".md").read_text()
+    assert "no gain, the baseline is better" in write.write(study, fitted(study)).with_suffix(".md").read_text()
 
 
 def test_the_noise_of_repeats_leaves_out_what_a_seed_does_to_all(tmp_path):
