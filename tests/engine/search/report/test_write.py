@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from search_studies import LR, PUBLISHED, Posterior, mixed, published, repeated, synthetic
+from search_studies import Posterior, mixed, published, repeated, synthetic
 
 from engine.search.model.surrogate import fitted
-from engine.search.report import figures, findings, repeats, write
-from engine.search.report.words import number, show
-from engine.search.space import Parameter
+from engine.search.report import findings, repeats, write
 from engine.search.study import Trial
 
 SECTIONS = (
@@ -198,35 +196,6 @@ def test_everything_from_outside_is_escaped(tmp_path):
     rows = [line for line in outside.splitlines() if line.startswith("| trial 5")]
     assert len(rows) == 1
     assert len(re.findall(r"(?<!\\)\|", rows[0])) == 5
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1.13e-05, "1.13e-5"), (1e-4, "1e-4"), (0.000148, "1.48e-4"), (0.25, "0.25"), (15, "15"), (True, "True"),
-     (100.0, "100"), (20.0, "20"), (1e7, "1e7"), ("adamw", "adamw"), (0.0, "0"), (-2e-5, "-2e-5")],
-)  # fmt: skip
-def test_values_as_written(value, text):
-    assert show(value) == text
-
-
-def test_metrics_keep_their_zeros():
-    assert [number(v) for v in (0.969, 1.0, 1234.5, 123456.0, None)] == [
-        "0.96900",
-        "1.0000",
-        "1234.5",
-        "1.2346e+05",
-        "",
-    ]
-
-
-def test_axes_have_round_values_inside_the_bounds():
-    lr = figures.ticks_of(Parameter(LR, "float", 1e-5, 2e-4, "log"))
-    assert lr == [1e-5, 2e-5, 5e-5, 1e-4, 2e-4]
-    wide = figures.ticks_of(Parameter(LR, "float", 1e-8, 1.0, "log"))
-    assert 2 <= len(wide) <= 9
-    assert figures.ticks_of(Parameter("a", "float", 1.1, 1.3, "log")) == [1.1, 1.3]
-    assert figures.ticks_of(Parameter("a", "int", 2, 6)) == [2, 3, 4, 5, 6]
-    assert figures.ticks_of(PUBLISHED.parameters[2]) == [15, 18, 20, 25]
 
 
 def visit(page: Path, profile: Path) -> tuple[str, list[str], float]:
