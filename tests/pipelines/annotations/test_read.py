@@ -6,12 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.annotations.read import FORMATS, read, read_source
+from pipelines.annotations.read import FORMATS, read_source
 from pipelines.annotations.text_formats import choose_layout, interpret, parse_line
 from pipelines.errors import UserError
 
 QUAD = "10,20,110,20,110,40,10,40"
 SQUARE = [[10, 20], [110, 20], [110, 40], [10, 40]]
+
+
+def read(*args, **options):
+    """(format, image root, pages) of a source."""
+    made = read_source(*args, **options)
+    return made.format, made.root, made.pages
 
 
 def picture(path, size=(200, 100)):

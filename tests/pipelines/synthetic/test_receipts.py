@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.annotations.read import read
+from pipelines.annotations.read import read_source
 from pipelines.errors import UserError
 from pipelines.synthetic import fonts, paper, receipts
 from pipelines.synthetic.receipts import ensure, write_dataset
@@ -131,7 +131,8 @@ def test_text_boxes_are_dark_on_light():
 
 def test_dataset_reads_back_equal(tmp_path):
     path = write_dataset(tmp_path / "set", 3, 7, *SIZE, workers=2)
-    name, root, pages = read(path)
+    made = read_source(path)
+    name, root, pages = made.format, made.root, made.pages
     assert name == "contest" and root == tmp_path / "set" / "images" and len(pages) == 3
     for index, page in enumerate(pages):
         rgb, polygons, texts = render_page(7, index, *SIZE)
