@@ -1,6 +1,6 @@
 """Files that go bad under a run: real processes, files damaged while they train.
 
-The thorough ones are slow; tests/pipelines/test_loader.py shows batch for batch that a bad page is the same
+The thorough ones are slow; tests/pipelines/test_quarantine.py shows batch for batch that a bad page is the same
 wherever and whenever it is found.
 """
 
