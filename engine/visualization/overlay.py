@@ -164,7 +164,7 @@ def _with_header(canvas: np.ndarray, title: str, legend: Sequence[tuple[str, tup
     return page
 
 
-def save_image(path: Path | str, image: np.ndarray, quality: int = 88) -> Path:
+def save_image(path: Path | str, image: np.ndarray) -> Path:
     """Writes (H, W, 3) uint8 RGB as JPEG or PNG, by the name's ending; makes the folder.
 
     Raises:
@@ -173,7 +173,7 @@ def save_image(path: Path | str, image: np.ndarray, quality: int = 88) -> Path:
     path = Path(path)
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise UserError(f"{path}: pictures end in .jpg or .png")
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() != ".png" else []
+    options = [cv2.IMWRITE_JPEG_QUALITY, 88] if path.suffix.lower() != ".png" else []
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
