@@ -13,8 +13,15 @@ from tests.conftest import DEVICE
 from tests.engine.training.conftest import ready
 
 
-@pytest.mark.parametrize("kernels", ["triton", "reference"])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("kernels", "precision"),
+    [
+        ("triton", "bf16"),
+        ("reference", "float32"),
+        pytest.param("triton", "float32", marks=pytest.mark.slow),
+        pytest.param("reference", "bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_targets_network_and_loss_are_one_graph(tmp_path, kernels, precision):
     with ready(tmp_path, f"trainer.kernels={kernels}", f"trainer.precision={precision}") as made:
         config, ranks, state, loader = made
@@ -37,7 +44,7 @@ def test_targets_network_and_loss_are_one_graph(tmp_path, kernels, precision):
         assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_waits_for_nothing(tmp_path, accumulate, monkeypatch):
     settings = ("trainer.kernels=triton", f"trainer.accumulate={accumulate}", "trainer.clip_norm=1", "trainer.ema=true")
     with ready(tmp_path, *settings) as (config, ranks, state, loader):
