@@ -43,6 +43,18 @@ class DBTargets(NamedTuple):
     thresh_mask: Tensor  # (N, H, W) uint8
 
 
+class Rules(NamedTuple):
+    """Settings of `db_targets`, checked."""
+
+    height: int
+    width: int
+    shrink_ratio: float
+    thresh_min: float
+    thresh_max: float
+    min_text_size_px: float
+    mode: str
+
+
 class _Polygons(NamedTuple):
     xy: Tensor  # (P, E, 2) float64 canvas pixels; short ones repeat their last vertex (zero-length edges do no harm)
     page: Tensor  # (P,) int64
@@ -70,40 +82,22 @@ class _Strips(NamedTuple):
 
 
 def db_targets_reference(
-    points_xy: Tensor,
-    poly_offsets: Tensor,
-    page_offsets: Tensor,
-    ignore: Tensor,
-    *,
-    height: int,
-    width: int,
-    shrink_ratio: float,
-    thresh_min: float,
-    thresh_max: float,
-    min_text_size_px: float,
-    mode: str,
-    upcast: bool = False,
+    points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor, rules: Rules
 ) -> DBTargets:
-    """See `kernels.db_targets.db_targets`. `upcast=True` computes in float64 and returns thresh_map in float64."""
-    dtype = torch.float64 if upcast else torch.float32
-    pages, device = page_offsets.numel() - 1, points_xy.device
-    strips = -(-width // STRIP)
-    shape = (pages * height * strips, STRIP)
-    canvas = _Canvas(
-        torch.full(shape, -1.0, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=torch.uint8, device=device),
-        torch.zeros(shape, dtype=torch.uint8, device=device),
-        height,
-        width,
-        strips,
-    )
-    page = torch.repeat_interleave(torch.arange(pages, device=device), page_offsets.diff())
-    min_size = min_text_size_px if mode == "paper" else None
+    """See `kernels.db_targets.db_targets`. Computes, and returns thresh_map, in points_xy's dtype."""
+    pages, device, paper = page_offsets.numel() - 1, points_xy.device, rules.mode == "paper"
+    strips = -(-rules.width // STRIP)
+    shape = (pages * rules.height * strips, STRIP)
+    value = torch.full(shape, -1.0, dtype=points_xy.dtype, device=device)
+    core, ignored = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2))
+    canvas = _Canvas(value, core, ignored, rules.height, rules.width, strips)
+    page = torch.repeat_interleave(page_offsets.diff())
+    min_size = rules.min_text_size_px if paper else None
     for xy, chosen in _groups(points_xy, poly_offsets):
-        polygons = _measure(xy, page[chosen], ignore[chosen], shrink_ratio, min_size)
+        polygons = _measure(xy, page[chosen], ignore[chosen], rules.shrink_ratio, min_size)
         for part in _bounded(polygons, canvas):
-            _draw(part, canvas, keep_empty=mode == "baseline")
-    return _finish(canvas, pages, thresh_min, thresh_max, masked=mode == "paper")
+            _draw(part, canvas, keep_empty=not paper)
+    return _finish(canvas, pages, rules.thresh_min, rules.thresh_max, masked=paper)
 
 
 def _groups(points_xy: Tensor, poly_offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -265,7 +259,7 @@ def _at(per_item: Tensor, item: Tensor) -> Tensor:
 
 def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Concatenates first[i], first[i] + 1, ... (count[i] of them); returns (which i, value)."""
-    which = torch.repeat_interleave(torch.arange(count.numel(), device=count.device), count)
+    which = torch.repeat_interleave(count)
     skipped = count.cumsum(0) - count
     return which, torch.arange(which.numel(), device=count.device) - (skipped - first).index_select(0, which)
 
