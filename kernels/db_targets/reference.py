@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.components.runs import expand
+
 STRIP = 32  # pixels; 32 floats = two cache lines, and long enough to pay for the culling done once per strip
 MAX_STRIPS = 1 << 16  # strips drawn at once (2.1 M pixels, 8 MB per temporary): bounds memory for 1,000 large polygons
 FAR = 1e30  # squared pixels, stands for infinity: the square root of inf takes 6x longer
@@ -224,7 +226,7 @@ def _cut(polygons: _Polygons, canvas: _Canvas) -> _Strips:
     ux, uy, half = edges = _directions(start)
     first_row = (polygons.xy[..., 1].amin(1) - reach - 0.5).ceil().clamp(0, canvas.height).long()
     last_row = (polygons.xy[..., 1].amax(1) + reach - 0.5).floor().clamp(-1, canvas.height - 1).long()
-    of_row, row = _ranges(first_row, (last_row - first_row + 1).clamp_min(0))  # (R,)
+    of_row, row = expand(first_row, (last_row - first_row + 1).clamp_min(0))  # (R,)
     origin_x, origin_y = origin.t().contiguous()
     y = (row + 0.5 - origin_y.index_select(0, of_row)).to(dtype)
     down = y - _at(ay, of_row)  # (E, R)
@@ -232,7 +234,7 @@ def _cut(polygons: _Polygons, canvas: _Canvas) -> _Strips:
     shift = origin_x.index_select(0, of_row)
     first = (left + shift).floor().clamp(0, canvas.width).long() // STRIP
     past = (right + shift).ceil().clamp(0, canvas.width).long() + STRIP - 1
-    of_strip, column = _ranges(first, (past // STRIP - first).clamp_min(0))  # (S,)
+    of_strip, column = expand(first, (past // STRIP - first).clamp_min(0))  # (S,)
     polygon = of_row.index_select(0, of_strip)
     x = (column * STRIP + STRIP / 2 - shift.index_select(0, of_strip)).to(dtype)
     line = _at(_at(ux, of_row) * down + _at(uy * ax, of_row), of_strip) - _at(uy, polygon) * x
@@ -255,13 +257,6 @@ def _directions(start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _at(per_item: Tensor, item: Tensor) -> Tensor:
     """(E, items) -> (E, M); index_select takes a fifth of the time of per_item[:, item]."""
     return per_item.index_select(1, item)
-
-
-def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Concatenates first[i], first[i] + 1, ... (count[i] of them); returns (which i, value)."""
-    which = torch.repeat_interleave(count)
-    skipped = count.cumsum(0) - count
-    return which, torch.arange(which.numel(), device=count.device) - (skipped - first).index_select(0, which)
 
 
 def _row_extent(start: Tensor, of_row: Tensor, y: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
