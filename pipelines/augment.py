@@ -94,14 +94,14 @@ class Draw(NamedTuple):
     light: np.ndarray | None  # (16, 16, 2) float32: image * light[..., 0] + light[..., 1]
 
 
-def generator(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
-    """Random numbers of one sample: Philox keyed by (seed, epoch), sample and repeat in the counter's top words.
+def generator(seed: int, epoch: int, index: int = 0, repeat: int = 0, stream: int = 0) -> np.random.Generator:
+    """Random numbers of one sample: Philox keyed by (seed, epoch), the others in the counter's top words.
 
     Streams are at least 2^128 draws apart, so they never meet (Salmon et al., "Parallel random numbers: as easy as
     1, 2, 3", SC 2011).
     """
     mask = (1 << 64) - 1
-    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, 0, repeat, index], np.uint64)
+    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, stream, repeat, index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 

@@ -50,12 +50,7 @@ class Batch:
         return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
 
-def collate(
-    image: torch.Tensor,
-    labels: list[Labels],
-    rows: np.ndarray,
-    matrix: np.ndarray,
-) -> Batch:
+def collate(image: torch.Tensor, labels: list[Labels], rows: np.ndarray, matrix: np.ndarray) -> Batch:
     """A batch from its pages' labels.
 
     Args:

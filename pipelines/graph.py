@@ -24,18 +24,6 @@ MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
 STD = [0.229 * 255, 0.224 * 255, 0.225 * 255]
 LINEAR = DALIInterpType.INTERP_LINEAR
 
-# Of a sample's fields; what is not named is float32, and a scalar.
-_TYPES = {
-    "encoded": DALIDataType.UINT8, "resize": DALIDataType.BOOL, "offsets": DALIDataType.INT64,
-    "ignore": DALIDataType.BOOL, "row": DALIDataType.INT64, "matrix": DALIDataType.FLOAT64,
-    "colour_on": DALIDataType.BOOL, "tone_on": DALIDataType.BOOL, "blur_on": DALIDataType.BOOL,
-    "noise_on": DALIDataType.BOOL, "noise": DALIDataType.INT8, "light_on": DALIDataType.BOOL,
-}  # fmt: skip
-_NDIM = {
-    "encoded": 1, "size_hw": 1, "inverse": 2, "points": 2, "offsets": 1, "ignore": 1, "matrix": 2, "colour": 2,
-    "blur_kernel": 2, "noise": 3, "light_gain": 3, "light_offset": 3,
-}  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
@@ -142,8 +130,6 @@ def _graph(
         batch=True,
         batch_info=True,
         parallel=parallel,
-        dtype=[_TYPES.get(name, DALIDataType.FLOAT) for name in fields],
-        ndim=[_NDIM.get(name, 0) for name in fields],
     )
     sample = dict(zip(fields, given))
     # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frames: GPU ROI decode crashes with

@@ -4,13 +4,11 @@ import dataclasses
 import logging
 import math
 import os
-from typing import Any
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def
-from nvidia.dali.types import DALIDataType, DALIImageType
 
 from pipelines.errors import UserError
+from pipelines.images.jpeg import decoder
 from pipelines.index.pages import Pages
 from pipelines.source import open_file
 
@@ -109,19 +107,13 @@ def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
     raise UserError(f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; {mend}")
 
 
-@pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
-def _decode_one(device: str) -> Any:
-    data = fn.external_source(name="data", dtype=DALIDataType.UINT8, ndim=1)
-    return fn.decoders.image(data, device=device, output_type=DALIImageType.RGB)
-
-
 def undecodable(pages: list[tuple[int, np.ndarray]], device_id: int | None) -> list[int]:
     """Rows of the pages (row, encoded bytes) that DALI cannot decode; one by one, so only for batches that failed."""
     bad, pipeline = [], None
     for row, encoded in pages:
         try:
             # A pipeline is of no use after an error.
-            pipeline = pipeline or _decode_one("cpu" if device_id is None else "mixed", device_id=device_id)
+            pipeline = pipeline or decoder(device_id)
             pipeline.feed_input("data", [encoded])
             pipeline.run()
         except RuntimeError:

@@ -8,9 +8,10 @@ import dataclasses
 
 import numpy as np
 
+from pipelines.augment import generator
 from pipelines.errors import UserError
 
-ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the per-sample ones of pipelines.augment
+ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the samples' own
 SUBSTITUTE_STREAM = 0x7377617073  # "swaps"
 TRIES = 100  # with half of a data set's pages gone, one row in 10^30 finds no substitute
 
@@ -47,9 +48,7 @@ def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] 
         UserError: not one weight >= 0 per data set.
     """
     weights = _checked(weights, lengths)
-    mask = (1 << 64) - 1
-    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, ORDER_STREAM, 0, 0], np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    rng = generator(seed, epoch, stream=ORDER_STREAM)
     parts, start = [], 0
     for length, weight in zip(lengths, weights):
         passes, rest = divmod(round(length * weight), length) if length else (0, 0)
@@ -82,10 +81,7 @@ def substitutes(seed: int, epoch: int, row: int, repeat: int, lengths: list[int]
     """
     ends = np.cumsum(lengths)
     part = int(np.searchsorted(ends, row, side="right"))
-    mask = (1 << 64) - 1
-    key = np.array([seed & mask, epoch & mask], np.uint64)
-    counter = np.array([0, SUBSTITUTE_STREAM, repeat, row], np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    rng = generator(seed, epoch, row, repeat, SUBSTITUTE_STREAM)
     return rng.integers(ends[part] - lengths[part], ends[part], TRIES)
 
 
@@ -102,11 +98,6 @@ def _checked(weights: list[float] | None, lengths: list[int]) -> list[float]:
     return weights
 
 
-def steps_per_epoch(num_samples: int, global_batch: int) -> int:
-    """Optimizer steps per epoch; an incomplete last global batch is dropped, so every rank has the same number."""
-    return num_samples // global_batch
-
-
 def rank_batch(order: np.ndarray, step: int, micro: int, share: Share) -> np.ndarray:
     """(batch_size,) int64 sample numbers of one micro-step of one rank.
 
@@ -119,8 +110,3 @@ def rank_batch(order: np.ndarray, step: int, micro: int, share: Share) -> np.nda
     start = ((step * share.accumulate + micro) * share.world_size + share.rank) * share.batch_size
     assert start + share.batch_size <= len(order)
     return order[start : start + share.batch_size]
-
-
-def eval_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:
-    """(n,) int64 rows rank, rank + world_size, ... of an evaluation: every row on exactly one rank."""
-    return np.arange(rank, num_rows, world_size, dtype=np.int64)

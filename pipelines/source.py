@@ -246,7 +246,7 @@ class TrainSource:
         self.lengths = list(getattr(index, "lengths", [len(index)]))
         self.weights = weights
         self.num_samples = sampler.num_samples(self.lengths, weights)
-        self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, share.global_batch)
+        self.steps_per_epoch = self.num_samples // share.global_batch  # an incomplete one is dropped, on every rank
         self.first = 0  # batch number of the running pipeline's first batch
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

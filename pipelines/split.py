@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipelines.errors import UserError
 from pipelines.folders import new_folder, refuse_full
@@ -80,13 +82,14 @@ def find_copies(
             digests.append(digest)
             thumbnails[row] = thumb
             progress(row + 1, len(paths))
-    parent = np.arange(len(paths))
     first: dict[str, int] = {}
-    for row, digest in enumerate(digests):
-        _join(parent, first.setdefault(digest, row), row)
-    for a, b in _alike(thumbnails, similarity):
-        _join(parent, a, b)
-    return np.array([_root(parent, row) for row in range(len(paths))], np.int64)
+    same = [(first.setdefault(digest, row), row) for row, digest in enumerate(digests)]
+    a, b = np.array([*same, *_alike(thumbnails, similarity)], np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(paths), len(paths)))
+    _, group, of_page = np.unique(
+        connected_components(links, directed=False)[1], return_index=True, return_inverse=True
+    )
+    return group[of_page]
 
 
 def _alike(thumbnails: np.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
@@ -96,18 +99,6 @@ def _alike(thumbnails: np.ndarray, similarity: float) -> Iterator[tuple[int, int
         for other in range(start, len(thumbnails), BLOCK):
             found = np.argwhere(block @ thumbnails[other : other + BLOCK].T >= similarity)
             yield from ((start + a, other + b) for a, b in found.tolist() if start + a < other + b)
-
-
-def _root(parent: np.ndarray, row: int) -> int:
-    while parent[row] != row:
-        parent[row] = parent[parent[row]]
-        row = parent[row]
-    return int(row)
-
-
-def _join(parent: np.ndarray, a: int, b: int) -> None:
-    a, b = _root(parent, a), _root(parent, b)
-    parent[max(a, b)] = min(a, b)
 
 
 def assign(groups: np.ndarray, texts: np.ndarray, folds: int, seed: int) -> np.ndarray:

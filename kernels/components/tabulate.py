@@ -27,15 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import runtime
-from kernels.components.labelling import (
-    LANES,
-    RootSums,
-    resolved_runs,
-    run_arrays,
-    run_capacity,
-    run_grid,
-    speakers,
-)
+from kernels.components.labelling import LANES, RootSums, resolved_runs, run_arrays, run_capacity, run_grid, speakers
 from kernels.components.reference import FIXED_POINT, MAX_COMPONENTS, QuadRules
 from kernels.components.table import Table
 
