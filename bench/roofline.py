@@ -81,11 +81,7 @@ class Model(NamedTuple):
 
 
 def load(preset: str) -> Model:
-    """Traces the detector of a preset.
-
-    Raises:
-        UserError: no such preset.
-    """
+    """The detector of a preset, traced; UserError where there is none of that name."""
     config, _ = load_config([f"preset={preset}"])
     model = meta_model(config)
     height, width = config.data.image_size
@@ -231,12 +227,7 @@ def scaling(link: Link, parameters: int, step: float, backward: float) -> tuple[
 
     A ring sends 2 (N - 1) / N of the float32 gradients (4 bytes a parameter). It runs beside the backward pass, but the
     last bucket starts when that has ended. The slowest of N ranks decides: mean of the largest of N normal values.
-
-    Args:
-        link: the GPUs and what joins them.
-        parameters: of the model.
-        step: seconds of a step on one GPU.
-        backward: seconds of it in which gradients can travel.
+    step, backward: seconds on one GPU, and those of them in which gradients can travel.
     """
     gradients = 4 * parameters
     reduce = 2 * (link.gpus - 1) / link.gpus * gradients / link.bandwidth
@@ -271,10 +262,7 @@ def measured(folder: Path = RESULTS) -> Iterator[tuple[str, str, float]]:
     """(file, what, images/s) of every report below bench/results that has a key images_per_second.
 
     Its value is {what: rate, ...} or a list of rows {"what": ..., "images_per_second": rate}; a row without a rate (not
-    measured, for a reason given there) is passed over.
-
-    Raises:
-        UserError: a file is no JSON.
+    measured, for a reason given there) is passed over. Raises UserError for a file that is no JSON.
     """
     for path in sorted(folder.glob("*/*.json")):
         try:

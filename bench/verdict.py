@@ -99,11 +99,7 @@ def differing_versions(row: Row, baseline: Row) -> dict[str, str]:
 
 
 def load(folder: Path, device: str) -> dict[tuple, Row]:
-    """The baseline of a device by key; empty if it has none.
-
-    Raises:
-        UserError: a line is no row.
-    """
+    """The baseline of a device by key, empty if it has none; raises UserError for a line that is no row."""
     path = folder / f"{device}.jsonl"
     if not path.exists():
         return {}

@@ -106,12 +106,9 @@ def generator(seed: int, epoch: int, index: int = 0, repeat: int = 0, stream: in
 
 
 def draw(config: AugmentConfig, seed: int, epoch: int, index: int, repeat: int = 0) -> Draw:
-    """All random numbers of sample `index` in `epoch`.
+    """All random numbers of sample `index` in `epoch`; the same key always gives the same draw.
 
-    Args:
-        config: what may happen, and how often.
-        seed, epoch, index: the key; the same key always gives the same draw.
-        repeat: how often the sample came already in this epoch (a data set with a weight above 1), part of the key.
+    `repeat`, how often the sample came already in this epoch (a data set with a weight above 1), is part of the key.
     """
     if not config.enabled:
         return Draw(False, 0.0, 1.0, 1.0, np.zeros(2), np.full((1, 2), 0.5), None, 0.0, 1.0, 0.0, (0, 0), None)

@@ -72,10 +72,8 @@ def define(
 
     Args:
         source: callable of a BatchInfo giving the columns `source.fields_of(augment)`; picklable when workers > 0.
-        canvas_hw: canvas height and width.
         augment: decides which steps the graph has.
         batch_size: largest batch.
-        options: device, threads, workers, batches ahead.
         largest_wh: largest stored width and height: the hardware decoder's memory is taken once, for those.
     """
     decoder: dict[str, float] = {}
@@ -106,11 +104,7 @@ def device_bytes(
     sizes_wh: np.ndarray, canvas_hw: tuple[int, int], augment: AugmentConfig, batch_size: int, prefetch: int
 ) -> int:
     """GPU memory that a pipeline comes to hold, bytes: the batch with the largest page, twice (one is decoded while
-    another is warped), the canvas at each step, and the outputs that wait.
-
-    Args:
-        sizes_wh: (N, 2) sizes of all pages, pixels.
-        canvas_hw, augment, batch_size, prefetch: as `define`.
+    another is warped), the canvas at each step, and the outputs that wait. sizes_wh: (N, 2) pixels of all pages.
     """
     pixels = sizes_wh.astype(np.int64).prod(1)
     decoded = 3 * (int(pixels.max()) + (batch_size - 1) * int(np.median(pixels)))

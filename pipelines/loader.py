@@ -262,13 +262,10 @@ def train_loader(
         index: the pages; a ConcatIndex's parts are data sets by themselves.
         image_size: canvas (H, W), pixels.
         batch_size: pages per rank and micro-step.
-        augment: what may happen to a page.
         seed: with the epoch it decides the order; with epoch and row, each page's augmentation.
         weights: how often each part of a ConcatIndex comes in an epoch; empty = once.
-        rank, world_size: global rank and number of ranks.
         accumulate: micro-steps per optimizer step.
         start_epoch, start_step: position of the first batch.
-        options: device, threads, workers, batches ahead.
         bad: rows found to be bad and why; those found now are added to it, in place.
         unread: those of them that are not read again; None = all. A row found now is read again where it comes again,
             unless it is the decoder that refuses it, until `TrainLoader.pass_over`.
@@ -303,11 +300,8 @@ def eval_loader(
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
-    Args: as `train_loader`, and
-        bad: what becomes of a bad page, which comes as a black one, and which are known; None = the first is refused.
-
-    Raises:
-        UserError: from iterating, a bad page that is refused.
+    Arguments as of `train_loader`. A bad page comes as a black one and `bad` tells what becomes of it; None = the first
+    is refused: iterating raises UserError.
     """
     rows = np.arange(rank, len(index), world_size, dtype=np.int64)
     if not len(rows):

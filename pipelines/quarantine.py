@@ -56,22 +56,14 @@ def problem(index: Pages, row: int) -> str:
 class Ledger:
     """Writes down the bad pages of an index: each is named in a warning, the same fault only once.
 
-    Args:
-        index: the pages.
-        bad: what becomes of them, and which are known.
-        share: of the pages, rounded up, that may be bad; 0 refuses the first.
-        rank: for the warning.
+    `share` of the pages, rounded up, may be bad; 0 refuses the first.
     """
 
     def __init__(self, index: Pages, bad: BadPages, share: float, rank: int) -> None:
         self.index, self.bad, self.share, self.rank = index, bad, share, rank
 
     def add(self, row: int, reason: str) -> None:
-        """Names a row that is not known yet.
-
-        Raises:
-            UserError: there are now more than the share.
-        """
+        """Names a row that is not known yet; raises UserError when there are now more than the share."""
         bad = self.bad
         if row in bad.known:
             return
@@ -88,16 +80,7 @@ def paths_of(index: Pages, reasons: dict[int, str]) -> dict[str, str]:
 
 
 def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
-    """Stops when too many of a data set's pages are bad.
-
-    Args:
-        share: allowed share of the pages, rounded up.
-        pages: number of pages.
-        bad: path -> what is wrong with it.
-
-    Raises:
-        UserError: listing the first NAMED of them.
-    """
+    """Raises UserError, naming the first NAMED of `bad` (path -> reason), if it is more than `share` of the pages."""
     if len(bad) <= math.ceil(share * pages - 1e-9):  # 0.07 * 100 is a little above 7
         return
     listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])

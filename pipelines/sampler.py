@@ -38,14 +38,10 @@ def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] 
     """(M,) int64 shuffled sample numbers of one epoch over concatenated data sets.
 
     Args:
-        seed, epoch: the key; both together decide the order.
         lengths: number of samples of each data set; sample numbers run through them in turn.
-        weights: how often each data set's samples come in an epoch; [] or None = once each. A whole number is that
-            many passes, the fraction a random part of the data set, another one each epoch. M = sum of
-            round(length * weight).
-
-    Raises:
-        UserError: not one weight >= 0 per data set.
+        weights: how often each data set's samples come in an epoch; [] or None = once each, UserError unless one >= 0
+            for each. A whole number is that many passes, the fraction a random part of the data set, another one each
+            epoch. M = sum of round(length * weight).
     """
     weights = _checked(weights, lengths)
     rng = generator(seed, epoch, stream=ORDER_STREAM)
@@ -73,11 +69,7 @@ def substitutes(seed: int, epoch: int, row: int, repeat: int, lengths: list[int]
     """(TRIES,) int64 rows of the same data set, the first good one of which takes the place of a row that is bad.
 
     A pure function of its arguments, so that it matters neither when, nor where, nor in which order bad rows are found.
-
-    Args:
-        seed, epoch, lengths: as `epoch_order`.
-        row: the bad sample number.
-        repeat: how often it came earlier in the epoch.
+    `row` came `repeat` times earlier in the epoch.
     """
     ends = np.cumsum(lengths)
     part = int(np.searchsorted(ends, row, side="right"))
@@ -99,13 +91,7 @@ def _checked(weights: list[float] | None, lengths: list[int]) -> list[float]:
 
 
 def rank_batch(order: np.ndarray, step: int, micro: int, share: Share) -> np.ndarray:
-    """(batch_size,) int64 sample numbers of one micro-step of one rank.
-
-    Args:
-        order: the epoch's `epoch_order`.
-        step, micro: optimizer step in the epoch, and forward pass 0..accumulate-1 in the step.
-        share: which part of the step is this rank's.
-    """
+    """(batch_size,) int64 numbers out of the epoch's order: of forward pass `micro` (0..accumulate-1) of a step."""
     assert 0 <= share.rank < share.world_size and 0 <= micro < share.accumulate
     start = ((step * share.accumulate + micro) * share.world_size + share.rank) * share.batch_size
     assert start + share.batch_size <= len(order)

@@ -33,10 +33,9 @@ FILE, VERSION = "split.json", 1
 
 
 def thumbnail(path: Path) -> tuple[str, np.ndarray]:
-    """SHA-256 of a file, and its standardised thumbnail (1024,) float32 of length 1, zeros for a blank or broken one.
+    """SHA-256 of a file, and its standardised thumbnail: (1024,) float32 of length 1, zeros if blank or broken.
 
-    Raises:
-        UserError: the file cannot be read.
+    Raises UserError for a file that cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -67,13 +66,10 @@ def find_copies(
     """(N,) int64 group of every page: the lowest row among its copies, copies of copies included.
 
     Args:
-        paths: images, read whole.
+        paths: images, read whole; UserError for one that cannot be.
         similarity: least correlation of thumbnails; above 1 only files of the same bytes are copies.
         workers: threads; 0 = one a core.
         progress: called with (done, total).
-
-    Raises:
-        UserError: a file cannot be read.
     """
     digests, thumbnails = [], np.zeros((len(paths), SIDE * SIDE), np.float32)
     count = min(workers or (os.cpu_count() or 1), MAX_WORKERS)
@@ -102,17 +98,11 @@ def _alike(thumbnails: np.ndarray, similarity: float) -> Iterator[tuple[int, int
 
 
 def assign(groups: np.ndarray, texts: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(N,) int64 fold of every page: groups, most texts first, each into the fold with the fewest so far.
+    """(N,) int64 fold of every page: groups, most of the (N,) texts first, each into the fold with the fewest so far.
 
     Equal ones are in an order drawn from `seed`; of folds with as many texts the one with fewer pages takes the group.
+    Raises UserError for fewer groups than folds.
     Method: Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
-
-    Args:
-        groups: from `find_copies`.
-        texts: (N,) texts of each page.
-
-    Raises:
-        UserError: fewer groups than folds.
     """
     names, inverse = np.unique(groups, return_inverse=True)
     if len(names) < folds:
@@ -146,8 +136,7 @@ def split(
         index: of all pages.
         out: a new or empty folder; complete or absent.
         folds: k, at least 2; each page is in the validation pages of one fold.
-        seed: of the order of equal pages.
-        similarity, workers, limits, progress: as `find_copies`.
+        seed, similarity, workers, limits, progress: as `assign` and `find_copies`.
 
     Returns:
         what split.json holds: seed, similarity, per fold pages and texts of its validation pages, and the groups of

@@ -17,11 +17,7 @@ def text_like_map(
 ) -> np.ndarray:
     """(H, W) float32 probabilities like a trained network's: soft-edged shrunken lines of text at one angle.
 
-    Args:
-        seed: decides all of it.
-        height, width: of the map in pixels.
-        num_lines: boxes tried; those that would touch another are left out.
-        max_angle: the page's greatest angle in degrees.
+    num_lines: boxes tried; those that would touch another are left out. max_angle: degrees, the greatest of the page.
     """
     rng = np.random.default_rng(seed)
     prob = np.zeros((height, width), np.float32)
