@@ -259,13 +259,13 @@ def scaling_table(model: Model, gpu: Gpu, batch: int) -> list[str]:
     ]
 
 
-def measured() -> Iterator[tuple[str, str, float]]:
+def measured(folder: Path = RESULTS) -> Iterator[tuple[str, str, float]]:
     """(file, what, images/s) of every report below bench/results that has a key images_per_second.
 
     Its value is {what: rate, ...} or a list of rows {"what": ..., "images_per_second": rate}; a row without a rate (not
     measured, for a reason given there) is passed over. Raises UserError for a file that is no JSON.
     """
-    for path in sorted(RESULTS.glob("*/*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         try:
             found = json.loads(path.read_text())
         except ValueError:
@@ -275,13 +275,13 @@ def measured() -> Iterator[tuple[str, str, float]]:
             rows = {row["what"]: row.get("images_per_second") for row in rows}
         for what, rate in rows.items():
             if isinstance(rate, (int, float)):
-                yield str(path.relative_to(RESULTS)), what, float(rate)
+                yield str(path.relative_to(folder)), what, float(rate)
 
 
-def measured_table(model: Model, gpu: Gpu, batch: int) -> list[str]:
+def measured_table(model: Model, gpu: Gpu, batch: int, folder: Path = RESULTS) -> list[str]:
     """What `bench.gpu` measured, beside the floor of the chosen GPU."""
     floor = 1 / floor_seconds(model, gpu, batch)
-    rows = [(*names, f"{rate:.1f}", f"{rate / floor:.0%}") for *names, rate in measured()]
+    rows = [(*names, f"{rate:.1f}", f"{rate / floor:.0%}") for *names, rate in measured(folder)]
     if not rows:
         return [
             "Measured: not measured (no images_per_second in bench/results/*/*.json; python -m bench.gpu makes it).",
