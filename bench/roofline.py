@@ -79,6 +79,10 @@ class Model(NamedTuple):
     pixels: int
     saved: int  # bytes of one image that eager autograd keeps, in bf16
 
+    def work(self) -> list[Work]:
+        """All of a step."""
+        return step_work(self.layers, self.parameters, self.pixels)
+
 
 def load(preset: str) -> Model:
     """The detector of a preset, traced; UserError where there is none of that name."""
@@ -120,14 +124,13 @@ def table(head: Iterable, rows: Iterable[Iterable]) -> list[str]:
 
 def floor_seconds(model: Model, gpu: Gpu, batch: int) -> float:
     """Least seconds of one image of a step."""
-    work = step_work(model.layers, model.parameters, model.pixels)
-    return sum(seconds(row, gpu.flops, gpu.bandwidth, batch) for row in work)
+    return sum(seconds(row, gpu.flops, gpu.bandwidth, batch) for row in model.work())
 
 
 def layer_table(model: Model, gpu: Gpu, batch: int, every: bool) -> list[str]:
     """Calls summed by kind and height of their maps, or every layer (`every`): FLOPs, bytes, time of each phase."""
     groups: dict[tuple, list[Work]] = {}
-    for row in step_work(model.layers, model.parameters, model.pixels):
+    for row in model.work():
         if row.phase not in ("page", "step"):
             groups.setdefault((row.name, row.kind, row.height) if every else (row.kind, row.height), []).append(row)
     head = ["layer"] * every + ["kind", "map", "calls", "GFLOP", "MB", "forward us", "backward us", "FLOP-bound"]
@@ -147,7 +150,7 @@ def layer_table(model: Model, gpu: Gpu, batch: int, every: bool) -> list[str]:
 def step_table(model: Model, gpu: Gpu, batch: int) -> list[str]:
     """The floor by phase, and what it means."""
     sums: dict[str, float] = {}
-    for row in step_work(model.layers, model.parameters, model.pixels):
+    for row in model.work():
         where = row.kind if row.phase in ("page", "step") else row.phase
         name = where if row.kind in (where, "between convolutions") else f"convolutions, {where}"
         name = f"between convolutions, {where}" if row.kind == "between convolutions" else name
@@ -178,11 +181,11 @@ def padding_table(model: Model, gpu: Gpu, batch: int) -> list[str]:
         if to >= width:
             wide = model._replace(layers=pad(model.layers, width, to))
             flops = sum(layer.flops for layer in wide.layers) / forward - 1
-            moved = sum(w.bytes for w in step_work(wide.layers, 0, 0)) / sum(
-                w.bytes for w in step_work(model.layers, 0, 0)
-            )
+            now, then = (sum(row.bytes for row in step_work(each.layers, 0, 0)) for each in (model, wide))
             floor = floor_seconds(wide, gpu, batch)
-            rows.append((to, f"{flops:+.1%}", f"{moved - 1:+.1%}", f"{1e3 * floor:.2f}", f"{floor / plain - 1:+.1%}"))
+            rows.append(
+                (to, f"{flops:+.1%}", f"{then / now - 1:+.1%}", f"{1e3 * floor:.2f}", f"{floor / plain - 1:+.1%}")
+            )
     return [
         f"Finest branch ({width} channels) padded with zeros. The floor only counts what padding adds; what it may "
         f"save, 16-byte loads (a pixel has {ITEM * width} bytes now) and whole tiles, only a GPU can say:",
@@ -200,15 +203,14 @@ def finest_width(model: Model) -> int:
 def memory_table(model: Model, gpu: Gpu, batch: int) -> list[str]:
     """Activations kept for the backward pass, and the state of the parameters."""
     state = model.parameters * sum(STATE_BYTES.values())
+    kept = {
+        "every map that a convolution or BatchNorm reads, once": kept_bytes(model.layers),
+        "what eager autograd keeps (counted)": model.saved,
+    }
     rows = []
-    for what, each in (
-        ("every map that a convolution or BatchNorm reads, once", kept_bytes(model.layers)),
-        ("what eager autograd keeps (counted)", model.saved),
-    ):
-        most = int((gpu.memory - state) // each)
-        rows.append(
-            (what, f"{each / 1e9:.2f}", f"{batch * each / 1e9:.1f}", f"{(state + batch * each) / 1e9:.1f}", most)
-        )
+    for what, each in kept.items():
+        whole, most = batch * each, int((gpu.memory - state) // each)
+        rows.append((what, f"{each / 1e9:.2f}", f"{whole / 1e9:.1f}", f"{(state + whole) / 1e9:.1f}", most))
     return [
         f"Memory of {gpu.memory / 1e9:.0f} GB; parameters and their state take {state / 1e9:.2f} GB "
         f"({sum(STATE_BYTES.values())} bytes each: {', '.join(STATE_BYTES)}). Workspaces and DALI come on top:",
@@ -239,9 +241,8 @@ def scaling(link: Link, parameters: int, step: float, backward: float) -> tuple[
 def scaling_table(model: Model, gpu: Gpu, batch: int) -> list[str]:
     """Predicted efficiency at 8 to 64 GPUs; at the floor's step, where communication weighs most."""
     step = batch * floor_seconds(model, gpu, batch)
-    work = step_work(model.layers, model.parameters, model.pixels)
-    phases = ("dgrad", "wgrad", "backward")
-    backward = batch * sum(seconds(w, gpu.flops, gpu.bandwidth, batch) for w in work if w.phase in phases)
+    backward_work = [row for row in model.work() if row.phase in ("dgrad", "wgrad", "backward")]
+    backward = batch * sum(seconds(row, gpu.flops, gpu.bandwidth, batch) for row in backward_work)
     rows = []
     for link in LINKS:
         reduce, exposed, efficiency = scaling(link, model.parameters, step, backward)

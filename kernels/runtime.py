@@ -35,6 +35,13 @@ def use_triton(op: str, implementation: str, tensor: Tensor, dtypes: tuple[torch
     return implementation == "triton" or (implementation == "auto" and tensor.device.type == "cuda" and known)
 
 
+def expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """Raises ValueError unless a tensor has this shape and dtype and is on this device."""
+    found = (tuple(tensor.shape), tensor.dtype, tensor.device)
+    if found != (tuple(shape), dtype, device):
+        raise ValueError("{} must be {} {} on {}, not {} {} on {}".format(name, tuple(shape), dtype, device, *found))
+
+
 def num_programs(device: torch.device, per_processor: int, most: int) -> int:
     """Programs of a kernel whose programs stride over the work: `per_processor` for every SM, `most` at the most."""
     if device.type != "cuda":

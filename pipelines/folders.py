@@ -19,9 +19,7 @@ def refuse_full(out: Path) -> None:
 def new_folder(out: Path, replace: bool) -> Iterator[Path]:
     """A temporary sibling of `out` that takes its name when the block ends well: `out` is complete or absent.
 
-    Args:
-        replace: put it in the place of an `out` that exists; else the one that was there first stays (two ranks
-            that write the same).
+    It replaces an `out` that exists, or else the one that was there first stays (two ranks that write the same).
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -135,9 +135,10 @@ class _Stream:
             for page in self.source.encoded(iteration)
         ]
         self._pipeline = None
-        bad = quarantine.undecodable([page for page in pages if len(page[1])], None)
+        readable = [page for page in pages if len(page[1])]
+        bad = quarantine.undecodable(readable, None)
         if not bad and self.options.device_id is not None:
-            bad = quarantine.undecodable([page for page in pages if len(page[1])], self.options.device_id)
+            bad = quarantine.undecodable(readable, self.options.device_id)
         self.source.maker.bad |= set(bad)
         for row in bad:
             self._add(row, quarantine.UNDECODABLE)

@@ -244,11 +244,6 @@ class TrainSource:
         epoch, rest = divmod(self.start + iteration, self.steps_per_epoch * accumulate)
         return (epoch, *divmod(rest, accumulate))
 
-    def rows(self, iteration: int) -> np.ndarray:
-        """(batch_size,) int64 index rows of a batch number, were every page good."""
-        epoch, step, micro = self.position(iteration)
-        return sampler.rank_batch(self._order(epoch)[0], step, micro, self.share)
-
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order and repeats. Two epochs are kept: the pipeline is ahead of the loader, which asks too."""
         if epoch not in self._orders:
@@ -260,8 +255,8 @@ class TrainSource:
     def wanted(self, iteration: int) -> list[tuple[int, int]]:
         """Index row of every page of a batch number, and how often it came earlier in the epoch."""
         epoch, step, micro = self.position(iteration)
-        again = sampler.rank_batch(self._order(epoch)[1], step, micro, self.share)
-        return list(zip(self.rows(iteration).tolist(), again.tolist()))
+        rows, again = (sampler.rank_batch(every, step, micro, self.share) for every in self._order(epoch))
+        return list(zip(rows.tolist(), again.tolist()))
 
     def draws(self, iteration: int) -> list[tuple[int, Draw]]:
         """Index row and random numbers of every page of a batch number, were every page good."""
@@ -321,18 +316,14 @@ class EvalSource:
         self.num_batches = math.ceil(len(rows) / batch_size)
         self.first = 0  # batch number of the running pipeline's first batch
 
-    def rows(self, iteration: int) -> np.ndarray:
-        """(<= batch_size,) int64 index rows of a batch number."""
-        first = iteration % self.num_batches * self.batch_size
-        return self._rows[first : first + self.batch_size]
-
     def passed_over(self, iteration: int, rows: np.ndarray) -> list[int]:
         """Rows of a batch that are bad."""
         return [row for row in rows.tolist() if row in self.maker.bad]
 
     def encoded(self, iteration: int) -> list[tuple[int, np.ndarray]]:
         """Row and encoded bytes of every page of a batch number."""
-        rows = self.rows(iteration).tolist()
+        first = iteration % self.num_batches * self.batch_size
+        rows = self._rows[first : first + self.batch_size].tolist()
         if isinstance(self.maker.index, BareIndex):
             self.maker.index.look(rows)
             self.maker.bad |= {row for row in rows if row in self.maker.index.bad}

@@ -138,12 +138,8 @@ def split(
         folds: k, at least 2; each page is in the validation pages of one fold.
         seed, similarity, workers, limits, progress: as `assign` and `find_copies`.
 
-    Returns:
-        what split.json holds: seed, similarity, per fold pages and texts of its validation pages, and the groups of
-        copies.
-
-    Raises:
-        UserError: too few pages, `out` is taken, an image cannot be read, or a fold would have nothing to learn from.
+    Returns what split.json holds: seed, similarity, pages and texts of each fold's validation pages, groups of copies.
+    Raises UserError: too few pages, `out` is taken, an image cannot be read, or a fold has nothing to learn from.
     """
     if folds < 2:
         raise UserError(f"--folds {folds}: must be at least 2")

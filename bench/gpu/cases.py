@@ -92,13 +92,8 @@ def check_targets(device: torch.device, side: int) -> tuple[str, bool, str]:
     """Masks may differ where rounding decides: at most 4 of a million pixels."""
     given = polygons(2, side, torch.device("cpu"))
     want = db_targets(*given, height=side, width=side, implementation="reference")
-    got = db_targets(
-        *(tensor.to(device) for tensor in given),
-        height=side,
-        width=side,
-        implementation="triton",
-        thresh_dtype=torch.float32,
-    )
+    moved = [tensor.to(device) for tensor in given]
+    got = db_targets(*moved, height=side, width=side, implementation="triton", thresh_dtype=torch.float32)
     differing = sum(int((a != b.cpu()).sum()) for a, b in zip(want, got) if a.dtype == torch.uint8)
     error = (want.thresh_map - got.thresh_map.cpu()).abs().max().item()
     good = differing <= 4e-6 * want.shrink_map.numel() + 1 and error < 1e-4
@@ -123,22 +118,19 @@ def check_loss(device: torch.device, side: int, dtype: torch.dtype) -> tuple[str
     same = all(torch.equal(p, q) for p, q in zip(got_grads, again))
     good = loss_error < 1e-5 and grad_error < allowed and same
     name = f"db_loss {str(dtype).removeprefix('torch.')}, 2 x {side} x {side}"
-    return (
-        name,
-        good,
-        f"losses {loss_error:.1e}, gradients {grad_error:.1e}, {'repeatable' if same else 'NOT REPEATED'}",
-    )
+    repeated = "repeatable" if same else "NOT REPEATED"
+    return name, good, f"losses {loss_error:.1e}, gradients {grad_error:.1e}, {repeated}"
 
 
-def check_labels(device: torch.device, side: int, repeats: int = 20) -> tuple[str, bool, str]:
+def check_labels(device: torch.device, side: int) -> tuple[str, bool, str]:
     """Adversarial masks, several times: a race would show as another partition."""
     masks = adversaries(side)
+    times = 20 if device.type == "cuda" else 1
     wrong = 0
     for connectivity in (4, 8):
         want = label(masks, connectivity, implementation="reference").to(device)
-        for _ in range(repeats if device.type == "cuda" else 1):
+        for _ in range(times):
             wrong += int((label(masks.to(device), connectivity, implementation="triton") != want).sum())
-    times = repeats if device.type == "cuda" else 1
     return f"label, 6 adversarial masks of {side} x {side}, {times} times", wrong == 0, f"{wrong} pixels differ"
 
 

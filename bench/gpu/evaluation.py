@@ -15,7 +15,7 @@ import torch
 
 from bench.gpu.cases import prob_maps
 from bench.gpu.pages import draw_pages
-from bench.gpu.step import settings
+from bench.gpu.step import settings, wait
 from engine.config import EvalConfig
 from engine.distributed import Ranks
 from engine.model import build_model
@@ -55,7 +55,6 @@ def _seconds(work: Any, device: torch.device) -> float:
     for _ in range(2):
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         seconds = time.perf_counter() - start
     return seconds

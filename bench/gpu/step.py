@@ -100,7 +100,7 @@ def ours(config: Config, pages: Pages, ranks: Ranks) -> dict:
     for step in range(WARM_UP):
         train_step(train_state, loader, config, ranks, watch, step)
         if step == 0:
-            _wait(ranks.device)
+            wait(ranks.device)
             first = time.perf_counter() - begun
     figures = timed(
         lambda step: train_step(train_state, loader, config, ranks, watch, WARM_UP + step), config, ranks.device, watch
@@ -112,7 +112,7 @@ def ours(config: Config, pages: Pages, ranks: Ranks) -> dict:
 def timed(step: Any, config: Config, device: torch.device, watch: Stopwatch | None = None) -> dict:
     """Rate, quantiles of the step's time, share of waiting for data, peak memory."""
     on_gpu = device.type == "cuda"
-    _wait(device)
+    wait(device)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     marks: list[Any] = []
@@ -125,7 +125,7 @@ def timed(step: Any, config: Config, device: torch.device, watch: Stopwatch | No
             marks[-1].record()
         if number < STEPS:
             step(number)
-    _wait(device)
+    wait(device)
     seconds = time.perf_counter() - start
     spans = [a.elapsed_time(b) if on_gpu else 1e3 * (b - a) for a, b in itertools.pairwise(marks)]
     figures = {
@@ -180,6 +180,7 @@ def profile(config: Config, pages: Pages, ranks: Ranks) -> dict:
     return {"loader": source, "text": "\n".join(said)}
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -64,6 +64,8 @@ PRIOR = (
     ("speed", 1, 0.35, 0.15),  # a
 )
 SIZE = sum(size for _, size, _, _ in PRIOR)
+MEANS = np.concatenate([np.full(size, mean) for _, size, mean, _ in PRIOR])
+SDS = np.concatenate([np.full(size, sd) for _, size, _, sd in PRIOR])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +130,13 @@ def _curve(s: Surfaces, units: np.ndarray, epochs: np.ndarray) -> np.ndarray:
 
 def _log_posterior(theta: np.ndarray) -> np.ndarray:
     """Log density (N,) up to a constant: priors, a convex quadratic, the optimum in the cube, the eight runs."""
-    means = np.concatenate([np.full(size, mean) for _, size, mean, _ in PRIOR])
-    sds = np.concatenate([np.full(size, sd) for _, size, _, sd in PRIOR])
     s = _surfaces(theta)
     allowed = ((s.place >= 0) & (s.place <= 1)).all(axis=1) & (np.linalg.eigvalsh(s.matrix)[:, 0] > 0)
     units = np.array([SPACE.unit(dict(zip(SPACE.names, run[:4], strict=True))) for run in PUBLISHED])
     observed, epochs = np.array([run[4] for run in PUBLISHED]), np.array([run[5] for run in PUBLISHED])
     expected = _curve(s, np.broadcast_to(units, (len(theta), *units.shape)), epochs)
     student = -2.5 * np.log1p(((observed - expected) / 1e-3) ** 2 / 4).sum(axis=1)
-    return np.where(allowed, student - (((theta - means) / sds) ** 2).sum(axis=1) / 2, -np.inf)
+    return np.where(allowed, student - (((theta - MEANS) / SDS) ** 2).sum(axis=1) / 2, -np.inf)
 
 
 @functools.cache
@@ -147,16 +147,14 @@ def chains(block: int) -> np.ndarray:
     2.38 / sqrt(2 SIZE), and every tenth step by 1, so that modes mix.
     """
     rng = np.random.default_rng([20260205, block])
-    means = np.concatenate([np.full(size, mean) for _, size, mean, _ in PRIOR])
-    sds = np.concatenate([np.full(size, sd) for _, size, _, sd in PRIOR])
-    theta = means + 0.5 * sds * rng.standard_normal((CHAINS, SIZE))
+    theta = MEANS + 0.5 * SDS * rng.standard_normal((CHAINS, SIZE))
     theta[:, :3] = rng.uniform(size=(CHAINS, 3))
     density = _log_posterior(theta)
     for step in range(STEPS):
         others = (np.arange(CHAINS) + rng.integers(1, CHAINS, (2, CHAINS))) % CHAINS
         scale = 1.0 if step % 10 == 9 else 2.38 / np.sqrt(2 * SIZE)
         proposed = theta + scale * (theta[others[0]] - theta[others[1]])
-        proposed += 1e-4 * sds * rng.standard_normal(theta.shape)
+        proposed += 1e-4 * SDS * rng.standard_normal(theta.shape)
         new = _log_posterior(proposed)
         taken = np.log(rng.uniform(size=CHAINS)) < new - density
         theta[taken], density[taken] = proposed[taken], new[taken]

@@ -98,21 +98,14 @@ def _flat_channels(name: str, prob_logits: Tensor, thresh_logits: Tensor) -> tup
             )
     if x.dtype != y.dtype:
         raise ValueError(f"{name}: both logit maps need one dtype, not {x.dtype} and {y.dtype}")
-    _same_place(f"{name}: thresh_logits", y, x)
+    runtime.expect(f"{name}: thresh_logits", y, x.shape, x.dtype, x.device)
     return x, y
-
-
-def _same_place(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.shape != x.shape or tensor.device != x.device:
-        raise ValueError(f"{name} must be {tuple(x.shape)} on {x.device}, not {tuple(tensor.shape)} on {tensor.device}")
 
 
 def _check(x: Tensor, targets: DBTargets) -> None:
     for name, tensor in zip(DBTargets._fields, targets):
-        _same_place(f"db_loss: {name}", tensor, x)
-    for name in ("shrink_map", "shrink_mask", "thresh_mask"):
-        if getattr(targets, name).dtype != torch.uint8:
-            raise ValueError(f"db_loss: {name} must be uint8, not {getattr(targets, name).dtype}")
+        dtype = tensor.dtype if name == "thresh_map" else torch.uint8
+        runtime.expect(f"db_loss: {name}", tensor, x.shape, dtype, x.device)
     if not targets.thresh_map.is_floating_point():
         raise ValueError(f"db_loss: thresh_map must be a float tensor, not {targets.thresh_map.dtype}")
 

@@ -113,15 +113,14 @@ def _(
 
 def _check_tensors(points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor) -> None:
     if points_xy.ndim != 2 or points_xy.shape[1] != 2 or points_xy.dtype != torch.float32:
-        raise ValueError(f"db_targets: points_xy must be (V, 2) float32, not {_describe(points_xy)}")
+        raise ValueError(
+            f"db_targets: points_xy must be (V, 2) float32, not {tuple(points_xy.shape)} {points_xy.dtype}"
+        )
     for name, offsets in (("poly_offsets", poly_offsets), ("page_offsets", page_offsets)):
-        if offsets.ndim != 1 or offsets.numel() < 1 or offsets.dtype != torch.int64:
-            raise ValueError(f"db_targets: {name} must be (count + 1,) int64, not {_describe(offsets)}")
-    if ignore.shape != (poly_offsets.numel() - 1,) or ignore.dtype != torch.bool:
-        raise ValueError(f"db_targets: ignore must be ({poly_offsets.numel() - 1},) bool, not {_describe(ignore)}")
-    for name, tensor in (("poly_offsets", poly_offsets), ("page_offsets", page_offsets), ("ignore", ignore)):
-        if tensor.device != points_xy.device:
-            raise ValueError(f"db_targets: {name} must be on {points_xy.device} like points_xy, not {tensor.device}")
+        if offsets.ndim != 1 or offsets.numel() < 1:
+            raise ValueError(f"db_targets: {name} must be (count + 1,) int64, not {tuple(offsets.shape)}")
+        runtime.expect(f"db_targets: {name}", offsets, offsets.shape, torch.int64, points_xy.device)
+    runtime.expect("db_targets: ignore", ignore, (poly_offsets.numel() - 1,), torch.bool, points_xy.device)
 
 
 def _check_offsets(name: str, offsets: Tensor, total: int) -> None:
@@ -142,7 +141,3 @@ def _check_rules(rules: Rules) -> None:
         raise ValueError(f"db_targets: min_text_size_px must be at least 0, not {min_text_size_px}")
     if mode not in MODES:
         raise ValueError(f"db_targets: mode must be one of {MODES}, not {mode!r}")
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"

@@ -51,16 +51,9 @@ def _check(y: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps
         raise ValueError(f"norm_relu: Expected more than 1 value per channel when training, got input size {y.shape}")
     kind = torch.float64 if y.dtype == torch.float64 else torch.float32
     for name, vector in (("weight", weight), ("bias", bias)):
-        if vector.shape != (channels,) or vector.dtype != kind or vector.device != y.device:
-            raise ValueError(
-                f"norm_relu: {name} must be ({channels},) {kind} on {y.device}, not {tuple(vector.shape)} "
-                f"{vector.dtype} on {vector.device}"
-            )
-    if residual is not None and (residual.shape, residual.dtype, residual.device) != (y.shape, y.dtype, y.device):
-        raise ValueError(
-            f"norm_relu: residual must be {tuple(y.shape)} {y.dtype} on {y.device}, not {tuple(residual.shape)} "
-            f"{residual.dtype} on {residual.device}"
-        )
+        runtime.expect(f"norm_relu: {name}", vector, (channels,), kind, y.device)
+    if residual is not None:
+        runtime.expect("norm_relu: residual", residual, y.shape, y.dtype, y.device)
     if not eps > 0:
         raise ValueError(f"norm_relu: need eps > 0, not {eps}")
 

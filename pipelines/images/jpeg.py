@@ -30,11 +30,10 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def scan_markers(data: bytes) -> tuple[str, str]:
-    """Walks the markers of a JPEG (ITU T.81, annex B).
+    """What is wrong with the markers of a JPEG (ITU T.81, annex B), as (kind, detail); ("", "") for a sound file.
 
-    Returns:
-        (kind, detail): ("", "") for a sound file, `truncated` when it ends before its end marker, `corrupt` when a
-        marker stands where none may or restart markers are out of order. Bytes after the end marker are allowed.
+    `truncated`: it ends before its end marker; `corrupt`: a marker stands where none may, or restart markers are out of
+    order. Bytes after the end marker are allowed.
     """
     at, interval, scans = 2, 0, 0
     while True:
@@ -68,13 +67,10 @@ def scan_markers(data: bytes) -> tuple[str, str]:
 
 
 def count_scans(data: Any, limit: int) -> int:
-    """Scans of a JPEG, counted up to `limit` + 1. A file of one scan, the usual one, is read up to its start only.
+    """Scans of a JPEG (bytes or a memory map), counted up to `limit` + 1; one of one scan is read up to its start only.
 
     Decoders take a pass over the whole page for each: 1,000 scans of a page of 25 Mpx are 2 MB and minutes of a core.
     Bytes that are no marker where one should be are passed over, as libjpeg does.
-
-    Args:
-        data: bytes or a memory map.
     """
     at, scans, components = 2, 0, 0
     while scans <= limit:

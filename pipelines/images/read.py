@@ -53,11 +53,6 @@ def pixel_limit(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def oriented_size(width: int, height: int, orientation: int) -> tuple[int, int]:
-    """Size after EXIF orientation; 5 to 8 swap the sides."""
-    return (height, width) if orientation >= 5 else (width, height)
-
-
 def read_header(path: Path, limits: Limits = DEFAULT) -> Header:
     """Reads a file's header only; of a JPEG that comes in several scans the whole file, to count them.
 
@@ -103,9 +98,12 @@ def _look(path: Path, limits: Limits) -> tuple[int, int, int, int]:
         orientation = exif.get(EXIF_ORIENTATION, 1)
         if not isinstance(orientation, int) or not 1 <= orientation <= 8:
             orientation = 1
-        if image.format != "TIFF":  # of these Pillow gives the oriented size already
-            width, height = oriented_size(width, height, orientation)
-        scans = _scans(image.fp, limits.scans) if image.format in ("JPEG", "MPO") else 1
+        if orientation >= 5 and image.format != "TIFF":  # of these Pillow gives the oriented size already
+            width, height = height, width
+        scans = 1
+        if image.format in ("JPEG", "MPO"):  # mapped: a large file takes no memory
+            with mmap.mmap(image.fp.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                scans = count_scans(data, limits.scans)
     return width, height, orientation, scans
 
 
@@ -123,12 +121,6 @@ def _turned_late(file: IO[bytes]) -> bool:
             behind = behind or kind == b"IDAT"
             at += 12 + length
     return False
-
-
-def _scans(file: IO[bytes], limit: int) -> int:
-    """Scans of a JPEG file, counted up to one more than `limit`. Mapped, so a large file takes no memory."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return count_scans(data, limit)
 
 
 def _megapixels(pixels: int) -> str:

@@ -200,20 +200,14 @@ def _compose_page(
 def render_page(
     seed: int, index: int, height: int, width: int, difficulty: float = 0.5, fonts: str = "bundled"
 ) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
-    """One receipt as a JPEG, with the quadrilateral and the text of every contiguous piece of a line.
+    """Page `index` of data set `seed`, at least 64 pixels a side, with the contiguous pieces of its lines.
 
-    Args:
-        seed, index: page `index` of data set `seed`.
-        height, width: pixels, at least 64.
-        difficulty: 0 (clean scan) to 1 (crumpled photo): turn, perspective, creases, shadow, blur, noise, JPEG.
-        fonts: `bundled`, `system` or `hangul` (see `fonts.families`).
+    difficulty: 0 (clean scan) to 1 (crumpled photo): turn, perspective, creases, shadow, blur, noise, JPEG. fonts: see
+    `fonts.families`. Raises UserError: page too small, difficulty out of range, no such font.
 
     Returns:
         JPEG bytes (n,) uint8; polygons, (4, 2) float32 x, y, pixel centres at i + 0.5, top left first and clockwise as
         the text reads, inside the page; texts.
-
-    Raises:
-        UserError: page too small, difficulty out of range, no such font.
     """
     if min(height, width) < MIN_SIDE:
         raise UserError(f"synthetic page of {height}x{width}: at least {MIN_SIDE} pixels a side")
