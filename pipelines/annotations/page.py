@@ -33,9 +33,11 @@ class Page:
     Attributes:
         path: image file relative to the source's root, with forward slashes.
         width, height: size the annotation claims, oriented pixels; 0 = not stated.
-        polygons: one (n, 2) float32 array of x, y a region, in oriented (EXIF applied) pixels; not yet cleaned.
+        polygons: one (n, 2) float32 array of x, y a region, in oriented (EXIF applied) pixels; as stated, so not all
+            of them are outlines: `pipelines.index.clean` decides what becomes of the others.
         ignore: one flag a region; true = not to be learnt and not to be scored.
         texts: one transcription a region ("" = none for this region); None where the source has none at all.
+        boxed: regions whose outline could not be read, so that the box stated beside it is the polygon.
     """
 
     path: str
@@ -44,15 +46,37 @@ class Page:
     polygons: list[np.ndarray] = field(default_factory=list)
     ignore: list[bool] = field(default_factory=list)
     texts: list[str] | None = None
+    boxed: list[int] = field(default_factory=list)
 
-    def add(self, polygon: np.ndarray, ignore: bool, text: str | None) -> None:
-        """Appends a region; keeps the three lists in step."""
+    def add(self, polygon: np.ndarray, ignore: bool, text: str | None, box: np.ndarray | None = None) -> None:
+        """Appends a region; keeps the lists in step.
+
+        Args:
+            polygon: (n, 2) float32, also one that is no outline: too few points, NaN, none at all. Leave none out.
+            ignore: whether it is marked as not to be learnt.
+            text: its transcription, None for none.
+            box: (4, 2) float32, for where the polygon is no outline.
+        """
+        if box is not None and not has_area(polygon) and has_area(box):
+            self.boxed.append(len(self.polygons))
+            polygon = box
         if text is not None and self.texts is None:
             self.texts = [""] * len(self.polygons)
         self.polygons.append(polygon)
         self.ignore.append(ignore)
         if self.texts is not None:
             self.texts.append(text or "")
+
+
+def has_area(polygon: np.ndarray) -> bool:
+    """Whether (n, 2) points are an outline: at least three, finite, not all on one axis-parallel line."""
+    return len(polygon) >= 3 and bool(np.isfinite(polygon).all()) and bool((np.ptp(polygon, axis=0) > 0).all())
+
+
+def box_corners(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """(4, 2) float32 corners of a box, clockwise from the top left."""
+    with np.errstate(over="ignore"):
+        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
 
 
 @dataclass

@@ -30,7 +30,7 @@ from pipelines.annotations.read import FORMATS, read_source
 from pipelines.images.jpeg import is_jpeg, scan_markers
 from pipelines.images.read import pixel_limit, read_header
 from pipelines.index import store as index_store
-from pipelines.index.build import COUNTS, clean
+from pipelines.index.clean import clean
 from pipelines.limits import Limits
 from tests.faults.fuzz import NASTY, SCALARS, TEXTS, Target, damaged, near
 
@@ -213,10 +213,9 @@ def _folder(folder: Path) -> Path:
 
 def _read(path: Path, format: str = "auto", root: Path | None = None) -> None:
     made = read_source(path, format, root)
-    counts = dict.fromkeys(COUNTS, 0)
     for page in made.pages:
         assert (made.root / page.path).resolve().is_relative_to(made.root)
-        clean(page, 100, 80, counts)
+        clean(page, 100, 80)
 
 
 def _json_file(document: Any, folder: Path) -> None:
@@ -275,8 +274,7 @@ def _clean(case: tuple, folder: Path) -> None:
     page = Page("a.jpg")
     for polygon in polygons:
         page.add(points([v for point in polygon for v in point], "a"), False, "x" if texts else None)
-    counts = dict.fromkeys(COUNTS, 0)
-    made = clean(page, width, height, counts)
+    made = clean(page, width, height).page
     for polygon in made.polygons:
         assert np.isfinite(polygon).all() and (polygon >= 0).all() and (polygon <= [width, height]).all()
 

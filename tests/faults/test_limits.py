@@ -22,7 +22,8 @@ from pipelines.check import check
 from pipelines.errors import UserError
 from pipelines.images.jpeg import count_scans, scan_markers
 from pipelines.images.read import EXIF_ORIENTATION, pixel_limit, read_header, read_rgb
-from pipelines.index.build import build, open_index, reduce_points
+from pipelines.index.build import build, open_index
+from pipelines.index.clean import reduce_points
 from pipelines.limits import DEFAULT, Limits
 from tests.conftest import ROOT, TINY
 
@@ -211,7 +212,7 @@ def test_runs_of_fill_bytes_take_no_time():
 def test_a_polygon_of_5000_points_is_drawn_with_fewer_or_masked_out(tmp_path):
     index = build(source(tmp_path / "set", {"a.jpg": GOOD}, [CIRCLE, COMB, SQUARE]), tmp_path / "index")
     circle, comb, square = index.polygons(0)
-    assert index.counts["reduced_points"] == 1 and index.counts["too_many_points"] == 1
+    assert index.counts["many_points"] == 1 and index.counts["too_many_points"] == 1
     assert index.ignore(0).tolist() == [False, True, False] and len(square) == 4
     assert 20 < len(circle) <= DEFAULT.points and len(comb) == 4
     radius = np.hypot(*(np.concatenate([circle, (circle + np.roll(circle, 1, 0)) / 2]) - 230).T)
