@@ -22,7 +22,7 @@ import pytest
 
 from bench.search.methods import METHODS, OURS, RANDOM, RIVAL, plain_skopt
 from bench.search.problems import FIRST, SPACE, chains, problem
-from engine.search.model import surrogate
+from engine.search.ask import configuration
 from engine.search.study import Study, Trial
 
 BUDGET = 8
@@ -111,11 +111,11 @@ def test_ask_and_tell(measure):
     told = [Trial(i, v, "model", 0, state="finished", value=h) for i, (v, h) in enumerate(zip(trials, heights))]
     study = Study(Path(), "", SPACE, budget=100, first=FIRST, trials=told)
     measure(
-        "search.ask", "64 trials", lambda: surrogate.ask(study, 64), plain_skopt(trials, heights),
+        "search.ask", "64 trials", lambda: configuration(study, 64), plain_skopt(trials, heights),
         peer_name="scikit-optimize", rounds=5,
     )  # fmt: skip
     start = time.perf_counter()
-    surrogate.ask(study, 64)
+    configuration(study, 64)
     assert time.perf_counter() - start < 1.0
 
 

@@ -104,8 +104,9 @@ def plain_step(model: DBNet, optimizer: torch.optim.Optimizer, image: torch.Tens
 
 
 def _plain(config: Config, pages: ConcatIndex, ranks: Ranks, steps: int) -> float:
-    canvas = tuple(config.data.image_size)
-    loader = plain_loader(TrainSource(pages, canvas, config.augment, Share(config.data.batch_size), seed=config.seed))
+    height, width = config.data.image_size
+    share = Share(config.data.batch_size)
+    loader = plain_loader(TrainSource(pages, (height, width), config.augment, share, seed=config.seed))
     model, optimizer = plain_model(config, ranks.device)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:

@@ -43,7 +43,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     A UserError ends as `error: ...` on stderr with exit code 2, Ctrl-C with 130; anything else is a bug and keeps its
     traceback.
     """
-    logging.lastResort.setFormatter(OneLine())  # what shows warnings when nobody has set up logging
+    if logging.lastResort is not None:  # what shows warnings when nobody has set up logging
+        logging.lastResort.setFormatter(OneLine())
     try:
         code = main(sys.argv[1:])
     except UserError as error:

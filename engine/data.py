@@ -105,6 +105,7 @@ def _require_texts(pages: ConcatIndex, source: str) -> None:
     missing = "" if pages.has_texts else "it has no transcriptions"
     for row in range(len(pages)) if pages.has_texts else ():
         texts, ignore = pages.texts(row), pages.ignore(row)
+        assert texts is not None
         if any(not text and not skip for text, skip in zip(texts, ignore, strict=True)):
             missing = f"{pages.name(row)} has a text without transcription"
             break
@@ -142,7 +143,8 @@ def canvas_at(config: Config, epoch: int) -> tuple[int, int]:
     if part >= len(sides):
         return height, width
     scale = sides[part] / max(height, width)
-    return tuple(max(SIZE_MULTIPLE, round(side * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in (height, width))
+    height, width = (max(1, round(side * scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width))
+    return height, width
 
 
 def loader_options(config: Config, ranks: Ranks) -> LoaderOptions:

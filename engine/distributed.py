@@ -64,9 +64,14 @@ def start(device: str = "auto", threads: int = 0) -> Ranks:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        place = {"store": store(TIMEOUT), "rank": rank, "world_size": world_size}
-        backend = "nccl" if use_cuda else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if use_cuda else None, **place)
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            timeout=TIMEOUT,
+            store=store(TIMEOUT),
+            rank=rank,
+            world_size=world_size,
+            device_id=chosen if use_cuda else None,
+        )
     return Ranks(rank, local_rank, world_size, chosen)
 
 
@@ -152,13 +157,18 @@ class Agreement:
     """
 
     def __init__(self) -> None:
+        self._group: dist.ProcessGroup | None = None
+        if not dist.is_initialized():
+            return
         try:
-            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if dist.is_initialized() else None
+            group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         except RuntimeError as error:  # torch's own kinds are its children
             raise UserError(
                 f"the ranks do not reach one another by gloo ({one_line(error)}): set GLOO_SOCKET_IFNAME to the "
                 "network device between the machines"
             ) from None
+        assert isinstance(group, dist.ProcessGroup), "every rank is in it"
+        self._group = group
 
     def max_over_ranks(self, *values: int) -> list[int]:
         """The largest of every value over the ranks, the same on all; all must call it at the same step."""

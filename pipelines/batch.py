@@ -1,6 +1,7 @@
 """What a loader hands to training, evaluation and prediction."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`; the polygons go there without waiting (pinned first when it is a GPU)."""
         device = torch.device(device)
-        moved = {"image": self.image.to(device, non_blocking=True)}
+        moved: dict[str, Any] = {"image": self.image.to(device, non_blocking=True)}
         for name in ("points_xy", "poly_offsets", "page_offsets", "ignore"):
             value = getattr(self, name)
             if device.type == "cuda" and value.device.type == "cpu" and not value.is_pinned():

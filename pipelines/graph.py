@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
 from pipelines.augment import AugmentConfig
 from pipelines.source import fields_of
@@ -21,14 +22,14 @@ from pipelines.source import fields_of
 # ImageNet statistics, grey levels of 255, RGB
 MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
 STD = [0.229 * 255, 0.224 * 255, 0.225 * 255]
+LINEAR = DALIInterpType.INTERP_LINEAR
 
+# Of a sample's fields; what is not named is float32, and a scalar.
 _TYPES = {
-    "encoded": types.UINT8, "resize": types.BOOL, "size_hw": types.FLOAT, "inverse": types.FLOAT,
-    "points": types.FLOAT, "offsets": types.INT64, "ignore": types.BOOL, "index": types.INT64, "matrix": types.FLOAT64,
-    "colour_on": types.BOOL, "colour": types.FLOAT, "tone_on": types.BOOL, "tone_gain": types.FLOAT,
-    "tone_shift": types.FLOAT, "blur_on": types.BOOL, "blur_kernel": types.FLOAT,
-    "noise_on": types.BOOL, "noise": types.INT8,
-    "light_on": types.BOOL, "light_gain": types.FLOAT, "light_offset": types.FLOAT,
+    "encoded": DALIDataType.UINT8, "resize": DALIDataType.BOOL, "offsets": DALIDataType.INT64,
+    "ignore": DALIDataType.BOOL, "row": DALIDataType.INT64, "matrix": DALIDataType.FLOAT64,
+    "colour_on": DALIDataType.BOOL, "tone_on": DALIDataType.BOOL, "blur_on": DALIDataType.BOOL,
+    "noise_on": DALIDataType.BOOL, "noise": DALIDataType.INT8, "light_on": DALIDataType.BOOL,
 }  # fmt: skip
 _NDIM = {
     "encoded": 1, "size_hw": 1, "inverse": 2, "points": 2, "offsets": 1, "ignore": 1, "matrix": 2, "colour": 2,
@@ -67,7 +68,7 @@ class Outputs(NamedTuple):
     points: Any
     offsets: Any
     ignore: Any
-    index: Any
+    row: Any
     matrix: Any
 
 
@@ -109,6 +110,7 @@ def define(
         py_num_workers=max(1, options.workers),
         py_start_method="spawn",  # fork would copy a process that holds CUDA and threads
         seed=0,
+        exec_dynamic=True,
     )
 
 
@@ -128,10 +130,10 @@ def device_bytes(
     return 2 * decoded + batch_size * canvas_hw[0] * canvas_hw[1] * (steps + 6 * (prefetch + 2))
 
 
-@pipeline_def(enable_conditionals=True, exec_dynamic=True)
+@pipeline_def(enable_conditionals=True)
 def _graph(
     source: Any, canvas_hw: tuple[int, int], augment: AugmentConfig, parallel: bool, decoder: dict[str, Any]
-) -> Outputs:
+) -> tuple[Any, ...]:
     gpu = Pipeline.current().device_id is not None
     fields = fields_of(augment)
     given = fn.external_source(
@@ -140,31 +142,35 @@ def _graph(
         batch=True,
         batch_info=True,
         parallel=parallel,
-        dtype=[_TYPES[name] for name in fields],
+        dtype=[_TYPES.get(name, DALIDataType.FLOAT) for name in fields],
         ndim=[_NDIM.get(name, 0) for name in fields],
     )
     sample = dict(zip(fields, given))
     # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frames: GPU ROI decode crashes with
     # the codec of this DALI generation (NVIDIA/nvImageCodec#55).
     image = fn.decoders.image(
-        sample["encoded"], device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False, **decoder
+        sample["encoded"],
+        device="mixed" if gpu else "cpu",
+        output_type=DALIImageType.RGB,
+        adjust_orientation=False,
+        **decoder,
     )
     shape = image.shape()
     image = _warp(image, sample, canvas_hw, gpu)
     image = _photometric(image, sample, canvas_hw, augment, gpu)
     image = fn.crop_mirror_normalize(
-        image, dtype=types.FLOAT16 if gpu else types.FLOAT, output_layout="HWC", mean=MEAN, std=STD
+        image, dtype=DALIDataType.FLOAT16 if gpu else DALIDataType.FLOAT, output_layout="HWC", mean=MEAN, std=STD
     )
     return tuple(
-        Outputs(image, shape, sample["points"], sample["offsets"], sample["ignore"], sample["index"], sample["matrix"])
+        Outputs(image, shape, sample["points"], sample["offsets"], sample["ignore"], sample["row"], sample["matrix"])
     )
 
 
 def _warp(image: Any, sample: dict[str, Any], canvas_hw: tuple[int, int], gpu: bool) -> Any:
     """The page on the canvas. The matrix goes from output to input, pixel centres at i + 0.5."""
     if sample["resize"]:
-        image = fn.resize(image, size=sample["size_hw"], interp_type=types.INTERP_LINEAR, antialias=True)
-    placing = {"inverse_map": True, "size": list(canvas_hw), "interp_type": types.INTERP_LINEAR}
+        image = fn.resize(image, size=sample["size_hw"], interp_type=LINEAR, antialias=True)
+    placing: dict[str, Any] = {"inverse_map": True, "size": list(canvas_hw), "interp_type": LINEAR}
     if gpu:
         return fn.warp_affine(image, matrix=sample["inverse"], fill_value=0, **placing)
     # On the CPU warp_affine goes pixel by pixel, 26.7 ms for 1280x640; this is OpenCV's vectorised warp, 4.6 ms, with
@@ -183,25 +189,25 @@ def _photometric(
     flag per sample and becomes a DALI conditional.
     """
     if augment.colours and sample["colour_on"]:
-        image = fn.reshape(fn.coord_transform(image, MT=sample["colour"], dtype=types.UINT8), layout="HWC")
+        image = fn.reshape(fn.coord_transform(image, MT=sample["colour"], dtype=DALIDataType.UINT8), layout="HWC")
     if augment.colours and sample["tone_on"]:
         image = fn.brightness_contrast(image, brightness=sample["tone_gain"], brightness_shift=sample["tone_shift"])
     if augment.blurs and sample["blur_on"]:
         image = fn.filter(image, _on(sample["blur_kernel"], gpu))
     if augment.noises and sample["noise_on"]:
-        image = fn.cast(image + _on(sample["noise"], gpu), dtype=types.UINT8)
+        image = fn.cast(image + _on(sample["noise"], gpu), dtype=DALIDataType.UINT8)
     if augment.lights:
         if sample["light_on"]:
             gain = _stretch(_on(sample["light_gain"], gpu), canvas_hw)
             image = image * gain + _stretch(_on(sample["light_offset"], gpu), canvas_hw)
         else:
-            image = fn.cast(image, dtype=types.FLOAT)
+            image = fn.cast(image, dtype=DALIDataType.FLOAT)
     return image
 
 
 def _stretch(grid: Any, canvas_hw: tuple[int, int]) -> Any:
     """A coarse map stretched over the canvas."""
-    return fn.resize(fn.reshape(grid, layout="HWC"), size=list(canvas_hw), interp_type=types.INTERP_LINEAR)
+    return fn.resize(fn.reshape(grid, layout="HWC"), size=list(canvas_hw), interp_type=LINEAR)
 
 
 def _on(data: Any, gpu: bool) -> Any:

@@ -98,7 +98,7 @@ class _Stream:
             if not self._find_undecodable():
                 self._excuse_once(error)
             return None
-        rows = np.array(outputs.index.as_tensor())
+        rows = np.array(outputs.row.as_tensor())
         for row in self.source.passed_over(self.iteration, rows):
             self._add(row)
         return None if self._find_wrong_size(rows, np.array(outputs.shape.as_tensor())) else outputs
@@ -119,7 +119,7 @@ class _Stream:
             Labels(*(np.array(part) for part in page))
             for page in zip(outputs.points, outputs.offsets, outputs.ignore, strict=True)
         ]
-        return collate(image, labels, np.array(outputs.index.as_tensor()), np.array(outputs.matrix.as_tensor()))
+        return collate(image, labels, np.array(outputs.row.as_tensor()), np.array(outputs.matrix.as_tensor()))
 
     def _add(self, row: int, reason: str = "") -> None:
         if row not in self.ledger.bad.known:
@@ -178,9 +178,10 @@ def _preallocate(source: TrainSource | EvalSource, sizes_wh: np.ndarray, prefetc
     needed = graph.device_bytes(sizes_wh, canvas, augment, batch_size, prefetch)
     free, _total = torch.cuda.mem_get_info(device_id)
     if needed <= free // 4:
-        backend.PreallocateDeviceMemory(needed, device_id)
+        backend.PreallocateDeviceMemory(needed, device_id)  # type: ignore[attr-defined]  # not in DALI's stub
     if augment.noises:  # by far the most that goes to the GPU: 3 bytes a pixel, on the pages that get noise
-        backend.PreallocatePinnedMemory(3 * canvas[0] * canvas[1] * math.ceil(batch_size * augment.noise_p))
+        pinned = 3 * canvas[0] * canvas[1] * math.ceil(batch_size * augment.noise_p)
+        backend.PreallocatePinnedMemory(pinned)  # type: ignore[attr-defined]  # nor is this
 
 
 class TrainLoader:

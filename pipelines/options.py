@@ -55,12 +55,11 @@ def check_options(config: Any, prefix: str = "") -> None:
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, bool) or not isinstance(item, (int, float, str)):
                 continue
-            number = isinstance(item, (int, float))
             low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
-            bad = number and not abs(item) < (math.inf if isinstance(item, float) else 2**63)  # true for NaN
-            bad = bad or (choices is not None and item not in choices)
-            bad = bad or (number and low is not None and item < low)
-            bad = bad or (number and high is not None and item > high)
+            bad = choices is not None and item not in choices
+            if not isinstance(item, str):
+                bad = bad or not abs(item) < (math.inf if isinstance(item, float) else 2**63)  # true for NaN
+                bad = bad or (low is not None and item < low) or (high is not None and item > high)
             if bad:
                 words = allowed(field.metadata) or "a finite number"
                 raise UserError(f"{prefix}{field.name}={value}: allowed is {words}")

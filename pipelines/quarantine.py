@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
+from nvidia.dali.types import DALIDataType, DALIImageType
 
 from pipelines.errors import UserError
 from pipelines.index.pages import Pages
@@ -113,8 +114,8 @@ def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
 def _decode_one(device: str) -> Any:
-    data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(data, device=device, output_type=types.RGB)
+    data = fn.external_source(name="data", dtype=DALIDataType.UINT8, ndim=1)
+    return fn.decoders.image(data, device=device, output_type=DALIImageType.RGB)
 
 
 def undecodable(pages: list[tuple[int, np.ndarray]], device_id: int | None) -> list[int]:

@@ -42,7 +42,7 @@ class Sample(NamedTuple):
     points: np.ndarray  # (V, 2) float32 canvas pixels
     offsets: np.ndarray  # (P + 1,) int64
     ignore: np.ndarray  # (P,) bool
-    index: np.ndarray  # () int64
+    row: np.ndarray  # () int64, in the index
     matrix: np.ndarray  # (2, 3) float64 upright page -> canvas
     colour_on: np.ndarray  # () bool
     colour: np.ndarray  # (3, 4) float32
@@ -142,7 +142,7 @@ class SampleMaker:
             points=labels.points,
             offsets=labels.offsets,
             ignore=labels.ignore,
-            index=np.array(row, np.int64),
+            row=np.array(row, np.int64),
             matrix=matrix,
             colour_on=np.array(drawn.colour is not None and not tone),
             colour=colour,

@@ -182,7 +182,7 @@ def split(
     result = {
         "kind": "dbnet-split", "version": VERSION, "source": str(index.folder), "root": str(index.root), "seed": seed,
         "similarity": similarity, "folds": described,
-        "copies": [[index.relative_path(i) for i in rows] for rows in copies if len(rows) > 1],
+        "copies": [[index.relative_path(i) for i in rows.tolist()] for rows in copies if len(rows) > 1],
     }  # fmt: skip
     with new_folder(out, replace=True) as temporary:
         for k in range(folds):

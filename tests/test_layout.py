@@ -3,14 +3,24 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
 PACKAGES = ("engine", "kernels", "pipelines", "bench")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Name and lines, without those of the docstring, of each function and method."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            yield node.name, node.end_lineno - node.lineno + 1 - (len(docstring.splitlines()) if docstring else 0)
 
 
 def test_the_packages_imported_are_ours():
@@ -27,6 +37,49 @@ def test_the_packages_imported_are_ours():
 
 def test_pytest_reads_setup_cfg(pytestconfig):
     assert pytestconfig.inipath == ROOT / "setup.cfg"
+
+
+ROOMS = (
+    "training",
+    "evaluation",
+    "detection",
+    "model",
+    "checkpoint",
+    "run",
+    "jobs",
+    "config",
+    "visualization",
+    "profiling",
+)
+COMMANDS = ("train", "evaluate", "predict", "folds", "search", "tune", "ensemble", "export", "compare", "report")
+SHARED = ("data", "distributed", "cli", "files", "console")
+
+
+def test_the_top_of_engine_is_commands_rooms_and_few_shared_files():
+    found = {
+        path.stem for path in (ROOT / "engine").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert found == {"__init__", *ROOMS, *COMMANDS, *SHARED}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for_and_what_comes_in(room):
+    said = ast.get_docstring(ast.parse((ROOT / "engine" / room / "__init__.py").read_text()))
+    lines = said.splitlines()
+    assert len(lines) <= 4 and lines[1] == "" and "omes in:" in said and "oes out:" in said
+
+
+def test_most_functions_are_under_40_lines():
+    lengths = [length for path in SOURCES for _, length in functions(ast.parse(path.read_text()))]
+    assert sum(length > 40 for length in lengths) <= len(lengths) // 100
+
+
+def test_a_commit_is_checked_as_ci_checks():
+    """The hooks are the commands that .ci/run runs before the tests."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    entries = {hook["entry"].removesuffix(" --force-exclude") for hook in hooks}
+    lines = {line.removesuffix(" .") for line in (ROOT / ".ci" / "run").read_text().splitlines()}
+    assert entries == {"ruff check", "ruff format --check", "lint-imports", "mypy"} and entries <= lines
 
 
 def test_import_contracts():
@@ -46,10 +99,8 @@ def test_files_and_functions_stay_small_and_documented(path):
         if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Name):
             assert node.type.id not in ("Exception", "BaseException"), f"line {node.lineno}: too broad"
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"line {node.lineno}: bare except"
-        if isinstance(node, ast.FunctionDef):
-            docstring = ast.get_docstring(node, clean=False)
-            lines = node.end_lineno - node.lineno + 1 - (len(docstring.splitlines()) if docstring else 0)
-            assert lines <= 60, f"{node.name} has {lines} lines"
+    for name, lines in functions(tree):
+        assert lines <= 60, f"{name} has {lines} lines"
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             tested = path.name.startswith("bench_") or path.name == "conftest.py"

@@ -14,7 +14,7 @@ LINES = 54  # of a page, as on a real receipt
 
 
 class Pages:
-    """`pipelines.index.pages.Pages` in memory, with what judging asks of an index."""
+    """`pipelines.index.pages.LabelledPages` in memory."""
 
     def __init__(self, paths: list[Path], size_wh: tuple[int, int], polygons: list[np.ndarray]) -> None:
         self._paths, self._polygons = paths, polygons
@@ -26,7 +26,8 @@ class Pages:
     def repeated(self, count: int) -> "Pages":
         """`count` pages, these over and over."""
         paths = list(itertools.islice(itertools.cycle(self._paths), count))
-        return Pages(paths, tuple(self.size_wh[0]), self._polygons)
+        width, height = self.size_wh[0].tolist()
+        return Pages(paths, (width, height), self._polygons)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -54,6 +55,9 @@ class Pages:
     def ignore(self, row: int) -> np.ndarray:
         """(LINES,) bool, none."""
         return np.zeros(len(self._polygons), bool)
+
+    def texts(self, row: int) -> None:
+        """There are none."""
 
 
 def draw_pages(folder: Path, count: int, height: int = 1600, width: int = 900) -> Pages:

@@ -68,8 +68,9 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
 
 def open_loader(config: Config, pages: Pages, device: torch.device) -> tuple[Any, str]:
     """The training stream and what makes it."""
-    data, canvas = config.data, tuple(config.data.image_size)
-    options = {"image_size": canvas, "batch_size": data.batch_size, "augment": config.augment, "seed": 0}
+    height, width = config.data.image_size
+    options: dict[str, Any] = {"image_size": (height, width), "batch_size": config.data.batch_size, "seed": 0}
+    options["augment"] = config.augment
     cores = len(os.sched_getaffinity(0))
     try:
         from pipelines.graph import LoaderOptions
@@ -77,7 +78,7 @@ def open_loader(config: Config, pages: Pages, device: torch.device) -> tuple[Any
     except ImportError:
         from bench.peers.opencv_loader import opencv_loader
 
-        workers = loader_workers(cores, data.batch_size * 3 * canvas[0] * canvas[1] * 4)
+        workers = loader_workers(cores, config.data.batch_size * 3 * height * width * 4)
         return opencv_loader(pages, **options, workers=workers), f"no DALI: OpenCV, {workers} workers"
     device_id = None if device.type == "cpu" else torch.cuda.current_device()
     return train_loader(pages, **options, options=LoaderOptions(device_id, threads=min(8, cores))), "DALI"
@@ -149,9 +150,10 @@ def plain(config: Config, pages: Pages, device: torch.device) -> dict:
 
     # float32 takes twice the memory
     config = changed(config, {"data.batch_size": min(4, config.data.batch_size)})
-    source = TrainSource(pages, tuple(config.data.image_size), config.augment, Share(config.data.batch_size), seed=0)
-    pixels = config.data.batch_size * config.data.image_size[0] * config.data.image_size[1]
-    loader = plain_loader(source, workers=min(8, loader_workers(len(os.sched_getaffinity(0)), pixels * 20)))
+    height, width = config.data.image_size
+    source = TrainSource(pages, (height, width), config.augment, Share(config.data.batch_size), seed=0)
+    batch_bytes = config.data.batch_size * height * width * 20
+    loader = plain_loader(source, workers=min(8, loader_workers(len(os.sched_getaffinity(0)), batch_bytes)))
     model, optimizer = plain_model(config, device)
     for _ in range(WARM_UP):
         plain_step(model, optimizer, *next(loader))

@@ -4,6 +4,8 @@ The chain is the one of MhLiao/DB's `SegDetectorRepresenter` and its descendants
 under a filled mask, pyclipper offset, minAreaRect again.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import pyclipper
@@ -26,12 +28,13 @@ def text_like_map(
     page_angle = rng.uniform(-max_angle, max_angle)
     for _ in range(num_lines):
         w, h = rng.uniform(30, min(320, width * 0.6)), rng.uniform(10, min(44, height * 0.2))
-        centre = rng.uniform(0, (width, height))
+        centre = rng.uniform(0, (width, height)).tolist()
         angle = page_angle + rng.normal(0, 0.5)
         room = cv2.boxPoints((centre, (w + 6, h + 6), angle)).round().astype(np.int32)
         x, y, room_w, room_h = cv2.boundingRect(room)
         window = (slice(max(y, 0), y + room_h), slice(max(x, 0), x + room_w))
-        spot = cv2.fillPoly(np.zeros_like(taken[window]), [room - (max(x, 0), max(y, 0))], 1)
+        spot = np.zeros_like(taken[window])
+        cv2.fillPoly(spot, [room - (max(x, 0), max(y, 0))], 1)
         if not spot.any() or (spot & taken[window]).any():
             continue
         taken[window] |= spot
@@ -41,8 +44,7 @@ def text_like_map(
         cv2.fillConvexPoly(prob, fixed, float(rng.uniform(0.75, 0.99)), cv2.LINE_8, 8)
     soft = cv2.GaussianBlur(prob, (0, 0), 1.2)
     noise = rng.normal(0, 0.03, (height // 4 + 1, width // 4 + 1)).astype(np.float32)
-    soft += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.clip(soft, 0.0, 1.0)
+    return np.clip(soft + cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR), 0.0, 1.0)
 
 
 def classic_quads(
@@ -61,8 +63,7 @@ def classic_quads(
 
     Args:
         half_pixel: instead of the customary contour through pixel centres as it is, grow each rectangle by up to half
-        a pixel
-            until its area is the region's pixel count (the convention of `kernels.components`).
+            a pixel until its area is the region's pixel count (the convention of `kernels.components`).
         exact_score: mean over the pixels whose centres lie in the rectangle; the customary one truncates its corners to
             whole pixels and counts its outline.
         clipper_scale: clipper's units per pixel; the customary 1 rounds to whole pixels.
@@ -100,7 +101,7 @@ def _ordered(box: np.ndarray) -> np.ndarray:
     return np.array([left[0], right[0], right[1], left[1]])
 
 
-def _half_pixel(contour: np.ndarray, mask: np.ndarray, size: tuple[float, float]) -> float:
+def _half_pixel(contour: np.ndarray, mask: np.ndarray, size: Sequence[float]) -> float:
     x, y, w, h = cv2.boundingRect(contour)
     inside = cv2.drawContours(np.zeros((h, w), np.uint8), [contour - (x, y)], -1, 1, cv2.FILLED)
     pixels = int((inside & mask[y : y + h, x : x + w]).sum())

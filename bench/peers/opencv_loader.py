@@ -12,6 +12,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -113,10 +114,9 @@ class OpenCVLoader:
         self.steps_per_epoch = source.steps_per_epoch
         self.wait_seconds = 0.0
         # batch_size=None: an item is a batch already. The numbers never end; the order is kept.
-        options = {"num_workers": workers, "worker_init_fn": one_thread, "pin_memory": torch.cuda.is_available()}
-        if workers:
-            options["prefetch_factor"] = prefetch
-        loader = DataLoader(Batches(source), batch_size=None, sampler=itertools.count(), **options)
+        options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": one_thread}
+        options |= {"pin_memory": torch.cuda.is_available(), "prefetch_factor": prefetch if workers else None}
+        loader: DataLoader = DataLoader(Batches(source), batch_size=None, sampler=itertools.count(), **options)
         self._batches: Iterator[Batch] | None = iter(loader)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -2,9 +2,9 @@
 
     python -m bench.search.economy --seeds 100
 
-One agent, the surrogate of engine.search, trainings of `EPOCHS` epochs watched epoch by epoch by `rungs.decide` as the
-driver does; stopped trials are told with their extrapolated value. `8 trials` ends after 8 trials, `120 epochs` goes on
-with the epochs that were saved. "Best stopped": the trial that would have ended highest was stopped.
+One agent, the surrogate of engine.search, trainings of `EPOCHS` epochs watched epoch by epoch by `stopping.decide` as
+the driver does; stopped trials are told with their extrapolated value. `8 trials` ends after 8 trials, `120 epochs`
+goes on with the epochs that were saved. "Best stopped": the trial that would have ended highest was stopped.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.bench_search_regret import BUDGET, interval
 from bench.search.problems import EPOCHS, FIRST, SPACE, Problem, chains, problem
+from engine.search.ask import configuration
 from engine.search.model import stopping, surrogate
 from engine.search.study import Study, Trial
 
@@ -44,7 +45,7 @@ def search(one: Problem, rule: dict, budget: int, epochs: int, seed: int) -> Out
     heights = []
     while len(study.trials) < budget and sum(t.epochs for t in study.trials) + EPOCHS / 2 < epochs:
         number = len(study.trials)
-        values, kind = surrogate.ask(study, number)
+        values, kind = configuration(study, number)
         curve = one.curve(SPACE.unit(values), number)
         heights.append(float(curve.max()))
         study.trials.append(Trial(number, values, kind, seed, state="running"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.search.problems import FIRST, SPACE, T_VALUES, Problem
+from engine.search.ask import configuration
 from engine.search.model import surrogate
 from engine.search.study import Study, Trial
 
@@ -49,7 +50,7 @@ def ours(problem: Problem, budget: int, agents: int, seed: int) -> dict:
     clock = Clock(problem, agents)
     for number in range(budget):
         _end(study, clock, clock.ended)
-        values, kind = surrogate.ask(study, number)
+        values, kind = configuration(study, number)
         clock.start(values)
         study.trials.append(Trial(number, values, kind, seed, state="running"))
     _end(study, clock, budget)
@@ -86,8 +87,8 @@ def _optuna(sampler: str, first: bool, ordinal: bool, **options) -> Method:
         names = SPACE.names
         if first:
             study.enqueue_trial({**FIRST, names[2]: T_VALUES.index(FIRST[names[2]]) if ordinal else FIRST[names[2]]})
-        clock, trials = Clock(problem, agents), []
-        told = 0
+        clock, told = Clock(problem, agents), 0
+        trials: list = []
         for _ in range(budget):
             while told < clock.ended:
                 study.tell(trials[told], clock.heights[told])
@@ -123,7 +124,7 @@ def skopt_default(problem: Problem, budget: int, agents: int, seed: int) -> dict
 
     clock, told = Clock(problem, agents), 0
     optimizer = skopt.Optimizer(_skopt_dimensions(), random_state=seed)
-    points = []
+    points: list[list] = []
     for _ in range(budget):
         while told < clock.ended:
             optimizer.tell(points[told], -clock.heights[told])
@@ -160,7 +161,8 @@ def wandb_bayes(problem: Problem, budget: int, agents: int, seed: int) -> dict:
         for p in SPACE.parameters
     }
     config = {"method": "bayes", "metric": {"name": "h", "goal": "maximize"}, "parameters": parameters}
-    clock, runs = Clock(problem, agents), []
+    clock = Clock(problem, agents)
+    runs: list = []
     np.random.seed(seed)
     for _ in range(budget):
         for run, height in zip(runs[: clock.ended], clock.heights, strict=False):

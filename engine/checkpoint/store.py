@@ -22,6 +22,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -30,6 +31,8 @@ from engine import files
 from engine.console import warn
 from engine.files import replace_text
 from pipelines.errors import UserError
+
+Tensors = dict[str, torch.Tensor]  # by name, on the CPU
 
 LINKS = ("last", "best")
 TUNED = "tune.json"  # not in the manifest: nothing depends on it
@@ -41,14 +44,16 @@ STATE_BYTES = 1 << 24  # a bad page takes 100 bytes in it, 600 with the longest 
 MOMENTS = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 
-def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: torch.optim.Optimizer) -> dict:
+def snapshot(
+    model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensors]:
     """Copies of all tensors of the training state in host memory: {part: {name: tensor}}.
 
     Reading the device is a sync, once a checkpoint. Tensors are made contiguous: safetensors stores no strides, and
     loading copies into the model's own layout.
     """
 
-    def host(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def host(tensors: Tensors) -> Tensors:
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
     states = optimizer.state_dict()["state"]
@@ -59,12 +64,12 @@ def snapshot(model: torch.nn.Module, ema: torch.nn.Module | None, optimizer: tor
     return parts
 
 
-def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
+def not_finite(tensors: Tensors) -> list[str]:
     """Names of the host tensors that hold NaN or infinity (HRNet-W44: 67 M numbers, about 50 ms)."""
     return [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
 
 
-def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
+def write(folder: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any], config_yaml: str) -> Path:
     """Writes one checkpoint `folder/step_<step>` durably and returns its path.
 
     One of that step that is there already stays until `prune`; the new one is `step_<step>.1` and so on, which sorts
@@ -95,7 +100,7 @@ def write(folder: Path, parts: dict, state: dict, config_yaml: str) -> Path:
     return final
 
 
-def _fill(temporary: Path, parts: dict, state: dict, config_yaml: str) -> None:
+def _fill(temporary: Path, parts: Mapping[str, Tensors], state: Mapping[str, Any], config_yaml: str) -> None:
     """Writes all files of a checkpoint, the manifest last, and makes them durable."""
     for part, tensors in parts.items():
         write_safetensors(tensors, temporary / f"{part}.safetensors")
@@ -124,8 +129,8 @@ def prune(folder: Path, keep_last: int, keep_top_k: int) -> None:
     """
     every = _steps(folder)
     steps = list({path.name.split(".")[0]: path for path in every}.values())
-    scores = {p: score(p) for p in steps}
-    scored = sorted((p for p in steps if scores[p] is not None), key=lambda p: scores[p], reverse=True)
+    scores = {path: value for path in steps if (value := score(path)) is not None}
+    scored = sorted(scores, key=scores.__getitem__, reverse=True)
     linked = {(folder / name).resolve() for name in LINKS if (folder / name).is_symlink()}
     keep = set(steps[-keep_last:]) | set(scored[:keep_top_k]) | {p for p in every if p.resolve() in linked}
     for path in every:
@@ -208,7 +213,7 @@ def verify(path: Path) -> str:
     return ""
 
 
-def _either(entry: dict) -> list[dict]:
+def _either(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """What a file may be: as its entry says, or, if `replace_settings` was killed on its way, as it was before."""
     return [entry, *([entry["before"]] if "before" in entry else [])]
 
@@ -235,7 +240,7 @@ def replace_settings(path: Path, config_yaml: str) -> None:
         _fsync(path)
 
 
-def _entry(data: bytes) -> dict:
+def _entry(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -266,7 +271,7 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_part(path: Path, part: str) -> dict[str, torch.Tensor]:
+def load_part(path: Path, part: str) -> Tensors:
     """Tensors of one part (`model`, `ema`, `optimizer`) on the CPU; {} where the checkpoint has no such part.
 
     Raises:
@@ -276,12 +281,12 @@ def load_part(path: Path, part: str) -> dict[str, torch.Tensor]:
     return read_safetensors(path / f"{part}.safetensors") if (path / f"{part}.safetensors").exists() else {}
 
 
-def load_judged(path: Path, ema: bool) -> dict[str, torch.Tensor]:
+def load_judged(path: Path, ema: bool) -> Tensors:
     """The tensors of a checkpoint that are judged: with `ema` (eval.ema) the averaged ones if there are any."""
     return (load_part(path, "ema") if ema else {}) or load_part(path, "model")
 
 
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def read_safetensors(path: Path) -> Tensors:
     """Tensors of a safetensors file on the CPU. The format is a JSON header (100 MB at most) and raw numbers: no code.
 
     Raises:
@@ -310,7 +315,7 @@ def write_safetensors(
     path.chmod(rights)
 
 
-def load_state(path: Path, position: Mapping[str, type] | None = None) -> dict:
+def load_state(path: Path, position: Mapping[str, type] | None = None) -> dict[str, Any]:
     """The JSON state of a checkpoint, checked: no trust in its types.
 
     Args:
@@ -346,7 +351,7 @@ def _is(value: object, kind: type) -> bool:
     return -1 <= value < 2**53  # false for NaN too
 
 
-def load_settings(path: Path) -> dict:
+def load_settings(path: Path) -> dict[str, Any]:
     """The configuration a checkpoint was trained with, as the nested dict that `engine.config.load.from_dict` takes.
 
     Raises:
@@ -361,7 +366,7 @@ def load_settings(path: Path) -> dict:
     return settings
 
 
-def load_model(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+def load_model(model: torch.nn.Module, tensors: Tensors, source: Path) -> None:
     """Copies weights into a model, all of them.
 
     Raises:
@@ -374,9 +379,7 @@ def load_model(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source:
     model.load_state_dict(tensors)
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], source: Path | str = "the checkpoint"
-) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, source: Path | str = "the checkpoint") -> None:
     """Restores the optimizer's tensors; lr and weight_decay come from the configuration, not from the checkpoint.
 
     A checkpoint stores no strides, so moments are copied into their parameter's layout: a fused kernel walks both by
@@ -387,7 +390,7 @@ def load_optimizer(
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     known = MOMENTS["adam" if "betas" in optimizer.defaults else "sgd"]
-    state: dict[int, dict] = {}
+    state: dict[int, Tensors] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
         row = int(index) if index.isascii() and index.isdigit() and len(index) < 9 else len(parameters)

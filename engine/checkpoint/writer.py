@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
@@ -23,8 +24,8 @@ BUGS = (RuntimeError, TypeError, ValueError, KeyError, AttributeError, Assertion
 class Job:
     """One checkpoint to be written: what `checkpoint.write` takes, and where it is once it is written."""
 
-    parts: dict
-    state: dict
+    parts: dict[str, store.Tensors]
+    state: dict[str, Any]
     config_yaml: str
     best: bool
     path: Path | None = None
@@ -56,7 +57,9 @@ class Writer:
         store.sweep(folder)
         threading.Thread(target=self._run, name="checkpoint", daemon=True).start()
 
-    def save(self, parts: dict, state: dict, config_yaml: str, best: bool = False) -> None:
+    def save(
+        self, parts: dict[str, store.Tensors], state: dict[str, Any], config_yaml: str, best: bool = False
+    ) -> None:
         """Hands over one checkpoint; `best` also moves the `best` link."""
         self._raise()
         with self._changed:
@@ -101,11 +104,13 @@ class Writer:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._next is not None)
-                self._current, self._next = self._next, None
+                job = self._next
+                assert job is not None
+                self._current, self._next = job, None
                 self._changed.notify_all()
             ended = False
             try:
-                self._finish(self._current)
+                self._finish(job)
                 ended = True
             except BUGS as error:
                 self._bug = error

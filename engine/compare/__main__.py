@@ -12,6 +12,7 @@ comparison.json. Killed at any moment, --resume --out FOLDER goes on; with seeds
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import re
@@ -27,7 +28,7 @@ from engine import cli
 from engine.compare import plan
 from engine.config.load import load_config
 from engine.search import ledger, trials
-from engine.search.study import Study
+from engine.search.study import Runner, Study
 from pipelines.errors import UserError
 
 STEPS, EVERY = 6, 3  # steps tried; the last window of 3 is measured, as compiling and first reads are before it
@@ -48,6 +49,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
+    cli.alone("engine.compare")
     flags = arguments().parse_intermixed_args(argv)
     if flags.agents is not None and not 1 <= flags.agents <= 1000:
         raise UserError(f"--agents {flags.agents}: allowed is 1 to 1000")
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
         return resume(flags, say)
     asked = plan.request(flags.words, flags.objective)
     folder = plan.folder_of(flags.out, asked.settings, flags.objective)
-    runner = {"executor": flags.executor or "local"}
+    runner = Runner(executor=flags.executor or "local")
     study = plan.study_of(asked, folder, flags.agents or 1, runner, flags.objective)
     executor = plan.executor_of(study)
     for line in [*asked.notices, executor.notice, *describe(study)]:
@@ -81,18 +83,19 @@ def _say(as_json: bool):
 def resume(flags: argparse.Namespace, say) -> int:
     """--resume --out FOLDER [seeds=N]."""
     study, new = plan.reopen(flags.out, flags.words)
-    runner = study.runner | ({"executor": flags.executor} if flags.executor else {})
-    if new and any(trial.value is not None for trial in study.trials):
-        runner["looked"] = len(study.trials)  # the report says that seeds were added after a look
-    study.runner, study.agents = runner, flags.agents or study.agents
+    study.runner = dataclasses.replace(study.runner, executor=flags.executor or study.runner.executor)
+    if new and any(trial.value is not None for trial in study.trials):  # the report says that seeds were added later
+        study.runner = dataclasses.replace(study.runner, looked=len(study.trials))
+    study.agents, study.budget = flags.agents or study.agents, len(study.trials) + len(new)
     executor = plan.executor_of(study)
     if flags.dry_run:
         study.trials = [trial for trial in study.trials if trial.state == "asked"] + new
         return dry_run(study, executor, flags.json, say)
     with contextlib.closing(ledger.Ledger(flags.out)) as book:
         events = [ledger.trial_event(trial) for trial in new]
-        extend = {"event": "extend", "budget": len(study.trials) + len(new), "agents": study.agents, "runner": runner}
-        book.append_all([*events, extend])  # one write: a budget without its trials would ask the search's model
+        book.append_all(
+            [*events, ledger.extend_event(study)]
+        )  # one write: a budget without its trials would ask the search's model
         say(f"resuming {flags.out}")
         return drive(book, executor, flags.json)
 

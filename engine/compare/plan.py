@@ -1,7 +1,7 @@
 """From the command line to a study of given trials, checked and not yet on disk.
 
     asked = request(["preset=demo", "schedules=cosine,poly", "seeds=3"])
-    study = study_of(asked, folder, agents=1, runner={"executor": "local"})
+    study = study_of(asked, folder, agents=1, runner=Runner())
 
 A comparison is a study of `engine.search` whose trials are all decided at its start: every combination of the axes with
 every seed. The seeds come one after another, so a comparison that is cut short has whole seeds. Nothing stops a trial
@@ -23,8 +23,8 @@ from engine.jobs.open import open_executor
 from engine.search import ledger
 from engine.search.plan import OWN, default_name
 from engine.search.space import Parameter, Space
-from engine.search.study import GIVEN, Study, Trial
-from engine.search.trials import on_cpu, plain_values
+from engine.search.study import GIVEN, Runner, Study, Trial
+from engine.search.trials import new_trial, on_cpu
 from pipelines.errors import UserError
 
 SCHEDULE, WARMUP, LR = "models.scheduler.name", "models.scheduler.warmup_epochs", "models.optimizer.lr"
@@ -177,7 +177,7 @@ def check(axes: dict[str, list], settings: list[str]) -> list[str]:
     return list(cautions)
 
 
-def study_of(asked: Request, folder: Path, agents: int, runner: dict[str, Any], objective: str = "") -> Study:
+def study_of(asked: Request, folder: Path, agents: int, runner: Runner, objective: str = "") -> Study:
     """The study of a request with all its trials, not on disk."""
     space = Space(tuple(_parameter(key, values) for key, values in asked.axes.items() if len(values) > 1))
     alone = [f"{key}={shown(values[0])}" for key, values in asked.axes.items() if len(values) == 1]
@@ -186,7 +186,7 @@ def study_of(asked: Request, folder: Path, agents: int, runner: dict[str, Any], 
     study = Study(
         folder=folder, name=folder.name, space=space, metric=_metric(config), method=GIVEN, agents=agents,
         seed=asked.seeds[0], max_epochs=config.trainer.max_epochs if config else 1, early_stop={"type": "none"},
-        arguments=[] if objective else settings, objective=objective, budget=0, runner={"confirm": 0, **runner},
+        arguments=[] if objective else settings, objective=objective, budget=0, runner=runner,
     )  # fmt: skip
     study.trials = missing(study, combinations(asked.axes), asked.seeds)
     study.first, study.budget = study.trials[0].values, len(study.trials)
@@ -198,10 +198,7 @@ def missing(study: Study, wanted: list[dict[str, Any]], seeds: Sequence[int]) ->
     known = {trial.seed for trial in study.trials}
     new = [(seed, values) for seed in seeds if seed not in known for values in wanted]
     start = len(study.trials)
-    return [
-        Trial(start + place, plain_values(study.space, values), KIND, seed, folder=f"trials/{start + place:03d}")
-        for place, (seed, values) in enumerate(new)
-    ]
+    return [new_trial(study, values, KIND, seed, number=start + place) for place, (seed, values) in enumerate(new)]
 
 
 def _metric(config: Config | None) -> str:
@@ -251,4 +248,4 @@ def reopen(folder: Path | None, words: Sequence[str]) -> tuple[Study, list[Trial
 
 def executor_of(study: Study):
     """The executor that runs its trials; UserError when it cannot be had."""
-    return open_executor(study.runner["executor"], study.agents, [] if on_cpu(study) else None)
+    return open_executor(study.runner.executor, study.agents, [] if on_cpu(study) else None)

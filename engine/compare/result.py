@@ -179,7 +179,7 @@ def cautions(result: Result) -> list[str]:
             "The spreads differ much, and the test takes them as one: a difference of the noisiest combination may be "
             "luck with more than 5 % (up to 17 % where one is four times as noisy as all others)."
         )
-    if looked := result.study.runner.get("looked"):
+    if looked := result.study.runner.looked:
         lines.append(
             f"Seeds were added after {looked} trainings had been looked at: who goes on until something is shown finds "
             "luck more often than 5 %."

@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from omegaconf import OmegaConf
 
@@ -39,13 +39,18 @@ def _types(section: type) -> dict[str, Any]:
     return typing.get_type_hints(section)
 
 
+def _is_section(kind: object) -> TypeGuard[type]:
+    """Whether a field of this type holds keys of its own."""
+    return dataclasses.is_dataclass(kind)
+
+
 @functools.cache
-def keys(section: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+def keys(section: type = Config, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
     """All settable keys with their fields, in the order of the file: {"models.optimizer.lr": Field, ...}."""
-    found = {}
+    found: dict[str, dataclasses.Field[Any]] = {}
     for field in dataclasses.fields(section):
         kind = _types(section)[field.name]
-        if dataclasses.is_dataclass(kind):
+        if _is_section(kind):
             found |= keys(kind, f"{prefix}{field.name}.")
         else:
             found[prefix + field.name] = field
@@ -107,14 +112,14 @@ def _convert(key: str, value: Any, kind: Any) -> Any:
         raise UserError(f"{key}={value}: expected {EXPECTED[kind]}{f' ({choices})' if choices else ''}") from None
 
 
-def _build(section: type, values: Mapping, prefix: str) -> Any:
-    known = {}
+def _build(section: type, values: Mapping[str, Any], prefix: str) -> Any:
+    known: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
         if name not in _types(section):
             raise _unknown(key)
         kind = _types(section)[name]
-        if not dataclasses.is_dataclass(kind):
+        if not _is_section(kind):
             known[name] = _convert(key, value, kind)
         elif isinstance(value, Mapping):
             known[name] = _build(kind, value, key + ".")
@@ -123,16 +128,17 @@ def _build(section: type, values: Mapping, prefix: str) -> Any:
     return section(**known)
 
 
-def from_dict(values: Mapping) -> Config:
+def from_dict(values: Mapping[str, Any]) -> Config:
     """A nested mapping, as `to_dict` makes it, -> Config; keys that are missing take their defaults.
 
     Raises:
         UserError: unknown key, wrong type, value out of range, settings that cannot work together.
     """
-    return _build(Config, values, "")
+    config: Config = _build(Config, values, "")
+    return config
 
 
-def to_dict(config: Any) -> dict:
+def to_dict(config: Any) -> dict[str, Any]:
     """Config (or a section) -> nested dict of plain Python types; the inverse of `from_dict`."""
     return dataclasses.asdict(config)
 
@@ -147,7 +153,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
 
 
-def _read_preset(name: str) -> dict:
+def _read_preset(name: str) -> dict[str, Any]:
     """Nested dict of a preset: a name of `engine/config/presets`, or the path of a YAML file."""
     own = name.endswith((".yaml", ".yml"))
     if not own and name not in preset_names():
@@ -207,14 +213,15 @@ def _parse(key: str, text: str) -> Any:
         return text
     _refuse_interpolation(key, text)
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except FAULTS:
         raise UserError(f"{key}={text}: expected {EXPECTED[kind]}") from None
+    value = parsed["value"]
     return text if value is None or isinstance(value, dict) else value
 
 
 def load_config(
-    argv: list[str], *, extra: Mapping[str, str] | None = None, base: Mapping | None = None
+    argv: list[str], *, extra: Mapping[str, str] | None = None, base: Mapping[str, Any] | None = None
 ) -> tuple[Config, dict[str, str]]:
     """The configuration of a command line.
 
@@ -243,7 +250,7 @@ def load_config(
     return from_dict(merged), extras
 
 
-def _set(values: dict, key: str, value: Any) -> None:
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *path, leaf = key.split(".")
     for part in path:
         values = values[part]
@@ -266,7 +273,7 @@ def help_text(extra: Mapping[str, str] | None = None, config: Config | None = No
 
 def keys_and_values(config: Any, prefix: str = "") -> dict[str, Any]:
     """Flat {key: value} of a configuration, in the order of `keys()`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = prefix + field.name

@@ -264,7 +264,7 @@ def _without_start(config: Config) -> Config:
 
 
 def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:
-    """Judges everything, writes what --out asks for, and returns the result as plain values; {} above rank 0."""
+    """Judges everything, writes what --out asks for, and returns the result as plain values."""
     ensemble, config, places = open_all(args, paths, settings, ranks)
     distributed.limit_threads(config.trainer.threads)
     if not config.data.val:
@@ -274,7 +274,7 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
     tensors = alike(ensemble, places) if args.soup else []
     pages = open_pages(config, config.data.val, ranks)
     select = open_pages(config, [args.select], ranks) if args.select else None
-    if args.out is not None and ranks.main:
+    if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:
         work = Work(ensemble, config, places, pages, ranks, pool, bar)
@@ -282,8 +282,6 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         if args.soup:
             made, shown = cook(work, tensors, judged, select, args.bn_batches)
             judged.append(shown)
-    if not ranks.main:
-        return {}
     result = as_json(work, judged)
     if made is not None:
         names = [ensemble.members[i].name for i in made.ingredients]
@@ -338,6 +336,7 @@ def describe(result: dict) -> str:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
+    cli.alone("engine.ensemble")
     args, paths, settings = parse(argv)
     device = split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"]
     ranks = distributed.start(device)
@@ -345,10 +344,9 @@ def main(argv: list[str]) -> int:
         result = run(args, paths, settings, ranks)
     finally:
         distributed.stop()
-    if ranks.main:
-        if args.soup and not args.select:
-            print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
-        print(json.dumps(result) if args.json else describe(result), flush=True)
+    if args.soup and not args.select:
+        print(f"WARNING: {OPTIMISTIC}", file=sys.stderr)
+    print(json.dumps(result) if args.json else describe(result), flush=True)
     return 0
 
 

@@ -24,7 +24,7 @@ from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
 from engine.evaluation.cleval import CLEval, PageResult, scores_of
 from engine.evaluation.workers import score_in_order
-from pipelines.index.build import ConcatIndex
+from pipelines.index.pages import LabelledPages
 from pipelines.quarantine import BadPages
 
 JUDGED_EMPTY = "judged as a page without detections"  # what becomes of a page that cannot be read
@@ -66,7 +66,7 @@ class Totals:
 
 def judged(
     found: Iterable[tuple[int, Detections]],
-    pages: ConcatIndex,
+    pages: LabelledPages,
     protocol: str,
     pool: ProcessPoolExecutor | None = None,
     characters: bool = False,
@@ -85,13 +85,13 @@ def judged(
         yield row, page, result
 
 
-def scores_by(rules: EvalConfig, found: Iterable[tuple[int, Detections]], pages: ConcatIndex) -> dict[str, float]:
+def scores_by(rules: EvalConfig, found: Iterable[tuple[int, Detections]], pages: LabelledPages) -> dict[str, float]:
     """`CLEval.compute` of everything that was found on pages of one process."""
     results = (result for _, _, result in judged(found, pages, rules.protocol))
     return scores_of(results, rules.protocol, rules.select)
 
 
-def cleval_arguments(polygons: list[np.ndarray], row: int, pages: ConcatIndex, protocol: str) -> Arguments:
+def cleval_arguments(polygons: list[np.ndarray], row: int, pages: LabelledPages, protocol: str) -> Arguments:
     """What CLEval sees of a page and its detections: the arguments of `engine.evaluation.cleval.evaluate_page`."""
     if protocol == "official":
         return polygons, pages.polygons(row), pages.texts(row), pages.ignore(row), protocol
@@ -102,7 +102,7 @@ def cleval_arguments(polygons: list[np.ndarray], row: int, pages: ConcatIndex, p
 
 def evaluate(
     forward: Forward,
-    pages: ConcatIndex,
+    pages: LabelledPages,
     config: Config,
     ranks: Ranks,
     worst: int = 0,

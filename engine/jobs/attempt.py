@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from engine.files import owner_record, replace_text
 from engine.jobs import fence
@@ -289,7 +290,7 @@ def _at_end_of_file() -> bool:
     return False
 
 
-def write_json(path: Path, record: dict) -> None:
+def write_json(path: Path, record: dict[str, Any]) -> None:
     """Replaces a small JSON file in one move; a disk that is full is reported on stderr, no more."""
     try:
         replace_text(path, json.dumps(record) + "\n")
@@ -335,6 +336,7 @@ def attempt(folder: Path, log: Path, number: int, attempt_id: str, command: list
     wrapper.reap()
     size = os.fstat(output).st_size
     tail = os.pread(output, TAIL_BYTES, max(offset, size - TAIL_BYTES)).decode(errors="replace")
+    assert wrapper.status is not None, "watch and sweep end with it"
     return ended(*verdict(wrapper.status, cause, tail))
 
 

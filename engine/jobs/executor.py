@@ -1,16 +1,10 @@
 """Where attempts run: this machine (`local`), a Ray cluster (`ray`), a Slurm cluster (`slurm`).
 
-All three have the same few words, and start `engine.jobs.attempt` around the command:
+All three are an `Executor`, and start `engine.jobs.attempt` around the command:
 
-    executor.slots          attempts that run at a time
-    executor.gpus           GPUs of each (0 = CPU): the command's --nproc_per_node
-    executor.notice         a line for the user, or ""
-    executor.start(attempt) -> handle
-    executor.poll(handle)   -> None while it runs, then Exit
-    executor.waits(handle)  -> whether an attempt that has begun waits in a queue once more
-    executor.stop(handle, grace_s)    asks it to end (SIGTERM), kills what is left after grace_s; returns at once
-    executor.forget(folder)           ends what a driver that was killed has left of the trial with this run folder
-    executor.close()        kills all and waits until they are gone
+    handle = executor.start(attempt)
+    while (ended := executor.poll(handle)) is None: ...
+    executor.close()
 """
 
 import dataclasses
@@ -20,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from engine.files import owner_record
 from engine.jobs.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, write_json
@@ -50,6 +44,32 @@ class Exit:
     code: int  # 0 = the training finished; 128 + number for a signal
     reason: str  # one line; "" for a success
     outside: bool  # signal, memory, lost node, lost driver: worth another attempt
+
+
+class Executor(Protocol):
+    """What the three have in common. A handle is whatever `start` gives."""
+
+    slots: int  # attempts that run at a time
+    gpus: int  # of each (0 = CPU): the command's --nproc_per_node
+    notice: str  # a line for the user, or ""
+
+    def start(self, attempt: Attempt) -> Any:
+        """The handle of an attempt that begins, or that waits for its place."""
+
+    def poll(self, handle: Any) -> Exit | None:
+        """None while it runs, then its end."""
+
+    def waits(self, handle: Any) -> bool:
+        """Whether an attempt that has begun waits in a queue once more."""
+
+    def stop(self, handle: Any, grace_s: float) -> None:
+        """Asks it to end (SIGTERM), kills what is left after grace_s; returns at once."""
+
+    def forget(self, folder: Path) -> None:
+        """Ends what a driver that was killed has left of the trial with this run folder."""
+
+    def close(self) -> None:
+        """Kills all and waits until they are gone."""
 
 
 def wrapper_command(attempt: Attempt, parent: int | str) -> list[str]:
@@ -89,7 +109,7 @@ def end_without_record(code: int, asked: bool) -> Exit:
     return Exit(shell, f"the attempt could not be started (code {code}): see its log", True)
 
 
-def drain(running: list, poll: Callable[[Any], Exit | None], every_s: float, end: float = math.inf) -> None:
+def drain(running: list[Any], poll: Callable[[Any], Exit | None], every_s: float, end: float = math.inf) -> None:
     """Polls until no attempt is left, or until time.monotonic() has reached `end`; `poll` takes the ended ones out."""
     while running and time.monotonic() < end:
         for handle in list(running):

@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def current(folder: Path, token: str) -> bool:
     """Whether the run folder is still this process's; an unreadable file changes nothing."""
-    return read(folder).get("token", token) == token
+    return bool(read(folder).get("token", token) == token)
 
 
 def enter(folder: Path, attempt: int, attempt_id: str, token: str, over: Callable[[], str]) -> int:

@@ -28,7 +28,7 @@ class Handle:
     """A running attempt."""
 
     attempt: Attempt
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     share: int  # index of its share of the GPUs
     asked: bool = False  # to stop
     deadline: float = float("inf")  # time.monotonic() at which it is killed
@@ -104,10 +104,12 @@ class LocalExecutor:
             if time.monotonic() >= handle.deadline:
                 handle.process.kill()  # the keeper does the rest
             return None
-        if not select.select([handle.process.stdout], [], [], 0)[0]:
+        stdin, stdout = handle.process.stdin, handle.process.stdout
+        assert stdin and stdout
+        if not select.select([stdout], [], [], 0)[0]:
             return None  # the keeper still sweeps
-        handle.process.stdin.close()
-        handle.process.stdout.close()
+        stdin.close()
+        stdout.close()
         self._running.remove(handle)
         handle.exit = read_exit(handle.attempt, handle.asked) or end_without_record(
             handle.process.returncode, handle.asked

@@ -1,13 +1,14 @@
-"""The executor that a command line names: `local`, `ray`, `slurm`, imported when it is asked for"""
+"""The executor that a command line names: `local`, `ray`, `slurm`, imported when it is asked for."""
 
 from collections.abc import Sequence
 
+from engine.jobs.executor import Executor
 from pipelines.errors import UserError
 
 NAMES = ("local", "ray", "slurm")
 
 
-def open_executor(text: str, agents: int, gpus: Sequence[str] | None = None):
+def open_executor(text: str, agents: int, gpus: Sequence[str] | None = None) -> Executor:
     """The executor that `--executor NAME[:key=value,...]` names.
 
     Args:

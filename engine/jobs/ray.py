@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from engine.jobs import fence, remote
@@ -126,7 +125,7 @@ class RayExecutor:
         self._ray.shutdown()
 
 
-def _import_ray() -> ModuleType:
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
@@ -134,7 +133,7 @@ def _import_ray() -> ModuleType:
     return ray
 
 
-def _connect(ray: ModuleType, address: str) -> None:
+def _connect(ray: Any, address: str) -> None:
     """Joins the cluster as a driver, keeping this process's own handling of SIGTERM."""
     mend = "begin a cluster with `ray start --head`, or name it: --executor ray:address=HOST:PORT"
     host, _, port = address.rpartition(":")

@@ -19,8 +19,8 @@ PARENT = "the process that starts it"
 
 def prepare(attempt: Attempt) -> dict[str, Any]:
     """Plain data for `run`; makes the attempt's folders and its log, which `run` looks for."""
-    for path in (attempt.log, attempt.folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (attempt.log, attempt.folder):
+        file.parent.mkdir(parents=True, exist_ok=True)
     attempt.log.touch()
     root = str(Path(__file__).resolve().parents[2])  # where `engine` is imported from
     path = os.pathsep.join([root, *filter(None, [attempt.environment.get("PYTHONPATH", "")])])
@@ -59,6 +59,7 @@ def run(order: dict[str, Any], forward: bool = False) -> dict[str, Any]:
             env={**os.environ, **order["environment"]},
             start_new_session=True,
         )
+    assert process.stdin and process.stdout
     if forward:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:

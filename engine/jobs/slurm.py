@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from engine.jobs import remote
@@ -60,7 +59,7 @@ class Job:
             print(f"{self.mark}{result['fault']}", flush=True)
         return result
 
-    def checkpoint(self):
+    def checkpoint(self) -> Any:
         """The same again; leaving `run` ends the training, whose checkpoints are on the disk."""
         from submitit.helpers import DelayedSubmission
 
@@ -222,7 +221,7 @@ def _cancel(job: str) -> None:
     subprocess.run(["scancel", job], capture_output=True, check=False)  # a job that is over needs none
 
 
-def _import_submitit() -> ModuleType:
+def _import_submitit() -> Any:
     try:
         import cloudpickle
         import submitit

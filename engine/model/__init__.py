@@ -1,6 +1,10 @@
-"""The detector: encoder, decoder and head, and the groups of its parameters."""
+"""The detector: encoder, decoder and head, and the groups of its parameters.
+
+Comes in: images on a canvas. Goes out: logits of prob_map and thresh_map; `forward` runs it as the settings say.
+"""
 
 import math
+from typing import cast
 
 import timm.layers
 import torch
@@ -11,7 +15,7 @@ from engine.model.decoder import Decoder
 from engine.model.encoder import build_encoder
 from engine.model.head import Head
 from engine.model.norms import fuse_norms
-from engine.model.widths import pad_first_branch, pad_input
+from engine.model.widths import HRNet, pad_first_branch, pad_input
 from pipelines.errors import UserError
 
 PARTS = ("encoder", "decoder", "head")
@@ -35,16 +39,16 @@ class DBNet(nn.Module):
         _initialise(self.head)
         _start_small(self.head)
         if e.pad_widths != "none":
-            _pad_widths(self.encoder, self.decoder, e.name, int(e.pad_widths))
+            _pad_widths(cast(HRNet, self.encoder), self.decoder, e.name, int(e.pad_widths))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         return self.head(self.decoder(self.encoder(image)))
 
 
-def _pad_widths(encoder: nn.Module, decoder: Decoder, name: str, width: int) -> None:
+def _pad_widths(encoder: HRNet, decoder: Decoder, name: str, width: int) -> None:
     pad_first_branch(encoder, name, width)
     if encoder.incre_modules is None:  # its first map is the branch itself
-        pad_input(decoder.laterals[0][0], encoder.channels[0], width)
+        pad_input(decoder.laterals.get_submodule("0.0"), encoder.channels[0], width)
 
 
 def _initialise(part: nn.Module) -> None:
@@ -69,6 +73,7 @@ def _start_small(head: Head) -> None:
         last = [module for module in branch.modules() if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))][-1]
         fan_in = last.in_channels if isinstance(last, nn.ConvTranspose2d) else last.weight[0].numel()
         nn.init.normal_(last.weight, std=0.17 * fan_in**-0.5)
+        assert last.bias is not None
         nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
 
 

@@ -9,7 +9,7 @@ Source: timm (Wightman 2019); HRNet, Wang et al. 2020, arXiv 1908.07919.
 
 import shlex
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -49,23 +49,27 @@ def build_encoder(name: str, weights: str = "", hrnet_incre_head: bool = True) -
         raise UserError(
             f"models.encoder.name={name}: timm has no such model" + (f"; near names: {near}" if near else "")
         )
-    location = {} if hrnet_incre_head or not name.startswith("hrnet") else {"feature_location": ""}
+    options = {} if hrnet_incre_head or not name.startswith("hrnet") else {"feature_location": ""}
     with torch.device("meta"):  # no memory, no initialisation: only the list of its maps is wanted
-        probe = timm.create_model(name, features_only=True, **location)
+        probe = _create(name, **options)
     reductions = list(probe.feature_info.reduction())
     if not all(s in reductions for s in STRIDES):
         raise UserError(f"models.encoder.name={name}: its maps have strides {reductions}; needed are {list(STRIDES)}")
     _require_any_size(probe, name)
     # The deepest map of a stride is the last one listed with it.
     indices = tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)
-    encoder = timm.create_model(name, features_only=True, out_indices=indices, **location)
+    encoder = _create(name, out_indices=indices, **options)
     if weights == "timm":
-        encoder = _from_hub(name, indices, location)
+        encoder = _from_hub(name, indices, options)
     elif weights:
         load_encoder_file(encoder, Path(weights))
     encoder.channels = encoder.feature_info.channels()
     _write_apart(encoder)
-    return cast(Encoder, encoder)
+    return encoder
+
+
+def _create(name: str, **options: Any) -> Encoder:
+    return cast(Encoder, timm.create_model(name, features_only=True, **options))
 
 
 def _write_apart(encoder: nn.Module) -> None:
@@ -74,12 +78,13 @@ def _write_apart(encoder: nn.Module) -> None:
     4 % of a step of `receipts_cpu` in eager mode (ratios of 8 pairs in turn); compiled it makes no difference. ReLU's
     gradient needs its output only.
     """
+    module: Any  # an activation has `inplace`, of its own accord
     for module in encoder.modules():
         if getattr(module, "inplace", False) and type(module).__name__.lower() in NEED_INPUT:
             module.inplace = False
 
 
-def _require_any_size(probe: nn.Module, name: str) -> None:
+def _require_any_size(probe: Encoder, name: str) -> None:
     """Refuses models of one fixed input size (plain Swin) and those whose maps are not NCHW."""
     try:
         with torch.device("meta"):
@@ -91,12 +96,12 @@ def _require_any_size(probe: nn.Module, name: str) -> None:
         raise UserError(f"models.encoder.name={name}: its maps are not (N, C, H, W); use another encoder")
 
 
-def _from_hub(name: str, indices: tuple[int, ...], location: dict) -> nn.Module:
+def _from_hub(name: str, indices: tuple[int, ...], options: dict[str, str]) -> Encoder:
     """timm's pretrained weights; every way the hub can be out of reach ends in one line for the user."""
     import huggingface_hub.errors
 
     try:
-        return timm.create_model(name, pretrained=True, features_only=True, out_indices=indices, **location)
+        return _create(name, pretrained=True, out_indices=indices, **options)
     except (OSError, RuntimeError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(

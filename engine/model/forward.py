@@ -67,11 +67,14 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     speed = config.speed
     parts = list(blocks(model)) if speed.scope == "blocks" else [model]
     _allow_graphs(GRAPHS * len(parts))
-    torch._dynamo.config.optimize_ddp = speed.optimize_ddp
+    dynamo: Any = torch._dynamo.config
+    dynamo.optimize_ddp = speed.optimize_ddp
     torch._functorch.config.activation_memory_budget = speed.memory_budget
     # dynamic=False: with the default a second size compiles a graph of any size, slower for all.
     if speed.scope == "model":
-        return torch.compile(model, dynamic=False, options=inductor_options(speed))
+        whole = torch.compile(model, dynamic=False, options=inductor_options(speed))
+        assert isinstance(whole, nn.Module)
+        return whole
     for block in parts:
         block.compile(dynamic=False, options=inductor_options(speed))
     return model
@@ -104,24 +107,25 @@ def inductor_options(speed: SpeedConfig) -> dict[str, Any]:
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
     """The parts that `speed.scope=blocks` compiles: HRNet's modules, any other encoder's stages, decoder and head."""
-    for name, child in model.encoder.named_children():
+    for name, child in model.get_submodule("encoder").named_children():
         inside = child.children() if name.startswith(("stage", "blocks", "incre_modules")) else (child,)
         # A graph for a lone convolution gains nothing over eager, and a ModuleList has no forward.
         yield from (part for part in inside if any(part.children()) and not isinstance(part, nn.ModuleList))
-    yield from (model.decoder, model.head)
+    yield from (model.get_submodule("decoder"), model.get_submodule("head"))
 
 
 def data_parallel(forward: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
     """`forward` with gradients averaged over the ranks; itself on one rank."""
     if ranks.world_size == 1:
         return forward
+    options: dict[str, Any] = {BUFFERS: False}  # 642 BatchNorm buffers in HRNet; rank 0's are broadcast to be judged
     return DistributedDataParallel(
         forward,
         device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
         bucket_cap_mb=config.speed.bucket_mib,
         gradient_as_bucket_view=True,
         static_graph=config.trainer.accumulate == 1,  # no_sync and static_graph do not mix
-        **{BUFFERS: False},  # 642 BatchNorm buffers in HRNet; rank 0's are broadcast before an evaluation
+        **options,
     )
 
 

@@ -29,6 +29,10 @@ class _NormReLU(nn.BatchNorm2d):
     """A BatchNorm2d that adds a shortcut, if one is given, and applies ReLU; `kernels` as `trainer.kernels`."""
 
     kernels: str
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
 
     def forward(self, y: torch.Tensor, shortcut: torch.Tensor | None = None) -> torch.Tensor:
         if not self.training:
@@ -87,8 +91,11 @@ class FusedBottleneck(Bottleneck):
         return self.bn3(y, x if self.downsample is None else self.downsample(x))
 
 
-FUSED_NORMS = {nn.BatchNorm2d: NormReLU, PaddedBatchNorm2d: PaddedNormReLU}
-FUSED_BLOCKS = {BasicBlock: (FusedBasicBlock, 2), Bottleneck: (FusedBottleneck, 3)}  # class, number of norms
+FUSED_NORMS: dict[type[nn.Module], type[_NormReLU]] = {nn.BatchNorm2d: NormReLU, PaddedBatchNorm2d: PaddedNormReLU}
+FUSED_BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], int]] = {  # class, number of norms
+    BasicBlock: (FusedBasicBlock, 2),
+    Bottleneck: (FusedBottleneck, 3),
+}
 EXTRAS = ("se", "drop_path", "drop_block", "aa")  # of timm's blocks: None or an Identity where there is none
 
 
@@ -110,7 +117,10 @@ def fuse_norms(model: nn.Module, kernels: str) -> int:
             pairs += _fuse_block(module)
     found = [(norm, act) for norm, act in pairs if _is_pair(norm, act)]
     for norm, act in found:
-        norm.__class__, norm.kernels = FUSED_NORMS[type(norm)], kernels
+        assert norm is not None and act is not None
+        norm.__class__ = FUSED_NORMS[type(norm)]
+        assert isinstance(norm, _NormReLU)
+        norm.kernels = kernels
         act.__class__ = AppliedReLU
     return len(found)
 
@@ -130,6 +140,6 @@ def _fuse_block(block: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 def _is_pair(norm: nn.Module | None, act: nn.Module | None) -> bool:
     """Whether these are a BatchNorm2d with weights and a moving average of its statistics, and a ReLU."""
-    if type(norm) not in FUSED_NORMS or type(act) is not nn.ReLU:
+    if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in FUSED_NORMS or type(act) is not nn.ReLU:
         return False
     return norm.affine and norm.track_running_stats and norm.momentum is not None

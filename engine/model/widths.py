@@ -14,10 +14,13 @@ a pad is a slice. So there are no padded weights that could drift from zero.
 Price for W44 at 48: 5.5 % more FLOPs in all, 3.4 % more bytes of convolution outputs.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.model.encoder import Encoder
 from pipelines.errors import UserError
 
 
@@ -37,6 +40,10 @@ class PaddedBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d whose inputs have `more` zero channels beyond its own `num_features`."""
 
     more: int
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = (F.pad(p, (0, self.more)) for p in (self.weight, self.bias))
@@ -54,7 +61,14 @@ def _channels_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-def pad_first_branch(encoder: nn.Module, name: str, width: int) -> None:
+class HRNet(Encoder):
+    """What is asked of timm's HighResolutionNetFeatures besides. For types only."""
+
+    stage4_cfg: dict[str, Any]
+    incre_modules: nn.ModuleList | None
+
+
+def pad_first_branch(encoder: HRNet, name: str, width: int) -> None:
     """Computes the first branch of an HRNet in `width` channels, in place.
 
     Without its channel-increasing heads the encoder's first map then has `width` channels; see `pad_input`.
@@ -74,19 +88,17 @@ def pad_first_branch(encoder: nn.Module, name: str, width: int) -> None:
         raise UserError(f"models.encoder.pad_widths={width}: the first branch of {name} has {own} channels; use none")
     # Nothing else in these parts has the branch's width: the other branches have 2, 4 and 8 times it. The heads have
     # (32, 64, ... channels), so of the first one only what reads the branch is padded.
-    for part in (encoder.transition1, encoder.transition2, encoder.transition3, encoder.stage2, encoder.stage3,
-                 encoder.stage4):  # fmt: skip
-        for module in list(part.modules()):
+    for part in ("transition1", "transition2", "transition3", "stage2", "stage3", "stage4"):
+        for module in list(encoder.get_submodule(part).modules()):
             _pad(module, own, width)
     if encoder.incre_modules is not None:
-        first = encoder.incre_modules[0][0]
-        pad_input(first.conv1, own, width)
-        pad_input(first.downsample[0], own, width)
+        for reader in ("0.0.conv1", "0.0.downsample.0"):
+            pad_input(encoder.incre_modules.get_submodule(reader), own, width)
 
 
-def pad_input(conv: nn.Conv2d, own: int, width: int) -> None:
+def pad_input(conv: nn.Module, own: int, width: int) -> None:
     """Makes a convolution over `own` channels take `width`, the last of them zero, in place."""
-    assert conv.in_channels == own
+    assert isinstance(conv, nn.Conv2d) and conv.in_channels == own
     _as_padded(conv, width - own, 0)
 
 
@@ -96,6 +108,7 @@ def _pad(module: nn.Module, own: int, width: int) -> None:
         _as_padded(module, more * (module.in_channels == own), more * (module.out_channels == own))
     elif isinstance(module, nn.BatchNorm2d) and module.num_features == own:
         module.__class__ = PaddedBatchNorm2d
+        assert isinstance(module, PaddedBatchNorm2d)
         module.more = more
 
 
@@ -103,4 +116,5 @@ def _as_padded(conv: nn.Conv2d, more_in: int, more_out: int) -> None:
     # The class is changed in place: parameters, names, hooks and groups stay what they are.
     assert conv.bias is None and conv.groups == 1 and conv.padding_mode == "zeros"
     conv.__class__ = PaddedConv2d
+    assert isinstance(conv, PaddedConv2d)
     conv.more_in, conv.more_out = more_in, more_out

@@ -66,6 +66,7 @@ class Recorder:
         elif self._seen > SKIPPED:
             if self._seen == SKIPPED + 1:
                 self._wait()
+            assert self._profiler is not None
             self._profiler.step()
             if self._seen == SKIPPED + 1:
                 self._start = time.perf_counter()
@@ -83,6 +84,7 @@ class Recorder:
         if steps < 1:
             self._say(f"trainer.profile: nothing recorded, an epoch of {steps + SKIPPED + 1} steps is too short")
             return
+        assert profiler is not None
         self._wanted = False
         with optional(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +161,7 @@ def _copies(rows: list[CopyRow], steps: int) -> list[str]:
     moved = [row for row in rows if row.relayout]
     lines = [
         f"Copies and transpositions: {sum(row.share for row in rows):.2%} of that time; "
-        f"{sum(row.count for row in moved) / steps:g} a step, {sum(row.share for row in moved):.2%}, change the memory "
+        f"{sum(row.calls for row in moved) / steps:g} a step, {sum(row.share for row in moved):.2%}, change the memory "
         "format of a 4-d tensor (as far as operators tell; a transposing kernel inside a library shows by its name).",
         "",
         "| copy | part | calls a step | ms a step | share | shape of the longest | changes the format |",
@@ -167,7 +169,7 @@ def _copies(rows: list[CopyRow], steps: int) -> list[str]:
     ]
     for row in rows:
         cells = (
-            row.name.replace("|", "/"), row.part, f"{row.count / steps:g}", f"{row.us / steps / 1e3:.3f}",
+            row.name.replace("|", "/"), row.part, f"{row.calls / steps:g}", f"{row.us / steps / 1e3:.3f}",
             f"{row.share:.2%}", row.shape, "yes" if row.relayout else "",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")

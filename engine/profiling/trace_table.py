@@ -240,7 +240,7 @@ class CopyRow(NamedTuple):
     name: str
     part: str
     relayout: bool
-    count: int
+    calls: int
     us: float
     share: float  # of the time of all pieces but communication
     shape: str  # of the longest one

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from engine import cli
 from engine.console import one_line, warn
 from engine.files import replace_text
-from engine.report import style
 from engine.report.history import Run, read_run
 from engine.visualization.document import Block, Markup, Text, to_html
 from pipelines.bars import progress
@@ -138,7 +137,8 @@ def main(argv: list[str]) -> int:
         names = ", ".join(list(judged.bad)[:5])
         notes.append(f"{len(judged.bad)} pages cannot be read and count as pages without detections: {names}")
     name = folder.resolve().name
-    replace_text(out, to_html(f"Report of {name}", blocks_of(run, judged, notes, out), style.STYLE, style.SCRIPT))
+    style, script = (Path(__file__).with_name(file).read_text() for file in ("page.css", "page.js"))
+    replace_text(out, to_html(f"Report of {name}", blocks_of(run, judged, notes, out), style, script))
     if args.json:
         print(json.dumps(figures(run, judged, notes, out)))
         return 0

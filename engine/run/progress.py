@@ -60,12 +60,12 @@ class Progress:
         self.total_steps, self.max_epochs = total_steps, max_epochs
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._since: tuple[int, float] | None = None  # (step, time) of the first record: compiling is before it
-        self._bar = self._task = None
+        self._bar: Bar | None = None
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[figures]}"))
             # 2 redraws a second: each takes the interpreter lock for a few ms
             self._bar = Bar(*columns, console=self.console, refresh_per_second=2, transient=True)
-            self._task = self._bar.add_task("starting", total=total_steps or None, completed=first_step, figures="")
+            self._bar.add_task("starting", total=total_steps or None, completed=first_step, figures="")
             self._bar.start()
 
     def say(self, text: str) -> None:
@@ -84,7 +84,7 @@ class Progress:
         of = f"/{self.total_steps}" if self.total_steps else ""
         figures = f"step {step}{of}  {train_line(record)}{self._left(step)}"
         if self._bar is not None:
-            self._bar.update(self._task, description=head, completed=step, figures=figures)
+            self._bar.update(self._bar.task_ids[0], description=head, completed=step, figures=figures)
         else:
             self.say(f"{head}  {figures}")
 

@@ -119,6 +119,7 @@ class Tracker:
             self._dead.set()
 
     def _feed(self, child: subprocess.Popen, head: dict) -> None:
+        assert child.stdin is not None
         item = head
         try:
             while True:

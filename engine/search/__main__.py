@@ -20,10 +20,7 @@ from pipelines.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    options, items = flags.parse(argv)
-    if options.help:
-        print(flags.help_text(__doc__), flush=True)
-        return 0
+    options, items = flags.parse(argv, __doc__ or "")
     alone = [flag for flag in ("--resume", "--refine", "--report", "--import") if flag in options.given()]
     if len(alone) > 1:
         raise UserError(f"{' and '.join(alone)} do not go together; give one of them")
@@ -43,7 +40,7 @@ def report(options: Options, items: Sequence[str]) -> int:
     if others:
         raise UserError(f"{others[0]}: --report takes a study, and --baseline if any")
     study = ledger.read(plan.find_study(options.report, options))
-    print(writer.write(study, plan.runner(options, study.runner)["baseline"]), flush=True)
+    print(writer.write(study, plan.runner(options, study.runner).baseline), flush=True)
     return 0
 
 
@@ -63,7 +60,7 @@ def resume(options: Options, items: Sequence[str]) -> int:
         executor = open_executor(study)
         print(f"resuming {folder}", flush=True)
         if changes:
-            book.append("extend", **changes)
+            book.append(**ledger.extend_event(study))
         return drive(book, executor)
 
 
@@ -89,7 +86,7 @@ def open_executor(study):
     from engine.jobs.open import open_executor
     from engine.search import trials
 
-    return open_executor(study.runner["executor"], study.agents, [] if trials.on_cpu(study) else None)
+    return open_executor(study.runner.executor, study.agents, [] if trials.on_cpu(study) else None)
 
 
 def drive(book, executor) -> int:
@@ -111,7 +108,7 @@ def drive(book, executor) -> int:
         raise UserError(f"no trial could be measured, the last one because of: {reason}; logs are in {logs}")
     from engine.search.report import write as writer
 
-    print(f"report: {writer.write(book.study, book.study.runner.get('baseline'))}", flush=True)
+    print(f"report: {writer.write(book.study, book.study.runner.baseline)}", flush=True)
     return 0
 
 

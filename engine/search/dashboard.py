@@ -18,9 +18,9 @@ def rank(study: Study) -> list[Trial]:
     """Ended trials by value, best first; then the running ones, the waiting ones, and the infeasible ones last."""
 
     def place(trial: Trial) -> tuple:
-        measured = trial.state in ("finished", "stopped") and trial.value is not None
-        group = 0 if measured else {"running": 1, "asked": 2}.get(trial.state, 3)
-        return group, -study.sign * trial.value if measured else 0.0, trial.number
+        if trial.state in ("finished", "stopped") and trial.value is not None:
+            return 0, -study.height(trial), trial.number
+        return {"running": 1, "asked": 2}.get(trial.state, 3), 0.0, trial.number
 
     return sorted(study.trials, key=place)
 

@@ -1,9 +1,9 @@
 """The driver: asks, starts, watches, stops, tells. All it knows is in the ledger, so it can be killed anywhere.
 
     while budget is left or attempts run:
-        each running attempt: new validation records -> epoch events -> rungs.decide; its end -> finished, stopped,
+        each running attempt: new validation records -> epoch events -> stopping.decide; its end -> finished, stopped,
                               infeasible, or cut (an outside cause: once more, from its checkpoint)
-        each free slot: a cut trial again, else surrogate.ask -> trial event -> start event -> executor
+        each free slot: a cut trial again, else ask.configuration -> trial event -> start event -> executor
 
 A trial's fault never leaves this loop; the driver's own (a full disk under the ledger) ends it and its attempts.
 """
@@ -20,11 +20,11 @@ from engine.jobs import fence
 from engine.jobs.executor import Attempt, Exit
 from engine.jobs.tail import Tail
 from engine.run.progress import duration
-from engine.search import trials
+from engine.search import ask, confirm, trials
 from engine.search.dashboard import of
 from engine.search.ledger import Ledger, trial_event
-from engine.search.model import stopping, surrogate
-from engine.search.study import ENDED, SCORES, Study, Trial, field_of, untried
+from engine.search.model import stopping
+from engine.search.study import ENDED, SCORES, Trial, field_of, untried
 
 POLL_S = 0.2
 GRACE_S = 20.0  # a stopped training's time to end by itself; a checkpoint of HRNet-W44 is written in 3 s
@@ -139,57 +139,21 @@ def _ask(driver: Driver) -> bool:
     # trials that count towards no budget (imported, recommended) use up a finite space all the same
     if len(study.searched) < study.budget and untried(study.space, study.trials) > 0:
         number = len(study.trials)
-        values, kind = surrogate.ask(study, number)
+        values, kind = ask.configuration(study, number)
         driver.book.append(**trial_event(trials.new_trial(study, values, kind, study.seed)))
         return True
     pending = any(trial.state not in ENDED for trial in study.trials if trial.kind != "confirm")
-    if not study.runner.get("confirm") or pending:
+    if not study.confirmation.seeds or pending:
         return False
-    events = recommending(study) or confirming(driver.book)
+    events = confirm.recommending(study) or confirm.confirming(driver.book)
     driver.book.append_all(events)
     return bool(events)
-
-
-def recommending(study: Study) -> list[dict[str, Any]]:
-    """The trial event of the model's recommendation, where no trial has its values: it is measured before it is chosen
-    for repeats. Once for a budget."""
-    from engine.search.report import confirm
-
-    last = max((trial.number for trial in study.searched), default=-1)
-    known = any(trial.kind == "recommended" and trial.number > last for trial in study.trials)
-    if known or study.runner.get("chosen_after") == last:
-        return []
-    values = confirm.untried(study)
-    return [trial_event(trials.new_trial(study, values, "recommended", study.seed))] if values else []
-
-
-def confirming(book: Ledger) -> list[dict[str, Any]]:
-    """The trial events of `--confirm N` that are not there yet: each chosen configuration with the same N new seeds.
-
-    The choice is made once the budget is spent and kept in the ledger; trials that confirm it do not change it.
-    """
-    from engine.search.report import confirm
-
-    study = book.study
-    last = max((trial.number for trial in study.searched), default=-1)
-    if study.runner.get("chosen_after") != last:
-        chosen = [trial.number for trial in confirm.chosen(study)]
-        book.append("extend", runner={**study.runner, "chosen": chosen, "chosen_after": last})
-    there = {(t.repeats, t.seed) for t in study.trials if t.kind == "confirm"}
-    events = []
-    for seed in range(study.seed + 1, study.seed + 1 + study.runner["confirm"]):
-        for number in study.runner["chosen"]:
-            if (number, seed) not in there:
-                new = trials.new_trial(study, study.trials[number].values, "confirm", seed, number)
-                place = len(study.trials) + len(events)
-                events.append(trial_event(dataclasses.replace(new, number=place, folder=f"trials/{place:03d}")))
-    return events
 
 
 def start(driver: Driver, trial: Trial) -> None:
     """Starts the next attempt at a trial; the ledger knows of it before the executor does."""
     attempt = trials.attempt_of(driver.book.study, trial, driver.executor.gpus)
-    where = driver.book.study.runner["executor"]
+    where = driver.book.study.runner.executor
     driver.book.append("start", trial=trial.number, attempt=attempt.attempt, id=attempt.id, where=where)
     handle = driver.executor.start(attempt)
     driver.running.append(Running(trial, attempt, handle, Tail(attempt.folder / "metrics.jsonl")))
@@ -264,10 +228,10 @@ def _overdue(driver: Driver, run: Running) -> dict[str, Any] | None:
     if run.began is None:
         return None
     limits, minutes = driver.book.study.runner, run.trial.minutes + run.minutes
-    if 0 < limits.get("timeout", 0) < minutes:
+    if 0 < limits.timeout < minutes:
         return {"state": "infeasible", "reason": f"timed out after {minutes:.0f} minutes"}
-    if 0 < limits.get("stall", 0) < (time.monotonic() - run.moved) / 60:
-        return {"state": "infeasible", "reason": f"no evaluation for {limits['stall']:g} minutes"}
+    if 0 < limits.stall < (time.monotonic() - run.moved) / 60:
+        return {"state": "infeasible", "reason": f"no evaluation for {limits.stall:g} minutes"}
     return None
 
 

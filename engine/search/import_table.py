@@ -46,7 +46,7 @@ def read(path: Path | str, space: Space, metric: str = "val/hmean", goal: str = 
         if not trial.state:
             early = trial.epochs < longest and trial.epochs > 0
             trial.state = "infeasible" if trial.value is None else "stopped" if early else "finished"
-        if trial.state == "stopped" and 0 < trial.epochs < longest:
+        if trial.state == "stopped" and trial.value is not None and 0 < trial.epochs < longest:
             # One point of its curve: what training curves do in general is all that carries it on.
             sign = 1.0 if goal == "maximize" else -1.0
             trial.estimate = curves.extrapolate([(trial.epochs, trial.value)], [], longest, sign)

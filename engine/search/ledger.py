@@ -27,14 +27,18 @@ from typing import Any
 
 from engine.console import warn
 from engine.files import flock
-from engine.search.space import Space, space_from_json, space_to_json
-from engine.search.study import ENDED, Study, Trial
+from engine.search.space import space_from_json, space_to_json
+from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
 from pipelines.errors import UserError
 
 FILE, LOCK = "trials.jsonl", "lock"
 VERSION = 1
-PLAIN = ("name", "metric", "goal", "method", "budget", "agents", "seed", "max_epochs", "early_stop", "arguments")
-PLAIN += ("first", "objective", "runner")  # fields of Study that stand in the first line as they are
+PLAIN = (  # fields of Study that stand in the first line as they are
+    "name", "metric", "goal", "method", "budget", "agents", "seed", "max_epochs", "early_stop", "arguments", "first",
+    "objective",
+)  # fmt: skip
+TRIAL = ("values", "kind", "seed", "repeats", "folder", "name")  # fields of Trial in its event
+RUNS = ("executor", "timeout", "stall", "baseline", "fixed", "looked")  # of Runner, under their own names
 TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
 MOST = 10**9  # model.stopping.LONGEST; a curve's model keeps numbers for the epochs it has seen only
 COMMON = {"trial": WHOLE, "time": NUMBER}
@@ -60,6 +64,10 @@ OPTIONAL = {
     "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
     "objective": TEXT, "reason": TEXT,
 }  # fmt: skip
+RUNNER = {
+    "executor": TEXT, "timeout": NUMBER, "stall": NUMBER, "baseline": NUMBER, "fixed": TABLE, "looked": WHOLE,
+    "confirm": WHOLE, "chosen": LIST, "chosen_after": WHOLE,
+}  # fmt: skip
 
 
 class Ledger:
@@ -76,12 +84,11 @@ class Ledger:
         self.folder = folder
         self._lock = take_lock(folder)
         try:
-            self._fold = _Fold(folder)
-            self._fold.add_all(folder / FILE)
-            self.study = self._fold.done()
+            self._fold = _folded(folder)
         except UserError:
             os.close(self._lock)
             raise
+        self.study = self._fold.study
         self._file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND)
         _heal(self._file, folder / FILE)
 
@@ -118,7 +125,8 @@ def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
         UserError: the folder holds a study already, or cannot be written.
     """
     path = study.folder / FILE
-    fields = {name: getattr(study, name) for name in PLAIN} | {"space": space_to_json(study.space)}
+    fields = {name: getattr(study, name) for name in PLAIN}
+    fields |= {"runner": _runner_to_json(study), "space": space_to_json(study.space)}
     lines = [_stamped({"event": "study", "version": VERSION, **fields}), *map(_stamped, events)]
     temporary = study.folder / f".{FILE}.{os.getpid()}"
     try:
@@ -139,7 +147,7 @@ def _stamped(event: Mapping[str, Any]) -> dict[str, Any]:
     return {"event": event["event"], "time": round(time.time(), 3), **event}
 
 
-def _write_whole(temporary: Path, path: Path, lines: list[dict]) -> None:
+def _write_whole(temporary: Path, path: Path, lines: list[dict[str, Any]]) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         _write(descriptor, path, lines)
@@ -158,15 +166,31 @@ def read(folder: Path) -> Study:
     Raises:
         UserError: there is no study, or its first line is not readable.
     """
-    fold = _Fold(folder)
-    fold.add_all(folder / FILE)
-    return fold.done()
+    return _folded(folder).study
 
 
 def trial_event(trial: Trial) -> dict[str, Any]:
     """The event that decides a trial."""
-    names = ("values", "kind", "seed", "repeats", "folder", "name")
-    return {"event": "trial", "trial": trial.number} | {name: getattr(trial, name) for name in names}
+    return {"event": "trial", "trial": trial.number} | {name: getattr(trial, name) for name in TRIAL}
+
+
+def extend_event(study: Study) -> dict[str, Any]:
+    """The event that changes a study's budget, agents, runner or confirmation to what they are in `study`."""
+    return {"event": "extend", "budget": study.budget, "agents": study.agents, "runner": _runner_to_json(study)}
+
+
+def _runner_to_json(study: Study) -> dict[str, Any]:
+    """Runner and Confirmation as one object; the fields of what has not happened are left out."""
+    fields = {name: getattr(study.runner, name) for name in RUNS} | {"confirm": study.confirmation.seeds}
+    if study.confirmation.after is not None:
+        fields |= {"chosen": list(study.confirmation.chosen), "chosen_after": study.confirmation.after}
+    return {name: value for name, value in fields.items() if name not in ("fixed", "looked") or value}
+
+
+def _runner_from_json(fields: dict[str, Any]) -> tuple[Runner, Confirmation]:
+    runner = Runner(**{name: fields[name] for name in RUNS if fields.get(name) is not None})
+    chosen = tuple(fields.get("chosen") or ())
+    return runner, Confirmation(fields.get("confirm") or 0, chosen, fields.get("chosen_after"))
 
 
 def imported_events(trial: Trial) -> Iterator[dict[str, Any]]:
@@ -192,7 +216,7 @@ def _heal(descriptor: int, path: Path) -> None:
                 os.write(descriptor, b"\n")
 
 
-def _write(descriptor: int, path: Path, lines: list[dict]) -> None:
+def _write(descriptor: int, path: Path, lines: list[dict[str, Any]]) -> None:
     data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
     size = os.fstat(descriptor).st_size
     try:
@@ -219,78 +243,88 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class _Fold:
-    """Adds events up to a study."""
+    """Adds events up to a study, which the first of them begins."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.study: Study | None = None
-        self._scores: dict[tuple[int, int], dict] = {}  # (trial, epoch) -> all scores of that evaluation
+    def __init__(self, folder: Path, event: dict[str, Any]) -> None:
+        if event.get("version") != VERSION:
+            version = event.get("version")
+            raise UserError(f"{folder / FILE}: version {version} of the ledger; this engine reads {VERSION}")
+        runner, confirmation = _runner_from_json(event.get("runner") or {})
+        self.study = Study(
+            folder=folder,
+            space=space_from_json(event["space"]),
+            runner=runner,
+            confirmation=confirmation,
+            **{name: event[name] for name in PLAIN if name in event},
+        )
+        self._scores: dict[tuple[int, int], dict[str, float]] = {}  # (trial, epoch) -> of that evaluation
         self.spans: dict[int, tuple[float, float]] = {}  # trial -> times of its last start and of its last event
 
-    def done(self) -> Study:
-        """The study; UserError when its first line is missing."""
-        if self.study is None:
-            raise UserError(f"{self.folder / FILE}: no study: its first line is missing or damaged")
-        return self.study
-
-    def add_all(self, path: Path) -> None:
-        """Takes a file's events in; a line that was changed by hand into something else is a UserError."""
-        for number, event in _events(path):
-            try:
-                if wrong := fault(event):
-                    raise UserError(wrong)
-                self.add(event)
-            except UserError as error:
-                raise UserError(f"{path}: line {number}: {error}") from None
-
     def add(self, event: dict[str, Any]) -> None:
-        """Takes one event in."""
-        kind = event["event"]
-        if kind == "study" and self.study is None:
-            self.study = _study(self.folder, event)
-        if self.study is None or kind == "study":
-            return
-        if kind == "extend":
-            for name in ("budget", "agents", "runner"):
-                setattr(self.study, name, event.get(name, getattr(self.study, name)))
-        elif kind == "trial" and event["trial"] == len(self.study.trials):
-            names = ("values", "kind", "seed", "repeats", "folder", "name")
-            self.study.trials.append(Trial(number=event["trial"], **{name: event.get(name) for name in names}))
-        elif kind in ("start", "epoch", "cut", "end") and event["trial"] < len(self.study.trials):
-            getattr(self, f"_{kind}")(self.study.trials[event["trial"]], event)
+        """Takes one event in; one of a kind or of a trial that is not known is passed over."""
+        trials = self.study.trials
+        match event:
+            case {"event": "extend"}:
+                self._extend(event)
+            case {"event": "trial", "trial": number} if number == len(trials):
+                plain: dict[str, Any] = {name: event.get(name) for name in TRIAL}
+                trials.append(Trial(number=number, **plain))
+            case {"event": "start", "trial": number} if number < len(trials):
+                trials[number].state, trials[number].attempts = "running", event["attempt"]
+                self.spans[number] = (event["time"], event["time"])
+            case {"event": "epoch", "trial": number} if number < len(trials):
+                self._epoch(trials[number], event)
+            case {"event": "cut", "trial": number} if number < len(trials):
+                trials[number].state = "asked"
+                trials[number].retries += bool(event.get("outside"))
+                trials[number].minutes += event.get("minutes") or 0.0
+            case {"event": "end", "trial": number} if number < len(trials):
+                self._end(trials[number], event)
 
-    def _start(self, trial: Trial, event: dict) -> None:
-        trial.state, trial.attempts = "running", event["attempt"]
-        self.spans[trial.number] = (event["time"], event["time"])
+    def _extend(self, event: dict[str, Any]) -> None:
+        self.study.budget = event.get("budget", self.study.budget)
+        self.study.agents = event.get("agents", self.study.agents)
+        if event.get("runner") is not None:
+            self.study.runner, self.study.confirmation = _runner_from_json(event["runner"])
 
-    def _epoch(self, trial: Trial, event: dict) -> None:
-        curve = dict(trial.curve) | {event["epoch"]: event["value"]}
-        trial.curve = sorted(curve.items())
-        self._scores[trial.number, event["epoch"]] = event.get("scores") or {}
+    def _epoch(self, trial: Trial, event: dict[str, Any]) -> None:
+        """The same epoch twice: the later one counts."""
+        trial.curve = sorted((dict(trial.curve) | {event["epoch"]: event["value"]}).items())
         trial.epochs = trial.curve[-1][0]
-        self.spans[trial.number] = (self.spans.get(trial.number, (event["time"],))[0], event["time"])
+        self._scores[trial.number, event["epoch"]] = event.get("scores") or {}
         best, trial.value = max(trial.curve, key=lambda point: self.study.sign * point[1])
         trial.scores = self._scores[trial.number, best]
+        began, _ = self.spans.get(trial.number, (event["time"], 0.0))
+        self.spans[trial.number] = (began, event["time"])
 
-    def _cut(self, trial: Trial, event: dict) -> None:
-        trial.state = "asked"
-        trial.retries += bool(event.get("outside"))
-        trial.minutes += event.get("minutes") or 0.0
-
-    def _end(self, trial: Trial, event: dict) -> None:
+    def _end(self, trial: Trial, event: dict[str, Any]) -> None:
         trial.state, trial.reason = event["state"], event.get("reason", "")
-        assert trial.state in ENDED
         trial.minutes += event.get("minutes") or 0.0
         trial.estimate = tuple(event["estimate"]) if event.get("estimate") else None
         if trial.state == "infeasible":
             trial.value, trial.scores = None, {}
 
 
-def _study(folder: Path, event: dict) -> Study:
-    if event.get("version") != VERSION:
-        raise UserError(f"{folder / FILE}: version {event.get('version')} of the ledger; this engine reads {VERSION}")
-    space: Space = space_from_json(event["space"])
-    return Study(folder=folder, space=space, **{name: event[name] for name in PLAIN if name in event})
+def _folded(folder: Path) -> _Fold:
+    """What the lines of a study's file add up to.
+
+    Raises:
+        UserError: there is no file, no first line, or a line that was changed by hand into something else.
+    """
+    path, fold = folder / FILE, None
+    for number, event in _events(path):
+        try:
+            if wrong := fault(event):
+                raise UserError(wrong)
+            if fold is not None:
+                fold.add(event)
+            elif event["event"] == "study":
+                fold = _Fold(folder, event)
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}") from None
+    if fold is None:
+        raise UserError(f"{path}: no study: its first line is missing or damaged")
+    return fold
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -310,9 +344,10 @@ def fault(event: dict[str, Any]) -> str:
             return f"damaged: {kind} has no {name}"
         if not _is(event[name], wanted):
             return f"damaged: {name} of {kind} must be {wanted}"
-    for name, wanted in OPTIONAL.items():
-        if event.get(name) is not None and not _is(event[name], wanted):
-            return f"damaged: {name} of {kind} must be {wanted}"
+    for fields, known in ((event, OPTIONAL), (event.get("runner") or {}, RUNNER)):
+        for name, wanted in known.items():
+            if fields.get(name) is not None and not _is(fields[name], wanted):
+                return f"damaged: {name} of {kind} must be {wanted}"
     return _deeper(kind, event)
 
 

@@ -1,28 +1,28 @@
-"""The flags of `python -m engine.search`: `--flag value` or `--flag=value`; everything else is `key=value`.
+"""The flags of `python -m engine.search`; everything else on its command line is `key=value`.
 
-None = not given: a new study then takes its sweep file's or the engine's default, a resumed one its own.
+options, items = parse(["--budget", "8", "--agents=2", "preset=demo"])
+options.budget, items                                # 8, ["preset=demo"]
 """
 
+import argparse
 import dataclasses
-import difflib
-import math
 import typing
 from pathlib import Path
 from typing import Any
 
 from engine.config.load import preset_names
-from pipelines.errors import UserError
-from pipelines.options import allowed, option
+from engine.console import did_you_mean
+from pipelines.errors import Parser, UserError
+from pipelines.options import check_options, option
 
 METHODS = ("bayes", "prior", "random", "grid")
 EARLY_STOPS = ("curve", "hyperband", "none")
 NEWEST = "newest"  # what --resume without a study stands for
-SWITCHES = ("dry_run", "help")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags as given."""
+    """The flags as given. None: a new study takes its sweep file's or the engine's default, a resumed one its own."""
 
     budget: int | None = option(None, "number of trials, early-stopped ones included (default 8)", 1, 10000)
     agents: int | None = option(None, "trials at a time; each gets its share of the GPUs (default 1)", 1, 1000)
@@ -48,7 +48,6 @@ class Options:
     method: str | None = option(None, "how configurations are chosen (default: the sweep file's)", choices=METHODS)
     study_root: str | None = option(None, "folder that holds the studies (default studies)")
     dry_run: bool = option(False, "check everything, print the plan, start nothing")
-    help: bool = option(False, "show this text")
 
     @property
     def root(self) -> Path:
@@ -57,19 +56,41 @@ class Options:
 
     def given(self) -> list[str]:
         """Flags that were given, as they are written."""
-        return [flag_of(f) for f in dataclasses.fields(self) if getattr(self, f.name) not in (None, False)]
+        return [flag for flag, field in FIELDS.items() if getattr(self, field.name) not in (None, False)]
 
 
 FIELDS = {f"--{f.name.rstrip('_').replace('_', '-')}": f for f in dataclasses.fields(Options)}
 
 
-def flag_of(field: dataclasses.Field) -> str:
-    """`--early-stop` of the field early_stop."""
-    return next(flag for flag, known in FIELDS.items() if known.name == field.name)
+def parser(describe: str = "") -> Parser:
+    """The flags, as the fields of `Options` describe them.
+
+    Args:
+        describe: text on top of `--help`.
+    """
+    presets = ", ".join(preset_names())
+    made = Parser(
+        prog="python -m engine.search", description=describe, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [flags] [preset=NAME] [key=value ...]", allow_abbrev=False,
+        epilog=f"presets (preset=NAME or preset=FILE.yaml): {presets}\n"
+        "key=value settings go to every trial; `python -m engine.train --help` lists them",
+    )  # fmt: skip
+    made.add_argument("items", nargs="*", help=argparse.SUPPRESS)
+    for flag, field in FIELDS.items():
+        if field.type is bool:
+            made.add_argument(flag, action="store_true", help=field.metadata["help"])
+            continue
+        kind, choices = typing.get_args(field.type)[0], field.metadata["choices"]
+        without: dict[str, Any] = {"nargs": "?", "const": NEWEST} if flag == "--resume" else {}
+        metavar = None if choices else flag[2:].upper()
+        made.add_argument(
+            flag, dest=field.name, type=kind, choices=choices, metavar=metavar, help=field.metadata["help"], **without
+        )
+    return made
 
 
-def parse(argv: list[str]) -> tuple[Options, list[str]]:
-    """Splits a command line.
+def parse(argv: list[str], describe: str = "") -> tuple[Options, list[str]]:
+    """Splits a command line; `--help` is answered here.
 
     Returns:
         the flags, and the other items in order (`preset=... key=value`).
@@ -77,79 +98,23 @@ def parse(argv: list[str]) -> tuple[Options, list[str]]:
     Raises:
         UserError: unknown flag, missing or wrong value.
     """
-    values: dict[str, Any] = {}
-    rest, items = [], list(argv)
-    while items:
-        item = items.pop(0)
-        if not item.startswith("-"):
-            if "=" not in item:
-                raise UserError(f"unexpected argument {item!r}: settings are written key=value, flags begin with --")
-            rest.append(item)
-            continue
-        flag, equals, text = item.partition("=")
-        flag = {"-h": "--help"}.get(flag, flag)
-        if flag not in FIELDS:
-            raise _unknown(flag)
-        field = FIELDS[flag]
-        if field.name in SWITCHES:
-            if equals:
-                raise UserError(f"{item}: {flag} takes no value")
-            values[field.name] = True
-            continue
-        if not equals:
-            text = _next_value(flag, items)
-        values[field.name] = value_of(flag, text, field)
-    return Options(**values), rest
-
-
-def _next_value(flag: str, items: list[str]) -> str:
-    """Takes the value that stands after a flag; only --resume can do without."""
-    if items and not items[0].startswith("--") and not (flag == "--resume" and "=" in items[0]):
-        return items.pop(0)
-    if flag == "--resume":
-        return NEWEST
-    raise UserError(f"{flag} needs a value: {flag} VALUE or {flag}=VALUE")
-
-
-def _unknown(flag: str) -> UserError:
-    near = difflib.get_close_matches(flag, FIELDS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"flags are {', '.join(FIELDS)}"
-    return UserError(f"unknown flag {flag}; {hint}")
-
-
-def value_of(flag: str, text: str, field: dataclasses.Field) -> Any:
-    """The text of a flag as its type, within its range.
-
-    Raises:
-        UserError: it is not; the message begins with `flag` and the text.
-    """
-    kind = typing.get_args(field.type)[0]
-    low, high, choices = (field.metadata[name] for name in ("low", "high", "choices"))
-    words = allowed(field.metadata)
-    if kind is str:
-        if not text or (choices and text not in choices):
-            near = difflib.get_close_matches(text, choices or (), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{flag} {text}: expected {words or 'a text'}{hint}")
-        return text
-    try:
-        value = kind(text)
-    except ValueError:
-        raise UserError(f"{flag} {text}: expected a {'whole ' if kind is int else ''}number, {words}") from None
-    if not (math.isfinite(value) and low <= value <= high):
-        raise UserError(f"{flag} {text}: allowed is {words}")
-    return value
-
-
-def help_text(describe: str) -> str:
-    """What `--help` prints."""
-    lines = []
-    for flag, field in FIELDS.items():
-        choices = field.metadata["choices"]
-        words = f" ({', '.join(choices)})" if choices else ""
-        lines.append(f"  {flag:<14}{field.metadata['help']}{words}")
-    return (
-        f"{describe.strip()}\n\nflags (--flag VALUE or --flag=VALUE):\n" + "\n".join(lines) + "\n\n"
-        f"presets (preset=NAME or preset=FILE.yaml): {', '.join(preset_names())}\n"
-        "key=value settings go to every trial; `python -m engine.train --help` lists them\n"
-    )
+    words = list(argv)
+    for place, word in enumerate(words[:-1]):
+        if word == "--resume" and "=" in words[place + 1]:  # a setting is no study's name
+            words[place] = f"--resume={NEWEST}"
+    found, unknown = parser(describe).parse_known_intermixed_args(words)
+    values = vars(found)
+    items = values.pop("items")
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        hint = did_you_mean(flag, FIELDS, 0.5) or f"flags are {', '.join(FIELDS)}"
+        raise UserError(f"unknown flag {flag}; {hint}")
+    for word in items:
+        if "=" not in word:
+            raise UserError(f"unexpected argument {word!r}: settings are written key=value, flags begin with --")
+    empty = [flag for flag, field in FIELDS.items() if values[field.name] == ""]
+    if empty:
+        raise UserError(f"{empty[0]}: expected a text")
+    options = Options(**values)
+    check_options(options, "--")
+    return options, items

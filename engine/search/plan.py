@@ -17,10 +17,9 @@ from engine.config.cautions import warnings
 from engine.config.load import DEFAULT_PRESET, load_config, shown
 from engine.search import import_table, ledger, objective, sweep
 from engine.search.model import stopping
-from engine.search.options import FIELDS, NEWEST, Options, value_of
-from engine.search.report.effects import fitted
+from engine.search.options import NEWEST, Options
 from engine.search.space import Parameter, Space, size
-from engine.search.study import GIVEN, SCORES, Study, Trial, field_of, untried
+from engine.search.study import GIVEN, SCORES, Confirmation, Runner, Study, Trial, field_of, untried
 from pipelines.errors import UserError
 
 OWN = {  # settings that the search gives to every trial itself, and what to use instead
@@ -33,7 +32,6 @@ OWN = {  # settings that the search gives to every trial itself, and what to use
 }
 BUDGET = 8
 HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
-KEPT = ("executor", "timeout", "stall", "fixed", "baseline")  # of the runner, by a refined study
 FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
 
 
@@ -67,6 +65,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
         UserError: there is too little to narrow it by, or settings are given that the older study has decided.
     """
     from engine.search import refine
+    from engine.search.model import surrogate
 
     mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
     mine += ("--timeout", "--stall", "--method", "--early-stop", "--baseline", "--dry-run")
@@ -74,7 +73,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     if late:
         raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
     old = ledger.read(find_study(options.refine, options))
-    space, first, known = refine.refined(old, fitted(old))
+    space, first, known = refine.refined(old, surrogate.fitted(old))
     name = _folder_name(options.study or f"{old.name}-refined")
     folder = options.root / name if options.study_root or options.study else old.folder.parent / name
     if (folder / ledger.FILE).exists():
@@ -83,7 +82,7 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
         old, folder=folder, name=name, space=space, first=first, trials=[], budget=options.budget or BUDGET,
         agents=options.agents or old.agents, method=options.method or old.method,
         seed=old.seed if options.seed is None else options.seed,
-        runner=runner(options, {k: v for k, v in old.runner.items() if k in KEPT}),
+        runner=runner(options, old.runner), confirmation=Confirmation(options.confirm or 0),
     )  # fmt: skip
     if options.early_stop:
         study.early_stop = _rules(old.max_epochs)[options.early_stop]
@@ -120,13 +119,13 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     rule = _early_stop(options, found.early_stop, epochs)
     stopping.check(rule)
     name = _folder_name(options.study or default_name(arguments, options.objective))
-    how = runner(options, {"fixed": found.fixed} if options.objective and found.fixed else {})
+    how = runner(options, Runner(fixed=found.fixed if options.objective else {}))
     study = Study(
         folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
         method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
         agents=options.agents or 1, seed=_seed(options, found.fixed), max_epochs=epochs,
         early_stop=rule, arguments=arguments, first=first,
-        objective=options.objective or "", runner=how,
+        objective=options.objective or "", runner=how, confirmation=Confirmation(options.confirm or 0),
     )  # fmt: skip
     if study.folder.exists() and (study.folder / ledger.FILE).exists():
         raise ledger.exists(study.folder)
@@ -137,7 +136,10 @@ def _seed(options: Options, fixed: dict[str, Any]) -> int:
     """The flag's, else the sweep file's single value, which may be no other than the flag's, else 0."""
     if options.seed is not None:
         return options.seed
-    return value_of("parameters: seed", shown(fixed.get("seed", 0)), FIELDS["--seed"])
+    seed = fixed.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 10**9:
+        raise UserError(f"parameters: seed {shown(seed)}: expected a whole number, 0 to 10^9")
+    return seed
 
 
 def _early_stop(options: Options, found: dict[str, Any], epochs: int) -> dict[str, Any]:
@@ -173,11 +175,10 @@ def check_method(study: Study, known: bool) -> None:
         )
 
 
-def runner(options: Options, before: dict[str, Any]) -> dict[str, Any]:
-    """How the driver runs a study: what is given, else what it was, else the default."""
-    default = {"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0, "baseline": None} | before
-    given = {name: getattr(options, name, None) for name in default}
-    return {name: value if given[name] is None else given[name] for name, value in default.items()}
+def runner(options: Options, before: Runner) -> Runner:
+    """How the driver runs a study: what is given, else what it was."""
+    given = {name: getattr(options, name) for name in ("executor", "timeout", "stall", "baseline")}
+    return dataclasses.replace(before, **{name: value for name, value in given.items() if value is not None})
 
 
 def find_study(text: str, options: Options) -> Path:
@@ -198,7 +199,7 @@ def find_study(text: str, options: Options) -> Path:
 
 
 def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict[str, Any]:
-    """Fields of the `extend` event that a --resume asks for; {} when nothing changes.
+    """Fields of the study that a --resume changes, by name.
 
     Raises:
         UserError: something is given that the study has decided long ago, or a budget that takes trials away.
@@ -214,7 +215,10 @@ def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict
     most = len(study.searched) + untried(study.space, study.trials)
     if options.budget is not None and options.budget > most:
         raise UserError(f"--budget {options.budget}: the space has no more than {most} configurations to search")
-    asked = {"budget": options.budget, "agents": options.agents, "runner": runner(options, study.runner)}
+    asked: dict[str, Any] = {"budget": options.budget, "agents": options.agents}
+    asked["runner"] = runner(options, study.runner)
+    if options.confirm is not None:
+        asked["confirmation"] = dataclasses.replace(study.confirmation, seeds=options.confirm)
     return {name: value for name, value in asked.items() if value not in (None, getattr(study, name))}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.search.model.surrogate import Posterior
 from engine.search.report import effects
 from engine.search.report.findings import noise_of
 from engine.search.space import Parameter, Space
@@ -27,11 +28,11 @@ from pipelines.errors import UserError
 LEAST = 1 / 8  # of the old width: one search cannot be trusted to a smaller part, its optimum has an error too
 
 
-def refined(study: Study, posterior: Any | None) -> tuple[Space, dict[str, Any], list[Trial]]:
+def refined(study: Study, posterior: Posterior | None) -> tuple[Space, dict[str, Any], list[Trial]]:
     """The new study's space, its first configuration (the recommended one, 2 digits) and its imported trials.
 
     Args:
-        posterior: of `effects.fitted(study)`.
+        posterior: of `surrogate.fitted(study)`.
 
     Raises:
         UserError: too few trials for a model.
@@ -49,10 +50,10 @@ def refined(study: Study, posterior: Any | None) -> tuple[Space, dict[str, Any],
     return space, first, kept_trials(study, space)
 
 
-def refined_space(study: Study, posterior: Any) -> Space:
+def refined_space(study: Study, posterior: Posterior) -> Space:
     """The study's space, narrowed around the recommended values by the rule above."""
     optimum = effects.recommended(study, posterior)
-    spread = effects.ranges(study, posterior, optimum, noise_of(study, posterior).sd)
+    spread = effects.ranges(study, posterior, optimum, noise_of(study, posterior).sd or 0.0)
     narrowed = []
     for column, parameter in enumerate(study.space.parameters):
         wider = spread[column].wider
@@ -63,7 +64,7 @@ def refined_space(study: Study, posterior: Any) -> Space:
     return Space(tuple(narrowed))
 
 
-def _heights(study: Study, posterior: Any, optimum: np.ndarray, column: int) -> np.ndarray:
+def _heights(study: Study, posterior: Posterior, optimum: np.ndarray, column: int) -> np.ndarray:
     """Expected value, higher = better, of each value of a discrete parameter with the others at the optimum."""
     points = np.repeat(optimum[None], len(study.space.parameters[column].values), axis=0)
     points[:, column] = study.space.parameters[column].places
@@ -101,10 +102,9 @@ def kept_trials(study: Study, space: Space) -> list[Trial]:
     """
     choices = [p for p in space.parameters if p.kind == "choice"]
     failed = [t for t in study.trials if t.state == "infeasible" and t.kind != "confirm"]
-    known = sorted([*effects.measured(study), *failed], key=lambda trial: trial.number)
+    known = sorted([*study.measured, *failed], key=lambda trial: trial.number)
     kept = [t for t in known if all(t.values[p.name] in p.values for p in choices)]
-    renamed = {"kind": "imported", "folder": ""}
     return [
-        dataclasses.replace(t, number=number, name=t.name or f"{study.name} {t.number}", **renamed)
+        dataclasses.replace(t, number=number, kind="imported", folder="", name=t.name or f"{study.name} {t.number}")
         for number, t in enumerate(kept)
     ]

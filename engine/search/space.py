@@ -13,8 +13,9 @@ Worked example: lr in [1e-5, 2e-4] log: x = 1e-4 -> u = log(10) / log(20) = 0.76
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Parameter:
     high: float = 1.0
     scale: str = "linear"
     step: float = 0.0
-    values: tuple = ()
+    values: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and self.scale in SCALES
@@ -84,7 +85,8 @@ class Parameter:
             return np.linspace(0.0, 1.0, len(self.values))
         numbers = np.asarray(self.values, float)
         numbers = np.log(numbers) if numbers.min() > 0 else numbers
-        return (numbers - numbers[0]) / (numbers[-1] - numbers[0])
+        places: np.ndarray = (numbers - numbers[0]) / (numbers[-1] - numbers[0])
+        return places
 
     def unit(self, value: Any) -> float:
         """Value -> coordinate in [0, 1]; numbers beyond the bounds go to the nearest one.
@@ -100,10 +102,10 @@ class Parameter:
             raise UserError(f"{self.name}={value}: expected a number")
         if self.kind == "ordinal":
             return float(self.places[int(np.argmin([abs(value - known) for known in self.values]))])
-        value = min(max(float(value), self.low), self.high)
+        number = min(max(float(value), self.low), self.high)
         if self.scale == "log":
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+            return math.log(number / self.low) / math.log(self.high / self.low)
+        return (number - self.low) / (self.high - self.low)
 
     def coordinate(self, value: Any) -> float:
         """Value -> coordinate on the same scale, not held within [0, 1]: for trials known from a wider space.
@@ -117,7 +119,7 @@ class Parameter:
         low, high = (self.values[0], self.values[-1]) if self.values else (self.low, self.high)
         if self.scale == "log" or (self.kind == "ordinal" and low > 0):
             return math.log(max(value, 1e-3 * low) / low) / math.log(high / low)
-        return (value - low) / (high - low)
+        return float((value - low) / (high - low))
 
     def value(self, unit: float) -> Any:
         """Coordinate -> plain Python value within the bounds."""
@@ -134,7 +136,7 @@ class Parameter:
             return int(min(max(round(value), math.ceil(self.low)), math.floor(self.high)))
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
-    def options(self) -> list | None:
+    def options(self) -> list[Any] | None:
         """All values in ascending (choice: given) order; None for a continuous range, or one of over MOST_OPTIONS."""
         if self.values:
             return list(self.values)
@@ -180,7 +182,7 @@ class Space:
         """As `unit`, but values beyond the bounds keep their distance: coordinates below 0 or above 1, float (P,)."""
         return np.array([p.coordinate(values[p.name]) for p in self.parameters])
 
-    def values(self, unit: Sequence[float]) -> dict[str, Any]:
+    def values(self, unit: Sequence[float] | np.ndarray) -> dict[str, Any]:
         """Units (P,) -> {key: plain Python value}."""
         return {p.name: p.value(u) for p, u in zip(self.parameters, unit, strict=True)}
 
@@ -211,12 +213,12 @@ class Space:
         return all(p.name in values and p.contains(values[p.name]) for p in self.parameters)
 
 
-def space_to_json(space: Space) -> list[dict]:
+def space_to_json(space: Space) -> list[dict[str, Any]]:
     """The space as plain JSON; the inverse of `space_from_json`."""
     return [dataclasses.asdict(p) | {"values": list(p.values)} for p in space.parameters]
 
 
-def space_from_json(items: list[dict]) -> Space:
+def space_from_json(items: list[dict[str, Any]]) -> Space:
     """The space that `space_to_json` wrote.
 
     Raises:
@@ -244,7 +246,39 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
+def fresh(space: Space, units: np.ndarray, tried: Collection[tuple[Any, ...]]) -> dict[str, Any]:
+    """The values of the first of `units` (N, P) that are not in `tried`; where all are, `first_untried`."""
+    for unit in space.snap(units):
+        values = space.values(unit)
+        if tuple(values.values()) not in tried:
+            return values
+    return first_untried(space, tried)  # a space of few configurations
+
+
+def first_untried(space: Space, tried: Collection[tuple[Any, ...]]) -> dict[str, Any]:
+    """The first configuration of the grid, the last parameter changing fastest, that is not in `tried`.
+
+    Raises:
+        UserError: all are, or a parameter has a continuous range.
+    """
+    grid = grid_of(space)
+    if grid is None:
+        name = next(parameter.name for parameter in space.parameters if parameter.options() is None)
+        raise UserError(f"{name}: a continuous parameter has no grid; give it `values`, or use another method")
+    for values in itertools.product(*grid):
+        if values not in tried:
+            return dict(zip(space.names, values, strict=True))
+    raise UserError(f"the space has {size(space)} configurations and all are tried: lower --budget or widen it")
+
+
 def size(space: Space) -> float:
     """Number of configurations of a space; infinite with a continuous range."""
+    grid = grid_of(space)
+    return math.inf if grid is None else math.prod(map(len, grid))
+
+
+def grid_of(space: Space) -> list[list[Any]] | None:
+    """All values of each parameter; None where one has a continuous range."""
     options = [parameter.options() for parameter in space.parameters]
-    return math.inf if None in options else math.prod(map(len, options))
+    known = [values for values in options if values is not None]
+    return known if len(known) == len(options) else None

@@ -16,7 +16,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from engine.config.load import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
 from engine.files import read_text, yaml_values
@@ -70,7 +70,7 @@ class Sweep:
         fixed: {key of the configuration: plain value} of the others, `preset` among them.
         metric, goal: e.g. val/hmean, maximize.
         method: bayes, random or grid.
-        early_stop: as `rungs.decide` takes it; {} = the file has none.
+        early_stop: as `stopping.decide` takes it; {} = the file has none.
         run_cap: most trials; None = the file has none.
         notices: one line each, for the user: what was passed over, and why that changes nothing.
     """
@@ -263,10 +263,10 @@ def _distribution(name: str, entry: dict) -> str:
 def _bounded(name: str, entry: dict, distribution: str, notices: list[str]) -> Parameter | Any:
     kind, scale, exponents, quantized = BOUNDED[distribution]
     _check_keys(entry, ("min", "max", "distribution", *(("q",) if quantized else ())), {}, name)
-    bounds = [entry.get("min"), entry.get("max")]
-    wanted = _whole if kind == "int" else _number
-    if not all(wanted(bound) for bound in bounds):
-        raise UserError(f"{name}: min {bounds[0]}, max {bounds[1]}: expected two {'whole ' * (kind == 'int')}numbers")
+    given = entry.get("min"), entry.get("max")
+    bounds = [bound for bound in given if _number(bound) and (kind != "int" or _whole(bound))]
+    if len(bounds) < 2:
+        raise UserError(f"{name}: min {given[0]}, max {given[1]}: expected two {'whole ' * (kind == 'int')}numbers")
     if exponents:
         if max(bounds) > 700:
             raise UserError(f"{name}: {distribution} takes exponents of e; for the values write {distribution}_values")
@@ -316,7 +316,7 @@ def _check_grid(parameters: list[Parameter]) -> None:
 
 
 def _early_stop(entry: Any) -> dict[str, Any]:
-    """`early_terminate` as `rungs.decide` takes it, W&B's defaults filled in."""
+    """`early_terminate` as `stopping.decide` takes it, W&B's defaults filled in."""
     _check_keys(entry, ("type", *HYPERBAND), {}, "early_terminate")
     if entry.get("type") != "hyperband":
         raise UserError(f"early_terminate: type: {entry.get('type')}: W&B has hyperband only")
@@ -337,7 +337,7 @@ def _early_stop(entry: Any) -> dict[str, Any]:
     return rule
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # false for NaN
 
 

@@ -21,7 +21,7 @@ def command(study: Study, trial: Trial, gpus: int) -> list[str]:
     """
     folder = run_folder(study, trial)
     if study.objective:
-        values = study.runner.get("fixed", {}) | trial.values  # the sweep file's single values are the function's too
+        values = study.runner.fixed | trial.values  # the sweep file's single values are the function's too
         if study.method == GIVEN:
             values |= {"seed": trial.seed}  # what a comparison repeats a configuration with
         return objective.command(study.objective, values, folder, study.metric)
@@ -68,9 +68,11 @@ def attempt_of(study: Study, trial: Trial, gpus: int) -> Attempt:
     )  # fmt: skip
 
 
-def new_trial(study: Study, values: dict[str, Any], kind: str, seed: int, repeats: int | None = None) -> Trial:
-    """The next trial of a study, not in it yet."""
-    number = len(study.trials)
+def new_trial(
+    study: Study, values: dict[str, Any], kind: str, seed: int, repeats: int | None = None, number: int | None = None
+) -> Trial:
+    """A trial that is not in the study yet: the next one, or `number` where several are decided together."""
+    number = len(study.trials) if number is None else number
     return Trial(number, plain_values(study.space, values), kind, seed, repeats, folder=f"trials/{number:03d}")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.config import Config, changed
 from engine.data import build_train_loader
@@ -79,10 +80,10 @@ def estimate(models: list[nn.Module], names: list[str], images: Iterable[torch.T
         images: batches (N, 3, H, W) on the device, as many on every rank and at least one.
         config: decides the arithmetic (`trainer.precision`).
     """
-    layers = [model.get_submodule(name) for model in models for name in names]
+    layers = [_norm(model, name) for model in models for name in names]
     if not layers:
         return
-    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    buffers = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
     total, batches = torch.zeros_like(torch.cat(buffers), dtype=torch.float64), 0
     # Eager: these modes are no others' (a training layer in a resting model), and would be compiled for a few batches.
     with _batch_statistics(models, layers), torch.compiler.set_stance("force_eager"):
@@ -98,20 +99,28 @@ def estimate(models: list[nn.Module], names: list[str], images: Iterable[torch.T
         buffer.copy_(mean)
 
 
+def _norm(model: nn.Module, name: str) -> _BatchNorm:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, _BatchNorm)
+    return layer
+
+
 @contextlib.contextmanager
-def _batch_statistics(models: list[nn.Module], layers: list[nn.Module]) -> Iterator[None]:
+def _batch_statistics(models: list[nn.Module], layers: list[_BatchNorm]) -> Iterator[None]:
     """Inside, these layers alone are in training mode, and after a forward pass hold that batch's statistics."""
-    kept = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+    kept = [(layer.momentum, counter.clone()) for layer, counter in zip(layers, counters, strict=True)]
     for model in models:
         model.eval()
-        model.head.training = True  # the module alone, not its layers: it runs its second branch in training only
+        # The module alone, not its layers: it runs its second branch in training only.
+        model.get_submodule("head").training = True
     for layer in layers:
         layer.training, layer.momentum = True, 1.0  # the module alone: timm's have a dropout inside
     try:
         yield
     finally:
-        for layer, (momentum, count) in zip(layers, kept, strict=True):
+        for layer, counter, (momentum, count) in zip(layers, counters, kept, strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(count)
+            counter.copy_(count)
         for model in models:
             model.eval()

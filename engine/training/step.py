@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from engine.config import Config
@@ -48,11 +49,14 @@ def train_step(
             batch = batch.to(ranks.device)
         with record_function("targets"):
             targets = make_targets(batch, config)
-        last = micro == accumulate - 1
-        quiet = contextlib.nullcontext() if last or ranks.world_size == 1 else train_state.forward.no_sync()
+        forward = train_state.forward
+        quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(forward, DistributedDataParallel) and micro < accumulate - 1:
+            quiet = forward.no_sync()  # gradients are averaged over the ranks in the last pass
         with quiet:
             with record_function("forward"):
-                logits = run_network(train_state.forward, batch.image, config)
+                logits = run_network(forward, batch.image, config)
+                assert isinstance(logits, tuple)  # as the head gives them in training
             with record_function("loss"):
                 loss = compute_loss(logits, targets, config)  # in float32 from logits, outside autocast
             with record_function("backward"):
@@ -93,7 +97,7 @@ def make_targets(batch: Batch, config: Config) -> DBTargets:
     )
 
 
-def compute_loss(logits: tuple[torch.Tensor, torch.Tensor], targets: DBTargets, config: Config) -> DBLoss:
+def compute_loss(logits: tuple[torch.Tensor, ...], targets: DBTargets, config: Config) -> DBLoss:
     """(prob_logits, thresh_logits), (N, 1, H, W) each -> (total, prob, thresh, binary), 0-d; see `kernels.db_loss`."""
     loss = config.loss
     prob_logits, thresh_logits = logits

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from multiprocessing import resource_tracker
+from typing import Any
 
 import torch.distributed as dist
 
@@ -60,7 +61,7 @@ class Watchdog:
         self._done = threading.Event()
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}  # what handled them
         self._wakeup = -1
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -227,9 +228,11 @@ class Watchdog:
 
     def _others(self) -> dict[int, tuple[int, bool, str]]:
         """Ticks, whether paused, and place of the other ranks; notes whose beat has changed since the last look."""
-        ranks = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank and self._store is not None]
+        if self._store is None:
+            return {}
+        ranks = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
+        values = self._store.multi_get([f"rank{rank}" for rank in ranks])
         states, now = {}, time.monotonic()
-        values = self._store.multi_get([f"rank{rank}" for rank in ranks]) if ranks else []
         for rank, value in zip(ranks, values, strict=True):
             beat, *state = json.loads(value)
             states[rank] = tuple(state)
@@ -240,7 +243,7 @@ class Watchdog:
     def _end(self, reason: str) -> None:
         waited = f"has waited {self._late():.0f} s (trainer.hang_timeout_s={self.limit_s:g}, 0 = off)"
         say(f"error: rank {self.ranks.rank} {waited}: {reason}. Stacks of rank {self.ranks.rank}:")
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=2, all_threads=True)
         os._exit(EXIT_HANG)
 
 

@@ -18,7 +18,6 @@ no better than the one before changes nothing.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from engine.config import PostConfig
 from engine.evaluation.significance import SURE, hmeans, standard_error, without_each
 from engine.search.model import surrogate
 from engine.search.space import Parameter, Space
-from engine.search.study import Study, Trial
 from engine.tune.candidates import FILTERS, GROWTH, Judge
 from pipelines.errors import UserError
 
@@ -195,34 +193,27 @@ class Search:
 
     def _model(self, k: int, known: list[Found], every: np.ndarray) -> int:
         """Asks the model for growths and adds what came of them to `known`; how many settings were looked at."""
-        study, tried = study_of(known, space(self.start), self.start), 0
+        where, tried = space(self.start), 0
         for _ in range(self.trials):
-            values, kind = surrogate.ask(study, len(study.trials))
-            filters = self._filters(dataclasses.replace(self.start, **_plain(values)), every)
-            found = filters.best(self.sets[k], self.select)
-            known.append(found)
+            filters = self._filters(asked(known, where, self.start), every)
+            known.append(filters.best(self.sets[k], self.select))
             tried += filters.looked_at
-            study.trials.append(_trial(len(study.trials), study.space, found, kind))
         return tried
 
 
-def study_of(known: list[Found], where: Space, start: PostConfig) -> Study:
-    """The study that the model is asked with."""
-    study = Study(Path(), "tune", where, metric="val/hmean", first=_keyed(where, start))
-    study.trials = [_trial(number, where, found, "grid") for number, found in enumerate(known)]
-    return study
+def asked(known: list[Found], where: Space, start: PostConfig) -> PostConfig:
+    """The growth that the model asks for next, by what a set of pages says of the known ones."""
+    values = [keyed(where, found.post) for found in known]
+    units = np.array([where.coordinates(one) for one in values])
+    told = surrogate.Told(units, np.array([found.score for found in known]), np.zeros(len(known)))
+    rng, tried = np.random.default_rng([0, len(known)]), {tuple(one.values()) for one in values}
+    found = surrogate.ask(where, keyed(where, start), told, rng, tried)
+    return dataclasses.replace(start, **{name.removeprefix("post."): value for name, value in found.items()})
 
 
-def _trial(number: int, where: Space, found: Found, kind: str) -> Trial:
-    return Trial(number, _keyed(where, found.post), kind, seed=0, state="finished", value=found.score)
-
-
-def _keyed(where: Space, post: PostConfig) -> dict[str, Any]:
+def keyed(where: Space, post: PostConfig) -> dict[str, Any]:
+    """The growth of settings, by the names of the space."""
     return {name: getattr(post, name.removeprefix("post.")) for name in where.names}
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("post."): value for name, value in values.items()}
 
 
 def slices(judge: Judge, best: PostConfig, start: PostConfig, select: str) -> Iterator[tuple[str, list, list[float]]]:

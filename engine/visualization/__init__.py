@@ -1,1 +1,4 @@
-"""Pictures and pages: text that is both Markdown and HTML, curves, regions drawn on pages. No torch."""
+"""Pictures and pages: text that is both Markdown and HTML, curves, regions drawn on pages. No torch.
+
+Comes in: figures, tables, images with regions. Goes out: JPEG, PNG, Markdown and HTML.
+"""

@@ -19,23 +19,7 @@ from urllib.parse import quote
 from engine.files import replace_text
 from pipelines.errors import printable
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #f3f5f7; --line: #d0d7de; --dim: #57606a;
-  --good: #eef6ee; --link: #0969da; }
-@media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --paper: #14181d; --soft: #20262d;
-  --line: #3a424b; --dim: #a2abb5; --good: #1c3326; --link: #6cb2ff; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px;
-  margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.7em; margin-bottom: .2em; overflow-wrap: anywhere; }
-h2 { font-size: 1.25em; margin: 2em 0 .5em; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; margin: .6em 0; }
-th, td { padding: 3px 9px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { background: var(--soft); } td.text, th.text { text-align: left; white-space: normal; overflow-wrap: break-word; }
-tr.strong td { font-weight: 650; background: var(--good); }
-div.wide { overflow-x: auto; } img { max-width: 100%; height: auto; } figure { margin: 1em 0; }
-figcaption { color: var(--dim); font-size: 13px; }
-pre { background: var(--soft); padding: 10px; overflow-x: auto; font-size: 13px; } a { color: var(--link); }
-"""
+STYLE = Path(__file__).with_name("document.css").read_text()
 
 
 @dataclasses.dataclass(frozen=True)

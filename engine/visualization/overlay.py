@@ -33,7 +33,7 @@ def overlay(
     gt: Sequence[np.ndarray] = (),
     ignore: Sequence[bool] | np.ndarray | None = None,
     pred: Sequence[np.ndarray] = (),
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float] | np.ndarray | None = None,
     gt_status: Sequence[str] | None = None,
     pred_status: Sequence[str] | None = None,
     title: str = "",
@@ -83,7 +83,7 @@ def _annotated(
     gt: Sequence[np.ndarray],
     ignored: Sequence[bool] | np.ndarray,
     pred: Sequence[np.ndarray],
-    scores: Sequence[float] | None,
+    scores: Sequence[float] | np.ndarray | None,
     gt_status: Sequence[str],
     pred_status: Sequence[str],
 ) -> tuple[np.ndarray, set[tuple]]:
@@ -142,7 +142,10 @@ def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Seque
 
 
 def _labels(
-    canvas: np.ndarray, polygons: Sequence[np.ndarray], scores: Sequence[float], colours: Sequence[tuple]
+    canvas: np.ndarray,
+    polygons: Sequence[np.ndarray],
+    scores: Sequence[float] | np.ndarray,
+    colours: Sequence[tuple],
 ) -> None:
     size = max(0.3, min(canvas.shape[:2]) / 2600)
     for polygon, score, colour in zip(polygons, scores, colours, strict=True):

@@ -25,7 +25,10 @@ def load_json(path: Path) -> tuple[Any, list[str]]:
         made = dict(items)
         if len(made) != len(items):
             seen: set[str] = set()
-            repeated.extend(k for k, _ in items if k in seen or seen.add(k))
+            for key, _ in items:
+                if key in seen:
+                    repeated.append(key)
+                seen.add(key)
         return made
 
     try:
@@ -157,10 +160,9 @@ def _coco_ignored(item: dict, text: str | None) -> bool:
 
 
 def _coco_text(item: dict) -> str | None:
-    nested = item.get("attributes") if isinstance(item.get("attributes"), dict) else {}
-    for holder in (item, nested):
+    for holder in (item, item.get("attributes")):
         for key in ("utf8_string", "transcription", "text", "caption"):
-            if isinstance(holder.get(key), str):
+            if isinstance(holder, dict) and isinstance(holder.get(key), str):
                 return holder[key]
     return None
 

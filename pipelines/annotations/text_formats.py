@@ -261,8 +261,8 @@ def read_folder(folder: Path, root: str | Path | None, layout: str) -> Source:
         items = _pair(images_in(image_dir), label_files(label_dir), top, findings)
     else:
         labels = label_files(label_dir)
-        items = [(image.name, label_of(image.name, labels)) for image in images_in(image_dir)]
-        items = [(name, label) for name, label in items if label is not None]
+        found = ((image.name, label_of(image.name, labels)) for image in images_in(image_dir))
+        items = [(name, label) for name, label in found if label is not None]
     if not items:
         raise UserError(f"{folder}: no pages: no image in {image_dir} has a label file in {label_dir}")
     layout, pages = build_pages(items, layout, str(folder), findings)

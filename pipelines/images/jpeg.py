@@ -111,11 +111,11 @@ def _decoder() -> Any:
     # Here, not above: only `check` needs it, and it takes half a second.
     from nvidia.dali import fn, pipeline_def
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
     def decode() -> Any:
         return fn.decoders.image(fn.external_source(name="data"), device="cpu")
 
-    made = decode()
+    made = decode(device_id=None)
     made.build()
     return made
 

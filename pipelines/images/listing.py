@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 LEADS_OUT = "a symbolic link that leads out of the folder; --follow-links takes it"
 
 
-class Images(Sequence):
+class Images(Sequence[Path]):
     """Files as a sequence of paths, 130 bytes an image: a path object takes 500.
 
     Attributes:
@@ -38,7 +38,7 @@ class Images(Sequence):
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, row: int) -> Path:
+    def __getitem__(self, row: int) -> Path:  # type: ignore[override]  # no slices: see `since`
         """The file."""
         return Path(self._roots[self._root_of[row]], self._names[row])
 
@@ -105,7 +105,9 @@ def _walk(root: str, follow_links: bool) -> Iterator[_Found]:
     not hang on the order in which the file system lists it.
     """
     real = Path(root).resolve()
-    waiting, linked, seen = [""], [], set()
+    waiting = [""]
+    linked: list[str] = []
+    seen: set[Path] = set()
     while waiting or linked:
         below = waiting.pop() if waiting else linked.pop(linked.index(min(linked)))
         folder = Path(root, below).resolve()

@@ -51,7 +51,7 @@ def _offsets(lengths: list[int]) -> np.ndarray:
 def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
     polygons = [polygon for page in pages for polygon in page.polygons]
     names, name_offsets = _blob([page.path for page in pages])
-    made = {
+    made: dict[str, np.ndarray] = {
         "size_wh": np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2),
         "orientation": np.array([h.orientation for h in headers], np.uint8),
         "file_stat": np.array([(h.mtime_ns, h.num_bytes) for h in headers], np.int64).reshape(-1, 2),
@@ -246,7 +246,7 @@ def subset(index: Index, rows: np.ndarray, out: Path) -> Index:
         "ignore": index.ignore_flags[polygons], "names": names, "name_offsets": name_offsets,
     }  # fmt: skip
     if index.has_texts:
-        arrays["texts"], arrays["text_offsets"] = _blob([text for i in rows for text in index.texts(i)])
+        arrays["texts"], arrays["text_offsets"] = _blob([text for i in rows for text in index.texts(i) or []])
     counts = {"pages": len(rows), "polygons": len(polygons), "ignored": int(arrays["ignore"].sum())}
     meta = {"kind": KIND, "version": VERSION, "source": str(index.folder.resolve()), "root": str(index.root)}
     _write(out, arrays, meta | {"format": index.format, "counts": counts, "kept": {}}, replace=True)

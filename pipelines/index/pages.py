@@ -32,3 +32,20 @@ class Pages(Protocol):
 
     def labels(self, row: int, /) -> Labels:
         """Polygons and flags of a page, upright pixels."""
+
+
+class LabelledPages(Pages, Protocol):
+    """Pages with what judging detections on them asks for."""
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Rows that a run has found it cannot read, and why."""
+
+    def polygons(self, row: int, /) -> list[np.ndarray]:
+        """(n, 2) float32 polygons of a page, upright pixels."""
+
+    def ignore(self, row: int, /) -> np.ndarray:
+        """(k,) bool, one flag a polygon."""
+
+    def texts(self, row: int, /) -> list[str] | None:
+        """Transcriptions of a page; None where there are none at all."""

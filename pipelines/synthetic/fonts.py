@@ -38,7 +38,7 @@ def font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 def capital_px(path: str, size: int) -> int:
     """Height of a capital letter, pixels."""
-    return -font(path, size).getbbox("H", anchor="ls")[1]
+    return -int(font(path, size).getbbox("H", anchor="ls")[1])
 
 
 @functools.lru_cache(maxsize=512)

@@ -8,6 +8,9 @@ import pytest
 from PIL import Image
 
 from engine import cli, evaluate, folds, predict, train
+from engine.compare import __main__ as compare
+from engine.ensemble import __main__ as ensemble
+from engine.export import __main__ as export
 from engine.report import __main__ as report
 from engine.tune import __main__ as tune
 from kernels import runtime
@@ -169,7 +172,9 @@ def test_a_real_process_ends_the_same_way(tmp_path):
     )
 
 
-@pytest.mark.parametrize("command", [predict, tune, report, folds], ids=lambda m: m.__spec__.name)
+@pytest.mark.parametrize(
+    "command", [predict, tune, report, folds, export, ensemble, compare], ids=lambda m: m.__spec__.name
+)
 def test_a_command_of_one_process_refuses_torchrun_before_it_joins_a_group(command, leave, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, errors, _ = leave(command.main, "anything")

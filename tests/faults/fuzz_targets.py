@@ -1,5 +1,6 @@
 """What `tests.faults.fuzz` feeds: an entry for every reader of what others wrote, and valid documents to start from."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -315,7 +316,8 @@ def _override(case: list, folder: Path) -> None:
 
 
 def _options(case: list, folder: Path) -> None:
-    search_options.parse(case)
+    with contextlib.suppress(SystemExit):  # of --help
+        search_options.parse(case)
 
 
 def _preset(data: bytes, folder: Path) -> None:

@@ -16,6 +16,7 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -653,8 +654,10 @@ def test_pictures_of_worst_pages_stay_in_their_folder(tmp_path):
 
     result = PageResult(*[[] if f.name.endswith("status") else 0 for f in dataclasses.fields(PageResult)])
     worst = [Page(0, Detections([], np.zeros(0, np.float32)), result)]
+    config = load_config(["preset=demo"])[0]
     for name in ("x" * 250 + ".jpg", NASTY, "..", "=cmd.jpg", "a\\..\\b.jpg"):
-        summary.draw_worst(tmp_path, Pages(name), worst, load_config(["preset=demo"])[0], ALONE)
+        run = SimpleNamespace(config=config, ranks=ALONE, folder=tmp_path, data=SimpleNamespace(val=Pages(name)))
+        summary.draw_worst(run, worst)
         (made,) = (tmp_path / "overlays").iterdir()
         assert made.name.startswith("00_") and made.name == printable(made.name) and len(made.name) < 60
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.search import import_table
-from engine.search.report.effects import measured, reached
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from tests.conftest import ROOT
@@ -34,10 +33,10 @@ class Posterior:
     """A Gaussian process with fixed length scales (RBF, 0.4 of each range), zero mean after standardising."""
 
     def __init__(self, study: Study, noise_sd: float = 0.001, length: float = 0.4) -> None:
-        trials = measured(study)
+        trials = study.measured
         self.study, self.noise_sd, self.length = study, noise_sd, length
         self.known = study.space.features(np.array([study.space.coordinates(t.values) for t in trials]))
-        values = np.array([reached(t) for t in trials])
+        values = np.array([t.reached for t in trials])
         self.centre, self.scale = values.mean(), max(values.std(), 1e-9)
         within = self._kernel(self.known, self.known) + np.eye(len(values)) * (noise_sd / self.scale) ** 2
         self.inverse = np.linalg.inv(within)

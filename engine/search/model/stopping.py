@@ -111,7 +111,7 @@ def _curve(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
         return Decision(False)
     forecast = _forecast(trial, study)
     limit = rule.get("chance", CHANCE) * (study.max_epochs - done) / study.max_epochs
-    chance = forecast.chance(incumbent.value)
+    chance = forecast.chance(incumbent.result)
     mean, sd = forecast.estimate
     if chance >= limit:
         return Decision(False, "", (mean, sd))
@@ -141,7 +141,8 @@ def bands(rule: dict[str, Any]) -> list[int]:
 
     With max_iter and s: max_iter / eta, / eta^2, ... s times, down to 1; else min_iter eta^k, k = 0 to 99.
     """
-    eta, found = rule.get("eta", 3), []
+    eta = rule.get("eta", 3)
+    found: list[int] = []
     band, factor, count = rule.get("min_iter", 0), eta, BANDS
     if "max_iter" in rule:
         band, factor, count = rule["max_iter"] / eta, 1 / eta, int(rule["s"])

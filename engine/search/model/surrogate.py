@@ -23,10 +23,9 @@ believer, Ginsbourger et al. 2010.
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,8 @@ from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import Kernel
 from threadpoolctl import ThreadpoolController
 
-from engine.search.space import Space
-from engine.search.study import Study, Trial, field_of
+from engine.search.space import Space, fresh
+from engine.search.study import Study, field_of
 from pipelines.errors import UserError
 
 DRAWS = 128  # a power of 2, as Sobol points want
@@ -106,9 +105,10 @@ class Told:
     units: np.ndarray  # (N, P); trials known from a wider space may lie outside [0, 1]
     heights: np.ndarray
     sds: np.ndarray
+    in_h: bool = True  # heights are of an H-mean: the size of effects and of the noise is known
 
 
-def _told(study: Study) -> Told:
+def told_of(study: Study) -> Told:
     """The ended trials. Stopped ones count with their extrapolated value and its sd; infeasible ones as the worst
     measured height less one `scale`, give or take one: close by is not worth a training, farther away is open. From
     repeats is taken what their seed did to all of them alike: the others had another seed."""
@@ -125,7 +125,8 @@ def _told(study: Study) -> Told:
         elif trial.state == "infeasible":
             lost.append(trial)
     heights = [study.sign * height for _, height, _ in rows]
-    one = _scale(study.metric, np.array(heights))
+    in_h = field_of(study.metric) in H_METRICS
+    one = _scale(in_h, np.array(heights))
     bad = min(heights, default=0.0) - one
     trials = [row[0] for row in rows] + lost
     units = [study.space.coordinates(trial.values) for trial in trials]
@@ -133,6 +134,7 @@ def _told(study: Study) -> Told:
         np.array(units).reshape(len(trials), len(study.space.parameters)),
         np.array(heights + [bad] * len(lost)),
         np.array([sd for *_, sd in rows] + [one] * len(lost)),
+        in_h,
     )
 
 
@@ -142,46 +144,49 @@ def _seed_shifts(study: Study) -> dict[int, float]:
     pairs: dict[int, list[float]] = {}
     for trial in study.trials:
         first = study.trials[trial.repeats] if trial.kind == "confirm" and trial.repeats is not None else None
-        if first is not None and trial.state == first.state == "finished" and None not in (trial.value, first.value):
-            pairs.setdefault(trial.seed, []).append(trial.value - first.value)
+        if first is not None and trial.state == first.state == "finished":
+            pairs.setdefault(trial.seed, []).append(trial.result - first.result)
     return {seed: float(np.mean(found)) for seed, found in pairs.items() if len(found) > 1}
 
 
-def _scale(metric: str, heights: np.ndarray) -> float:
+def _scale(in_h: bool, heights: np.ndarray) -> float:
     """Size of the effects of hyperparameters, in the metric's units."""
     spread = float(heights.std()) if len(heights) > 1 else 0.0
-    if field_of(metric) in H_METRICS:
+    if in_h:
         return max(H_SCALE, spread)
     return spread or 1.0
 
 
-def _beyond(metric: str, heights: np.ndarray) -> float:
+def _beyond(in_h: bool, heights: np.ndarray) -> float:
     """The loss against the best from which on bad is bad. Of a metric that is no H-mean it is known by its values only:
     20 times the spread of the better half, which one diverged trial does not move."""
-    if field_of(metric) in H_METRICS:
+    if in_h:
         return H_BAD
     better = np.sort(heights)[len(heights) // 2 :]
-    return 20 * float(better.std()) or 10 * _scale(metric, heights)
+    return 20 * float(better.std()) or 10 * _scale(False, heights)
 
 
 class Posterior:
     """What the model says after the told trials; see `fit`.
 
     `predict` and `sample` speak of f, without the noise of a training, in the metric's own units and direction.
+
+    Args:
+        first: values of the configuration around which the optimum is expected.
+        sign: +1 when higher is better, -1 when lower is.
     """
 
-    def __init__(self, study: Study, told: Told) -> None:
-        self.space, self.sign = study.space, study.sign
+    def __init__(self, space: Space, first: dict[str, Any], told: Told, sign: float = 1.0) -> None:
+        self.space, self.sign = space, sign
         self._tried = told.units
-        in_h = field_of(study.metric) in H_METRICS
-        self._bad = _beyond(study.metric, told.heights)
+        self._bad = _beyond(told.in_h, told.heights)
         self._top = float(told.heights.max())
         losses = self._top - told.heights
         warped = -self._bad * np.minimum(np.log1p(losses / self._bad), WORST)
-        self._scale = _scale(study.metric, warped)
+        self._scale = _scale(told.in_h, warped)
         self._shift = float(warped.mean())
-        self._centre = self.space.features(self.space.unit(study.first)[None])[0]
-        noise = H_NOISE / math.sqrt(H_SCALE * self._scale) if in_h else 1 / 3
+        self._centre = space.features(space.unit(first)[None])[0]
+        noise = H_NOISE / math.sqrt(H_SCALE * self._scale) if told.in_h else 1 / 3
         squash = 1 / (1 + losses / self._bad)  # slope of the compression: an sd shrinks with it
         self._draw(noise, (warped - self._shift) / self._scale, told.sds * squash / self._scale)
 
@@ -280,67 +285,64 @@ def fit(study: Study) -> Posterior:
     Raises:
         UserError: none of them has a measured value.
     """
-    told = _told(study)
+    told = told_of(study)
     if not len(told.heights):
         raise UserError(f"study {study.name}: no trial has ended yet, so there is nothing to learn from")
-    return Posterior(study, told)
+    return Posterior(study.space, study.first, told, study.sign)
 
 
-def ask(study: Study, number: int) -> tuple[dict[str, Any], str]:
-    """The configuration of trial `number` and where it comes from (one of `study.KINDS`).
+def enough(study: Study) -> int:
+    """Distinct measured configurations that a model needs: a plane has as many coefficients."""
+    return len(study.space.parameters) + 1
 
-    Trial 0 is the preset's own configuration. Before the first result the model is asked all the same, with what it
-    believes of the trials under way (kind `prior`: points around the preset that tell most apart). Depends on the study
-    only: asked again it answers the same. Trials asked or running are taken into account, nothing is repeated.
+
+def fitted(study: Study) -> Posterior | None:
+    """As `fit`, or None where the measured configurations are too few to say anything."""
+    distinct = {tuple(study.space.coordinates(trial.values)) for trial in study.measured}
+    return fit(study) if len(distinct) >= enough(study) else None
+
+
+def ask(
+    space: Space, first: dict[str, Any], told: Told, rng: np.random.Generator, tried: Collection[tuple],
+    pending: np.ndarray | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The most promising configuration that has not been tried.
+
+        told = Told(units, heights, np.zeros(len(units)))
+        values = ask(space, first, told, np.random.default_rng([seed, number]), tried)
+
+    Args:
+        first: values of the configuration around which the optimum is expected.
+        told: what is known; with nothing told and nothing pending it has no answer.
+        rng: of the candidates.
+        tried: values of known configurations, tuples in the space's order; none of them is asked for again.
+        pending: units (M, P) of trials under way, which count at the heights that the model expects of them.
 
     Raises:
-        UserError: every configuration of a finite space has been asked for.
+        UserError: every configuration of a finite space has been tried.
     """
-    rng = np.random.default_rng([study.seed, number])
-    asked = [trial for trial in study.trials if trial.kind != "confirm"]
-    tried = {tuple(trial.values[name] for name in study.space.names) for trial in asked}
-    if study.method == "grid":
-        return _grid(study.space, tried), "grid"
-    if not study.searched and study.method != "grid":
-        own = tuple(study.first[name] for name in study.space.names)
-        if own not in tried:
-            return dict(study.first), "preset"
-    if study.method == "random":
-        return _fresh(study.space, rng.uniform(size=(1000, len(study.space.parameters))), tried), "random"
-    told = _told(study)
-    if study.method == "prior":
-        told, pending = _told(dataclasses.replace(study, trials=[])), asked
-    else:
-        pending = [trial for trial in asked if trial.state in ("asked", "running")]
-    kind = "model" if len(told.heights) else "prior"
-    return _fresh(study.space, _by_promise(study, _fantasised(study, told, pending), rng), tried), kind
-
-
-def _fantasised(study: Study, told: Told, pending: list[Trial]) -> Told:
-    """The told trials and the pending ones at the heights the model expects; before the first result at the prior's."""
-    if not pending:
-        return told
-    units = np.array([study.space.coordinates(trial.values) for trial in pending])
-    if len(told.heights):
-        believed = study.sign * Posterior(study, told).predict(units)[0]
-    else:
-        z = study.space.features(units) - study.space.features(study.space.unit(study.first)[None])
-        believed = -CURVATURE[0] * math.exp(CURVATURE[1] ** 2 / 2) * _scale(study.metric, told.heights) * (z * z).sum(1)
-    return Told(
-        np.vstack([told.units, units]),
-        np.concatenate([told.heights, believed]),
-        np.concatenate([told.sds, np.zeros(len(units))]),
-    )
-
-
-def _by_promise(study: Study, told: Told, rng: np.random.Generator) -> np.ndarray:
-    """Candidates (N, P), the most promising first."""
-    posterior = Posterior(study, told)
+    if pending is not None and len(pending):
+        told = _fantasised(space, first, told, pending)
+    posterior = Posterior(space, first, told)
     best = told.units[int(np.argmax(told.heights))]
-    centres = np.vstack([best[None], study.space.unit(study.first)[None]])
-    candidates = _candidates(study.space, centres, rng, 600)
+    candidates = _candidates(space, np.vstack([best, space.unit(first)]), rng, 600)
     mean, sd = posterior.mixture(candidates)
-    return candidates[np.argsort(-(mean + EXPLORE * sd), kind="stable")]
+    return fresh(space, candidates[np.argsort(-(mean + EXPLORE * sd), kind="stable")], tried)
+
+
+def _fantasised(space: Space, first: dict[str, Any], told: Told, pending: np.ndarray) -> Told:
+    """The told trials and the pending ones at the heights the model expects; before the first result at the prior's."""
+    if len(told.heights):
+        believed = Posterior(space, first, told).predict(pending)[0]
+    else:
+        z = space.features(pending) - space.features(space.unit(first)[None])
+        believed = -CURVATURE[0] * math.exp(CURVATURE[1] ** 2 / 2) * _scale(told.in_h, told.heights) * (z * z).sum(1)
+    return Told(
+        np.vstack([told.units, pending]),
+        np.concatenate([told.heights, believed]),
+        np.concatenate([told.sds, np.zeros(len(pending))]),
+        told.in_h,
+    )
 
 
 def _candidates(space: Space, centres: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -349,38 +351,3 @@ def _candidates(space: Space, centres: np.ndarray, rng: np.random.Generator, cou
     each = max(20, count // (2 * len(centres)))
     around = centres[:, None] + 0.12 * rng.standard_normal((len(centres), each, size))
     return space.snap(np.vstack([rng.uniform(size=(count, size)), around.reshape(-1, size)]))
-
-
-def _fresh(space: Space, units: np.ndarray, tried: set[tuple]) -> dict[str, Any]:
-    """The values of the first of `units` that no trial has."""
-    for unit in space.snap(units):
-        values = space.values(unit)
-        if tuple(values.values()) not in tried:
-            return values
-    return _grid(space, tried)  # a space of few configurations
-
-
-def grid_size(space: Space) -> int:
-    """Number of configurations of a space whose every parameter has finitely many values.
-
-    Raises:
-        UserError: one has not.
-    """
-    return math.prod(len(_values(p)) for p in space.parameters)
-
-
-def _values(parameter: Any) -> list:
-    values = parameter.options()
-    if values is None:
-        raise UserError(
-            f"{parameter.name}: a continuous parameter has no grid; give it `values`, or use another method"
-        )
-    return values
-
-
-def _grid(space: Space, tried: set[tuple]) -> dict[str, Any]:
-    """The first configuration of the grid, the last parameter changing fastest, that no trial has."""
-    for values in itertools.product(*(_values(p) for p in space.parameters)):
-        if values not in tried:
-            return dict(zip(space.names, values, strict=True))
-    raise UserError(f"the space has {grid_size(space)} configurations and all are tried: lower --budget or widen it")

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.search.model.surrogate import Posterior
 from engine.search.report.words import short, show
 from engine.search.space import Parameter, Space
-from engine.search.study import Study, Trial
+from engine.search.study import Study
 
 OTHERS = 16  # settings of the other parameters: 13 x 16 points have to be drawn together, the cost grows with the cube
 DRAWS = 200
@@ -92,34 +93,34 @@ def grid_of(parameter: Parameter, points: int) -> np.ndarray:
     return grid
 
 
-def recommended(study: Study, posterior: Any) -> np.ndarray:
+def recommended(study: Study, posterior: Posterior) -> np.ndarray:
     """Units (P,) of the configuration that the model recommends, `surrogate.Posterior.best`."""
     return study.space.unit(posterior.best())
 
 
-def effects(study: Study, posterior: Any, optimum: np.ndarray) -> list[Effect]:
+def effects(study: Study, posterior: Posterior, optimum: np.ndarray) -> list[Effect]:
     """Every parameter's effect, in the space's order. `optimum`: units (P,) of the recommended values."""
     rng = np.random.default_rng(study.seed)
     others = study.space.snap(rng.random((OTHERS, len(optimum))))
     return [_effect(study, posterior, optimum, others, column) for column in range(len(optimum))]
 
 
-def _effect(study: Study, posterior: Any, optimum: np.ndarray, others: np.ndarray, column: int) -> Effect:
+def _effect(study: Study, posterior: Posterior, optimum: np.ndarray, others: np.ndarray, column: int) -> Effect:
     parameter = study.space.parameters[column]
     grid = grid_of(parameter, 13)
     points = np.repeat(others[None], len(grid), axis=0)
     points[:, :, column] = grid[:, None]
     flat = points.reshape(-1, len(optimum))
-    draws = np.asarray(posterior.sample(flat, DRAWS, study.seed)).reshape(DRAWS, len(grid), OTHERS)
+    draws = posterior.sample(flat, DRAWS, study.seed).reshape(DRAWS, len(grid), OTHERS)
     curves = draws.mean(axis=2)
     mean = posterior.predict(flat)[0].reshape(len(grid), OTHERS).mean(axis=1)
     low, high = np.quantile(curves, BAND, axis=0)
     total = draws.reshape(DRAWS, -1).var(axis=1)
-    share = np.quantile(curves.var(axis=1) / np.maximum(total, 1e-300), (0.5, *BAND))
+    share, least, most = np.quantile(curves.var(axis=1) / np.maximum(total, 1e-300), (0.5, *BAND))
     cut = posterior.predict(_along(optimum, column, grid))[0]
     values = [parameter.value(u) for u in grid]
     levels = _levels(study, parameter, mean, cut) if parameter.kind in ("ordinal", "choice") else ()
-    return Effect(parameter.name, grid, values, mean, low, high, cut, tuple(map(float, share)), levels)
+    return Effect(parameter.name, grid, values, mean, low, high, cut, (share, least, most), levels)
 
 
 def _along(optimum: np.ndarray, column: int, grid: np.ndarray) -> np.ndarray:
@@ -132,42 +133,21 @@ def _along(optimum: np.ndarray, column: int, grid: np.ndarray) -> np.ndarray:
 def _levels(study: Study, parameter: Parameter, expected: np.ndarray, cut: np.ndarray) -> tuple[Level, ...]:
     levels = []
     for value, height, best_height in zip(parameter.values, expected, cut, strict=True):
-        same = [t.value for t in measured(study) if t.values[parameter.name] == value]
-        best = max(same, key=lambda v: study.sign * v, default=None)
-        levels.append(
-            Level(value, len(same), float(np.mean(same)) if same else None, best, float(height), float(best_height))
-        )
+        same = [t.result for t in study.measured if t.values[parameter.name] == value]
+        mean, best = float(np.mean(same)) if same else None, max(same, key=lambda v: study.sign * v, default=None)
+        levels.append(Level(value, len(same), mean, best, float(height), float(best_height)))
     return tuple(levels)
 
 
-def measured(study: Study) -> list[Trial]:
-    """Ended trials with a value, repeats left out, in their order."""
-    return [
-        t for t in study.trials if t.value is not None and t.state in ("finished", "stopped") and t.kind != "confirm"
-    ]
-
-
-def reached(trial: Trial) -> float | None:
-    """What a trial would have reached: a stopped one's extrapolated value, else its own."""
-    return trial.estimate[0] if trial.estimate is not None else trial.value
-
-
-def whole_epochs(study: Study, trial: Trial) -> int:
-    """Epochs of a whole training of this trial: the study's; of imported ones the longest imported one's."""
-    if trial.kind != "imported":
-        return study.max_epochs
-    return max(t.epochs for t in study.trials if t.kind == "imported")
-
-
-def ranges(study: Study, posterior: Any, optimum: np.ndarray, noise: float) -> list[Range]:
+def ranges(study: Study, posterior: Posterior, optimum: np.ndarray, noise: float) -> list[Range]:
     """The safe and the wider range of every parameter, in the space's order."""
     return [_range(study, posterior, optimum, noise, column) for column in range(len(optimum))]
 
 
-def _range(study: Study, posterior: Any, optimum: np.ndarray, noise: float, column: int) -> Range:
+def _range(study: Study, posterior: Posterior, optimum: np.ndarray, noise: float, column: int) -> Range:
     parameter = study.space.parameters[column]
     grid = np.union1d(grid_of(parameter, 101), optimum[column : column + 1])
-    draws = np.asarray(posterior.sample(_along(optimum, column, grid), DRAWS, study.seed + 1))
+    draws = posterior.sample(_along(optimum, column, grid), DRAWS, study.seed + 1)
     here = int(np.argmin(np.abs(grid - optimum[column])))
     loss = study.sign * (draws[:, here, None] - draws)
     best = parameter.value(optimum[column])
@@ -221,7 +201,7 @@ def boundary(parameter: Parameter, unit: float) -> str:
 
 
 def likely_reason(
-    space: Space, posterior: Any, sign: float, unit: np.ndarray, optimum: np.ndarray, noise: float
+    space: Space, posterior: Posterior, sign: float, unit: np.ndarray, optimum: np.ndarray, noise: float
 ) -> str:
     """Which one parameter, moved to the optimum's value, gains most by the model; "" when none gains a noise sd.
 
@@ -246,18 +226,3 @@ def likely_reason(
     end = u < 0.2 if side == "low" else u > 0.8
     where = f"at the {side} end of its range" if end else f"too {side}"
     return f"{name} {show(value)} is {where}: {expects}"
-
-
-def enough(study: Study) -> int:
-    """Distinct measured configurations that a model needs."""
-    return len(study.space.parameters) + 1
-
-
-def fitted(study: Study) -> Any | None:
-    """The posterior of `surrogate.fit`, or None where the measured configurations are too few to say anything."""
-    distinct = {tuple(study.space.coordinates(t.values)) for t in measured(study)}
-    if len(distinct) < enough(study):
-        return None
-    from engine.search.model import surrogate  # scikit-optimize: a second to import
-
-    return surrogate.fit(study)

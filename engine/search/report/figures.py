@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.search.report.effects import Z90, Effect, Range, measured, reached, whole_epochs
+from engine.search.report.effects import Z90, Effect, Range
 from engine.search.report.findings import Findings
 from engine.search.report.words import number, short, show
 from engine.search.space import Parameter
@@ -136,7 +136,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
     for axes in panels[::columns]:
         axes.set_ylabel(study.metric)
     # Bands reach far down where nothing was tried; what matters is between the trials and the expected values.
-    heights = [reached(t) for t in measured(study)] + [h for e in found.effects for h in (*e.mean, *e.slice)]
+    heights = [t.reached for t in study.measured] + [h for e in found.effects for h in (*e.mean, *e.slice)]
     margin = 0.12 * np.ptp(heights) or 1e-3 * max(1.0, abs(heights[0]))
     panels[0].set_ylim(min(heights) - margin, max(heights) + margin)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -145,7 +145,7 @@ def _influence(study: Study, found: Findings) -> Any | None:
 
 
 def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Parameter) -> None:
-    trials = measured(study)
+    trials = study.measured
     share = (
         f"{100 * effect.share[0]:.0f} % of the variance ({100 * effect.share[1]:.0f} to {100 * effect.share[2]:.0f})"
     )
@@ -167,7 +167,7 @@ def _panel(axes: Any, study: Study, effect: Effect, spread: Range, parameter: Pa
         low, high = (parameter.unit(value) for value in spread.safe)
         axes.axvspan(low, high, color=GREEN, alpha=0.14, lw=0, label="safe range")
     for state, (mark, _) in MARKS.items():
-        same = [(parameter.coordinate(t.values[parameter.name]), reached(t)) for t in trials if t.state == state]
+        same = [(parameter.coordinate(t.values[parameter.name]), t.reached) for t in trials if t.state == state]
         if same:
             face = "white" if state == "stopped" else BLACK
             label = "trials stopped early, as extrapolated" if state == "stopped" else "trials"
@@ -186,8 +186,8 @@ def ticks_of(parameter: Parameter) -> list[Any]:
     if parameter.scale == "linear":
         from matplotlib.ticker import MaxNLocator
 
-        ticks = MaxNLocator(5, integer=parameter.kind == "int").tick_values(parameter.low, parameter.high)
-        return [float(f"{t:.6g}") for t in ticks if parameter.low <= t <= parameter.high]
+        places = MaxNLocator(5, integer=parameter.kind == "int").tick_values(parameter.low, parameter.high)
+        return [float(f"{t:.6g}") for t in places if parameter.low <= t <= parameter.high]
     decades = range(int(np.floor(np.log10(parameter.low))), int(np.ceil(np.log10(parameter.high))) + 1)
     for leads in ((1, 2, 5), (1, 3), (1,)):
         ticks = [float(f"{lead}e{decade}") for decade in decades for lead in leads]
@@ -209,8 +209,9 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     figure = sheet(8.5, 3.6)
     axes = figure.subplots()
     shown = trials[:COLOURED]
-    worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].value  # colours for the better ones
-    norm = Normalize(*sorted([worst, trials[0].value]), clip=True)
+    worst = shown[min(len(shown) - 1, max(3, int(0.75 * len(shown))))].result  # colours for the better ones
+    low, high = sorted([worst, trials[0].result])
+    norm = Normalize(low, high, clip=True)
     # Light = poor, dark = good, so that the best stands out on white; the palest fifth would not be seen.
     shades = colormaps["YlGnBu"](np.linspace(0.22, 1.0, 256))
     colours = ListedColormap(shades if study.sign > 0 else shades[::-1])
@@ -220,7 +221,7 @@ def _parallel(study: Study, found: Findings) -> Any | None:
         if rank >= COLOURED:
             axes.plot(places, space.coordinates(trial.values), color="#DFE3E7", lw=0.9, zorder=1)
             continue
-        axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.value)), **style)
+        axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.result)), **style)
     paper, style = (
         {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
         {"fontsize": 7.5, "color": "#333"},
@@ -256,7 +257,7 @@ def _epochs(study: Study) -> Any | None:
             hatch = {"stopped": "//", "infeasible": "xx"}.get(state, "")
             style = {"color": colour, "height": 0.66, "edgecolor": "white", "lw": 0}
             axes.barh(places[rows], [trials[i].epochs for i in rows], label=label, hatch=hatch, **style)
-    whole = max(whole_epochs(study, t) for t in trials)
+    whole = max(study.whole_epochs(t) for t in trials)
     most = max(whole, max(t.epochs for t in trials))
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     for place, trial in zip(places, trials, strict=True):

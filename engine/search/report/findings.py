@@ -1,7 +1,7 @@
 """What a study has found, as data: everything the report says, worked out from the trials and the fitted model.
 
-Pure: Study + posterior -> Findings. A model needs at least one measured configuration more than there are parameters
-(a plane has as many coefficients); with fewer no influence, range or reason is given, and the report says so.
+Pure: Study + posterior -> Findings. Without a posterior (`surrogate.fitted` says when) no influence, range or reason is
+given, and the report says so.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.search.report import confirm, effects
-from engine.search.report.effects import Z90, Effect, Range, enough, measured, reached
+from engine.search.model.surrogate import Posterior, enough
+from engine.search.report import effects, repeats
+from engine.search.report.effects import Z90, Effect, Range
 from engine.search.study import ENDED, Study, Trial
 
 RELIABLE = 3  # degrees of freedom from which the sd of repeats replaces the model's noise
@@ -31,14 +32,13 @@ class Gain:
 
     baseline: float
     source: str  # of the baseline's value, in words
-    best: float
     measured: float  # best - baseline, as measured: the winner is the luckiest of many
-    expected: float | None  # by the model, or the mean of the repeats
-    low: float | None  # 90 % interval of `expected`
-    high: float | None
-    by: str  # "repeats", "model" or "values"
     trial: int  # whose `expected` is: the best measured one, or the best of the repeated ones
-    verdict: str  # "shown", "no difference shown", "a loss", "unknown", "the baseline is the best"
+    expected: float | None = None  # by the model, or the mean of the repeats
+    low: float | None = None  # 90 % interval of `expected`
+    high: float | None = None
+    by: str = "values"  # or "repeats", "model"
+    verdict: str = "unknown"  # or "shown", "no difference shown", "a loss", "the baseline is the best"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,6 @@ class Economy:
     stopped: int
     epochs: int
     whole: int
-    minutes: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,57 +78,61 @@ class Findings:
     noise: Noise
     gain: Gain | None
     shared: list[Shared]
-    effects: list[Effect]
-    ranges: list[Range]
-    optimum: dict[str, Any] | None  # the recommended values
-    optimum_value: tuple[float, float] | None  # its expected value and sd
     incumbents: list[tuple[int, float]]  # (trial, best value so far) at every improvement, in order
     economy: Economy | None
     poor: list[Poor]
-    boundaries: list[str]
     infeasible: tuple[int, int]  # of ended ones
-    confirmed: list[confirm.Confirmed]
+    confirmed: list[repeats.Confirmed]
     limits: list[str]
+    # By the model alone:
+    effects: list[Effect] = dataclasses.field(default_factory=list)
+    ranges: list[Range] = dataclasses.field(default_factory=list)
+    boundaries: list[str] = dataclasses.field(default_factory=list)
+    optimum: dict[str, Any] | None = None  # the recommended values
+    optimum_value: tuple[float, float] | None = None  # its expected value and sd
 
 
-def find(study: Study, posterior: Any | None, baseline: float | None = None) -> Findings:
+def find(study: Study, posterior: Posterior | None, baseline: float | None = None) -> Findings:
     """Findings of a study at any moment.
 
     Args:
-        posterior: of `fitted`; None = too few trials.
+        posterior: of `surrogate.fitted`; None = too few trials.
         baseline: value of the configuration to beat; None = that of the study's baseline trial.
     """
-    trials = measured(study)
-    unit = effects.recommended(study, posterior) if posterior is not None else None
-    optimum = study.space.values(unit) if unit is not None else None
     noise = noise_of(study, posterior)
-    mean_sd = None
-    if optimum:
-        mean, sd = posterior.predict(unit[None])
-        mean_sd = (float(mean[0]), float(sd[0]))
     ended = [t for t in study.trials if t.state in ENDED and t.kind != "confirm"]
-    return Findings(
-        ranked=sorted(trials, key=lambda t: -study.sign * t.value),
+    failed = [t for t in study.trials if t.state == "infeasible"]
+    found = Findings(
+        ranked=sorted(study.measured, key=study.height, reverse=True),
         noise=noise,
         gain=gain_of(study, posterior, noise, baseline),
         shared=shared_by_best(study),
-        effects=effects.effects(study, posterior, unit) if optimum else [],
-        ranges=effects.ranges(study, posterior, unit, noise.sd or 0.0) if optimum else [],
-        optimum=optimum,
-        optimum_value=mean_sd,
         incumbents=incumbents(study),
         economy=economy_of(study),
-        poor=poor_trials(study, posterior, unit, noise),
-        boundaries=_boundaries(study, unit) if optimum else [],
+        poor=[Poor(t, None, t.reason or "no reason was recorded") for t in failed],
         infeasible=(sum(t.state == "infeasible" for t in ended), len(ended)),
-        confirmed=confirm.statistics(study),
+        confirmed=repeats.statistics(study),
         limits=limits_of(study, posterior, baseline),
+    )
+    if posterior is None:
+        return found
+    unit, sd = effects.recommended(study, posterior), noise.sd or 0.0
+    mean, spread = posterior.predict(unit[None])
+    edges = [effects.boundary(p, u) for p, u in zip(study.space.parameters, unit, strict=True)]
+    return dataclasses.replace(
+        found,
+        poor=found.poor + poor_trials(study, posterior, unit, sd),
+        effects=effects.effects(study, posterior, unit),
+        ranges=effects.ranges(study, posterior, unit, sd),
+        boundaries=[line for line in edges if line],
+        optimum=study.space.values(unit),
+        optimum_value=(float(mean[0]), float(spread[0])),
     )
 
 
-def noise_of(study: Study, posterior: Any | None) -> Noise:
+def noise_of(study: Study, posterior: Posterior | None) -> Noise:
     """From repeats with at least 3 degrees of freedom (sd known to about 40 %), else the model's estimate."""
-    sd, degrees = confirm.pooled_noise(study)
+    sd, degrees = repeats.pooled_noise(study)
     if sd and degrees >= RELIABLE:
         return Noise(sd, f"from repeats with other seeds, {degrees} degrees of freedom")
     if posterior is not None:
@@ -137,31 +140,33 @@ def noise_of(study: Study, posterior: Any | None) -> Noise:
     return Noise(None, "unknown: too few trials and no repeats")
 
 
-def gain_of(study: Study, posterior: Any | None, noise: Noise, baseline: float | None) -> Gain | None:
+def gain_of(study: Study, posterior: Posterior | None, noise: Noise, baseline: float | None) -> Gain | None:
     """The best trial against the baseline; None where one of the two is missing."""
-    base, trials = confirm.baseline_trial(study), measured(study)
-    best = max(trials, key=lambda t: study.sign * t.value, default=None)
-    if baseline is None and (base is None or base.value is None):
-        return None
+    best, base = study.incumbent(), study.baseline() if baseline is None else None
     if best is None:
         return None
-    source = "given" if baseline is not None else f"trial {base.number}, where the search started"
-    value = baseline if baseline is not None else base.value
-    raw = study.sign * (best.value - value)
-    repeated = [r for r in confirm.statistics(study) if r.gain is not None]
-    if baseline is None and repeated:
-        winner = repeated[0]
-        verdict = "unknown" if winner.low is None else _verdict(winner.low, winner.high)
-        return Gain(
-            value, source, best.value, raw, winner.gain, winner.low, winner.high, "repeats", winner.number, verdict
+    if base is not None and base.value is not None:
+        value, source = base.value, f"trial {base.number}, where the search started"
+    elif baseline is not None:
+        value, source = baseline, "given"
+    else:
+        return None
+    gain = Gain(value, source, study.height(best) - study.sign * value, best.number)
+    repeated = [found for found in repeats.statistics(study) if found.gain is not None] if base else []
+    if repeated:
+        by_best = repeated[0]
+        low, high = by_best.low, by_best.high
+        words = "unknown" if low is None or high is None else _verdict(low, high)
+        return dataclasses.replace(
+            gain, expected=by_best.gain, low=low, high=high, by="repeats", trial=by_best.number, verdict=words
         )
-    if baseline is None and best.number == base.number:
-        return Gain(value, source, best.value, 0.0, None, None, None, "values", best.number, "the baseline is the best")
+    if base is not None and best.number == base.number:
+        return dataclasses.replace(gain, verdict="the baseline is the best")
     if posterior is None:
-        return Gain(value, source, best.value, raw, None, None, None, "values", best.number, "unknown")
-    mean, sd = _model_gain(study, posterior, best, base if baseline is None else None, value, noise.sd)
+        return gain
+    mean, sd = _model_gain(study, posterior, best, base, value, noise.sd or 0.0)
     low, high = mean - Z90 * sd, mean + Z90 * sd
-    return Gain(value, source, best.value, raw, mean, low, high, "model", best.number, _verdict(low, high))
+    return dataclasses.replace(gain, expected=mean, low=low, high=high, by="model", verdict=_verdict(low, high))
 
 
 def _verdict(low: float, high: float) -> str:
@@ -169,11 +174,13 @@ def _verdict(low: float, high: float) -> str:
     return "shown" if low > 0 else "a loss" if high < 0 else "no difference shown"
 
 
-def _model_gain(study: Study, posterior: Any, best: Trial, base: Trial | None, value: float, noise: float) -> tuple:
+def _model_gain(
+    study: Study, posterior: Posterior, best: Trial, base: Trial | None, value: float, noise: float
+) -> tuple[float, float]:
     """Mean and sd of the gain by the model. A given baseline value is one training's, with its noise."""
     units = np.array([study.space.coordinates(t.values) for t in (best, base) if t is not None])
     mean = posterior.predict(units)[0]
-    draws = np.asarray(posterior.sample(units, 2000, study.seed))
+    draws = posterior.sample(units, 2000, study.seed)
     if base is not None:
         return float(study.sign * (mean[0] - mean[1])), float((draws[:, 0] - draws[:, 1]).std())
     return float(study.sign * (mean[0] - value)), float(math.hypot(draws[:, 0].std(), noise))
@@ -184,13 +191,14 @@ def shared_by_best(study: Study, top: int = 3) -> list[Shared]:
 
     `chance` is the share of all sets of `top` measured trials whose span is no wider; small = not by chance.
     """
-    trials = sorted(measured(study), key=lambda t: -study.sign * t.value)
+    trials = sorted(study.measured, key=study.height, reverse=True)
     if len(trials) < top + 2:
         return []
     units = np.array([study.space.coordinates(t.values) for t in trials])
     found = []
     for column, parameter in enumerate(study.space.parameters):
         values = tuple(t.values[parameter.name] for t in trials[:top])
+        centre: Any
         if parameter.values:
             centre = values[0] if len(set(values)) == 1 else None
         elif parameter.scale == "log":
@@ -212,38 +220,35 @@ def _as_close(units: np.ndarray, top: int) -> float:
 def incumbents(study: Study) -> list[tuple[int, float]]:
     """(trial, value) at every improvement, in the order of the trials."""
     steps: list[tuple[int, float]] = []
-    for trial in sorted(measured(study), key=lambda t: t.number):
-        if not steps or study.sign * (trial.value - steps[-1][1]) > 0:
-            steps.append((trial.number, trial.value))
+    for trial in sorted(study.measured, key=lambda t: t.number):
+        if not steps or study.height(trial) > study.sign * steps[-1][1]:
+            steps.append((trial.number, trial.result))
     return steps
 
 
 def economy_of(study: Study) -> Economy | None:
     """Epochs of the measured trials against all of them trained whole; None where epochs are not known."""
-    trials = [t for t in measured(study) if t.epochs > 0]
+    trials = [t for t in study.measured if t.epochs > 0]
     if not trials:
         return None
     # A finished trial may have ended by patience: it saved nothing by early stopping.
-    whole = sum(effects.whole_epochs(study, t) if t.state == "stopped" else t.epochs for t in trials)
+    whole = sum(study.whole_epochs(t) if t.state == "stopped" else t.epochs for t in trials)
     stopped = sum(t.state == "stopped" for t in trials)
-    return Economy(len(trials), stopped, sum(t.epochs for t in trials), whole, sum(t.minutes for t in trials))
+    return Economy(len(trials), stopped, sum(t.epochs for t in trials), whole)
 
 
-def poor_trials(study: Study, posterior: Any | None, optimum: np.ndarray | None, noise: Noise) -> list[Poor]:
-    """Infeasible trials with their error, and the poor ones: of the worse half, the 8 worst at most, those so far below
-    the best that the noise of two trainings cannot explain it."""
-    found = [Poor(t, None, t.reason or "no reason was recorded") for t in study.trials if t.state == "infeasible"]
-    trials = measured(study)
-    if posterior is None or not trials:
-        return found
-    top = max(study.sign * t.value for t in trials)
-    limit = Z90 * math.sqrt(2) * noise.sd
-    for trial in sorted(trials, key=lambda t: study.sign * reached(t))[: min(8, len(trials) // 2)]:
-        gap = top - study.sign * reached(trial)
-        if gap <= limit:
+def poor_trials(study: Study, posterior: Posterior, optimum: np.ndarray, noise: float) -> list[Poor]:
+    """Of the worse half, the 8 worst at most, those so far below the best that the noise of two trainings, sd `noise`
+    each, cannot explain it."""
+    trials = study.measured
+    top = max(map(study.height, trials), default=0.0)
+    found = []
+    for trial in sorted(trials, key=lambda t: study.sign * t.reached)[: min(8, len(trials) // 2)]:
+        gap = top - study.sign * trial.reached
+        if gap <= Z90 * math.sqrt(2) * noise:
             break
         unit = study.space.coordinates(trial.values)
-        why = effects.likely_reason(study.space, posterior, study.sign, unit, optimum, noise.sd)
+        why = effects.likely_reason(study.space, posterior, study.sign, unit, optimum, noise)
         why = why or "no single parameter explains it by the model"
         if trial.state == "stopped" and trial.estimate is None:
             why += f" (its value is that of {trial.epochs} epochs)"
@@ -251,14 +256,9 @@ def poor_trials(study: Study, posterior: Any | None, optimum: np.ndarray | None,
     return found
 
 
-def _boundaries(study: Study, unit: np.ndarray) -> list[str]:
-    lines = [effects.boundary(p, u) for p, u in zip(study.space.parameters, unit, strict=True)]
-    return [line for line in lines if line]
-
-
-def limits_of(study: Study, posterior: Any | None, baseline: float | None = None) -> list[str]:
+def limits_of(study: Study, posterior: Posterior | None, baseline: float | None = None) -> list[str]:
     """What cannot be concluded, in whole sentences."""
-    trials, found = measured(study), []
+    trials, found = study.measured, []
     waiting = [t for t in study.trials if t.state not in ENDED]
     if waiting:
         found.append(f"{len(waiting)} trials have not ended: everything here is preliminary.")
@@ -267,11 +267,11 @@ def limits_of(study: Study, posterior: Any | None, baseline: float | None = None
     elif posterior is None:
         count = f"{len(trials)} trial" + ("s" if len(trials) > 1 else "")
         found.append(f"{count} with a value: no influence can be estimated; that takes {enough(study)} configurations.")
-    if trials and baseline is None and confirm.baseline_trial(study) is None:
+    if trials and baseline is None and study.baseline() is None:
         found.append(
             "The baseline configuration is not among the trials: give its value with --baseline for a gain over it."
         )
-    if trials and not confirm.statistics(study):
+    if trials and not repeats.statistics(study):
         found.append(
             "Nothing was repeated with another seed: the best value is the luckiest of many, so expect less of it."
         )

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.load import shown
-from engine.search.report import confirm, figures
-from engine.search.report.effects import Z90, digits2, fitted, reached
-from engine.search.report.findings import Findings, find
+from engine.search.model.surrogate import fitted
+from engine.search.report import figures, repeats
+from engine.search.report.effects import Z90, digits2
+from engine.search.report.findings import Findings, Gain, find
 from engine.search.report.words import called, difference, duration, number, short, show
 from engine.search.space import Parameter
 from engine.search.study import Study, Trial, field_of
@@ -128,8 +129,8 @@ def _lead(study: Study, found: Findings) -> str:
         return ""
     best = found.ranked[0]
     text = f"Best: {called(best)} with {number(best.value)}."
-    text += f" {_verdict(found)}" if found.gain else ""
-    after = confirm.recommended(study)
+    text += f" {_verdict(found.gain)}" if found.gain else ""
+    after = repeats.recommended(study)
     if after is not None:
         text += f" After the repeats, use trial {after}'s values:"
         text += ", ".join(f" {short(name)} {show(value)}" for name, value in study.trials[after].values.items()) + "."
@@ -188,13 +189,12 @@ def _has_run(study: Study, trial: Trial) -> bool:
     return bool(trial.folder) and (study.folder / trial.folder).is_dir()
 
 
-def _verdict(found: Findings) -> str:
-    gain = found.gain
+def _verdict(gain: Gain) -> str:
     against = f"the baseline's {number(gain.baseline)} ({gain.source})"
     if gain.verdict == "the baseline is the best":
         return f"The baseline configuration itself ({gain.source}) is the best one measured: no gain."
     measured = f"Measured gain over {against}: {difference(gain.measured)}."
-    if gain.low is None:
+    if gain.expected is None or gain.low is None or gain.high is None:
         return measured + " The noise of a training is not known yet, so no gain is claimed."
     by = {
         "repeats": f"the paired repeats of trial {gain.trial} with other seeds",
@@ -213,7 +213,7 @@ def _gain(study: Study, found: Findings) -> list[Block]:
     relative = ""
     if found.gain.measured and found.gain.baseline:
         relative = f" As measured that is {100 * found.gain.measured / abs(found.gain.baseline):+.2f} %."
-    blocks: list[Block] = [Heading("Gain over the baseline"), Text(_verdict(found) + relative)]
+    blocks: list[Block] = [Heading("Gain over the baseline"), Text(_verdict(found.gain) + relative)]
     if found.gain.by != "repeats" and found.gain.verdict != "the baseline is the best":
         blocks.append(Text("The best of several noisy values is partly luck; --confirm 3 repeats it with other seeds."))
     return blocks
@@ -298,7 +298,7 @@ def _economy(study: Study, found: Findings) -> list[Block]:
     hopeful = [
         t
         for t in found.ranked
-        if t.state == "stopped" and study.sign * (reached(t) - best.value) >= 0 and t is not best
+        if t.state == "stopped" and study.sign * (t.reached - best.result) >= 0 and t is not best
     ]
     if hopeful:
         text += f" Expected to end above the best, yet stopped: {', '.join(called(t) for t in hopeful)}."
@@ -329,7 +329,7 @@ def _spread(parameter: Parameter, values: tuple) -> str:
 
 
 def _recommended(study: Study, found: Findings) -> list[Block]:
-    if not found.ranges:
+    if found.optimum_value is None:
         if not found.ranked:
             return []
         text = "Too few trials for a model: the best measured configuration is all there is; no ranges can be given."
@@ -356,17 +356,20 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
 def _confirmed(study: Study, found: Findings) -> list[Block]:
     if not found.confirmed:
         return []
-    rows, base = [], confirm.baseline_trial(study)
+    rows, base = [], study.baseline()
     for item in found.confirmed:
         values = ", ".join(number(v) for v in item.values)
         gain = "baseline" if base and item.number == base.number else ""
         if item.gain is not None:
             gain = difference(item.gain)
-            gain += f" ({difference(item.low)} to {difference(item.high)})" if item.low is not None else ", no interval"
+            if item.low is not None and item.high is not None:
+                gain += f" ({difference(item.low)} to {difference(item.high)})"
+            else:
+                gain += ", no interval"
         sd = "" if item.sd is None else f"{item.sd:.2g}"
         rows.append([str(item.number), values, str(item.failed or ""), number(item.mean), sd, gain])
     header = ["trial", "values by seed", "failed", "mean", "sd", "gain over the baseline, 90 %"]
-    text = f"After the repeats: trial {confirm.recommended(study)}. The first values are left out: they were chosen."
+    text = f"After the repeats: trial {repeats.recommended(study)}. The first values are left out: they were chosen."
     return [Heading("Repeats with other seeds"), Text(text), Table(header, rows)]
 
 
@@ -378,7 +381,7 @@ def _reproduction(study: Study, found: Findings) -> list[Block]:
         Text("The best measured configuration:"),
         Code(command(study, found.ranked[0].values, found.ranked[0].seed)),
     ]
-    after = confirm.recommended(study)
+    after = repeats.recommended(study)
     if after is not None:
         trial = study.trials[after]
         blocks += [Text(f"After the repeats, trial {after}:"), Code(command(study, trial.values, trial.seed))]
@@ -394,7 +397,7 @@ def command(study: Study, values: dict[str, Any], seed: int) -> str:
     """The training with these values, for a shell; of an objective, the call in Python."""
     if study.objective:
         module, _, function = study.objective.partition(":")
-        values = study.runner.get("fixed", {}) | values
+        values = study.runner.fixed | values
         return f"from {module} import {function}\n{function}({values!r}, lambda epoch, value: None)"
     settings = [f"{name}={shown(value)}" for name, value in values.items()]
     return shlex.join(["python", "-m", "engine.train", *study.arguments, *settings, f"seed={seed}"])

@@ -7,13 +7,14 @@ import pytest
 from engine.compare import plan, report, result
 from engine.compare.__main__ import main
 from engine.compare.plan import LR, SCHEDULE, WARMUP
+from engine.search.study import Runner
 from pipelines.errors import UserError
 from tests.engine.compare.conftest import SMALL
 
 
 def test_every_combination_is_trained_with_every_seed_and_whole_seeds_come_first(tmp_path):
     asked = plan.request([*SMALL, "schedules=cosine,poly", "warmup=0,0.5", "lrs=1e-3,4e-3", "seeds=4,9"])
-    study = plan.study_of(asked, tmp_path, 1, {"executor": "local"})
+    study = plan.study_of(asked, tmp_path, 1, Runner())
     wanted = set(itertools.product(("cosine", "poly"), (0, 0.5), (1e-3, 4e-3), (4, 9)))
     assert {(*trial.values.values(), trial.seed) for trial in study.trials} == wanted and study.budget == 16
     assert [trial.seed for trial in study.trials] == [4] * 8 + [9] * 8

@@ -3,6 +3,7 @@
 Objectives of `search_objective.py` take the place of trainings; attempts are real processes all the same.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -19,11 +20,11 @@ from engine.jobs import fence
 from engine.jobs.executor import Exit
 from engine.jobs.local import LocalExecutor
 from engine.jobs.tail import Tail
+from engine.search import ask, confirm, ledger, trials
 from engine.search import driver as loop
-from engine.search import ledger, trials
 from engine.search.model import stopping, surrogate
 from engine.search.space import Parameter, Space
-from engine.search.study import ENDED, Study, Trial
+from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
 from tests.conftest import ROOT, SUPPORT, TINY
 
 LR = Parameter("lr", "float", 1e-5, 2e-4, "log")
@@ -35,7 +36,6 @@ parameters:
   lr: {distribution: log_uniform_values, min: 1e-5, max: 2e-4}
   T_max: {values: [15, 18, 20, 25]}
 """
-RUNNER = {"executor": "local", "timeout": 0.0, "stall": 0.0, "confirm": 0}
 
 
 class Lines:
@@ -63,14 +63,13 @@ def place(tmp_path, monkeypatch):
 
 def asks(monkeypatch, *configurations) -> None:
     """The surrogate's place is taken by a list."""
-    monkeypatch.setattr(surrogate, "ask", lambda study, number: (configurations[number], "model"))
+    monkeypatch.setattr(ask, "configuration", lambda study, number: (configurations[number], "model"))
 
 
 def run(folder, objective: str, executor=None, book=None, **fields) -> tuple[Study, list[str], bool]:
     """Searches with an objective until the driver returns."""
     if book is None:
-        fields = {"space": Space((LR, T_MAX)), "runner": RUNNER, "budget": 4} | fields
-        fields["runner"] = RUNNER | fields["runner"]
+        fields = {"space": Space((LR, T_MAX)), "budget": 4} | fields
         fields.setdefault("early_stop", {"type": "none"})
         study = Study(folder / "s", "s", objective=f"search_objective:{objective}", max_epochs=5, **fields)
         study.first = {"lr": 1e-4, "T_max": 15}
@@ -98,7 +97,7 @@ def test_a_search_ends_with_every_trial_told(place):
 
 def test_a_space_that_is_known_before_the_budget_is_spent_ends_the_search(place):
     """A budget of 4 for the 4 configurations of a space, two of which came from elsewhere."""
-    study = Study(place / "s", "s", Space((T_MAX,)), budget=4, agents=2, max_epochs=5, runner=RUNNER)
+    study = Study(place / "s", "s", Space((T_MAX,)), budget=4, agents=2, max_epochs=5)
     study.objective, study.first, study.early_stop = "search_objective:slow_T_max", {"T_max": 15}, {"type": "none"}
     known = [Trial(0, {"T_max": 18}, "imported", 0, state="finished", value=0.8)]
     known.append(Trial(1, {"T_max": 20}, "recommended", 0, state="finished", value=0.7))
@@ -131,7 +130,7 @@ def test_killed_twice_from_outside_is_given_up(place, monkeypatch):
 @pytest.mark.parametrize("limit", ["timeout", "stall"])
 def test_a_trial_that_hangs_is_given_up(place, monkeypatch, limit):
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15})
-    study, _, _ = run(place, "hangs", budget=1, runner={limit: 1.5 / 60})
+    study, _, _ = run(place, "hangs", budget=1, runner=Runner(**{limit: 1.5 / 60}))
     (trial,) = study.trials
     assert (trial.state, trial.value, trial.attempts) == ("infeasible", None, 1)
     assert {"timeout": "timed out", "stall": "no evaluation for"}[limit] in trial.reason
@@ -160,7 +159,7 @@ class Queue:
 def test_the_time_in_which_a_requeued_job_waits_is_not_the_trials(place, monkeypatch, limit, reason):
     minutes = [0.0]
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60 * minutes[0]))
-    space, runner = Space((LR, T_MAX)), RUNNER | limit
+    space, runner = Space((LR, T_MAX)), Runner(**limit)
     book = ledger.create(Study(place / "s", "s", space, budget=1, objective="x:y", runner=runner))
     book.append(**ledger.trial_event(trials.new_trial(book.study, {"lr": 1e-4, "T_max": 15}, "preset", 0)))
     driver = loop.Driver(book, Queue(), Lines())
@@ -279,7 +278,7 @@ def test_a_trial_whose_stop_the_driver_did_not_live_to_note(place, monkeypatch):
         stopping, "decide", lambda trial, study: stopping.Decision(trial.epochs >= 2, "late", (0.9, 0.01))
     )
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15})
-    study = Study(place / "s", "s", Space((LR, T_MAX)), budget=1, objective="x:y", runner=RUNNER)
+    study = Study(place / "s", "s", Space((LR, T_MAX)), budget=1, objective="x:y")
     book = ledger.create(study)
     book.append(**ledger.trial_event(trials.new_trial(study, {"lr": 1e-4, "T_max": 15}, "preset", 0)))
     book.append("start", trial=0, attempt=1, id="a", where="local")
@@ -310,16 +309,14 @@ class Again(Script):
 
 def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
     """The ledger cut after each of its lines, and resumed: the same trials, curves and values in the end."""
-    from engine.search.report import confirm
-
     asks(monkeypatch, *({"lr": 1e-4 / (k + 1), "T_max": 15} for k in range(3)))
     going, late = stopping.Decision(False, "", None), stopping.Decision(True, "late", (0.8, 0.01))
     monkeypatch.setattr(
         stopping, "decide", lambda trial, study: late if (trial.number, trial.epochs) == (2, 2) else going
     )
-    monkeypatch.setattr(confirm, "untried", lambda study: {"lr": 3e-5, "T_max": 18})
-    monkeypatch.setattr(confirm, "chosen", lambda study: study.trials[2:4])
-    calm, _, _ = run(place, "quadratic", Again(), budget=3, runner={"confirm": 1})
+    monkeypatch.setattr(confirm, "unmeasured", lambda study: {"lr": 3e-5, "T_max": 18})
+    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: study.trials[2:4])
+    calm, _, _ = run(place, "quadratic", Again(), budget=3, confirmation=Confirmation(1))
     states = [(trial.kind, trial.state, trial.value, trial.curve) for trial in calm.trials]
     assert [state for _, state, *_ in states] == ["finished", "finished", "stopped", *["finished"] * 3]
     assert [kind for kind, *_ in states][3:] == ["recommended", "confirm", "confirm"]
@@ -340,23 +337,22 @@ def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
 
 def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15}, {"lr": 5e-5, "T_max": 15}, {"lr": 2e-5, "T_max": 15})
-    from engine.search.report import confirm
-
-    monkeypatch.setattr(confirm, "untried", lambda study: None)  # what the model recommends is among the three
-    monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[k] for k in (1, 2, 0)])
-    study, _, _ = run(place, "quadratic", budget=3, runner={"confirm": 2})
+    monkeypatch.setattr(confirm, "unmeasured", lambda study: None)  # what the model recommends is among the three
+    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[k] for k in (1, 2, 0)])
+    study, _, _ = run(place, "quadratic", budget=3, confirmation=Confirmation(2))
     extra = [(trial.repeats, trial.seed, trial.kind, trial.state) for trial in study.trials[3:]]
     assert extra == [(n, seed, "confirm", "finished") for seed in (1, 2) for n in (1, 2, 0)]
     assert all(trial.values == study.trials[trial.repeats].values for trial in study.trials[3:])
-    monkeypatch.setattr(confirm, "chosen", lambda study: [study.trials[2]])  # the choice stands
+    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[2]])  # the choice stands
     again = ledger.Ledger(study.folder)
-    again.append("extend", runner={**study.runner, "confirm": 3})
-    assert [(event["repeats"], event["seed"]) for event in loop.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
+    more = dataclasses.replace(again.study.confirmation, seeds=3)
+    again.append(**ledger.extend_event(dataclasses.replace(again.study, confirmation=more)))
+    assert [(event["repeats"], event["seed"]) for event in confirm.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
     again.close()
 
 
 def test_what_the_model_recommends_is_measured_before_repeats_are_chosen(place):
-    study, _, _ = run(place, "quadratic", budget=4, runner={"confirm": 1})
+    study, _, _ = run(place, "quadratic", budget=4, confirmation=Confirmation(1))
     assert [trial.kind for trial in study.trials[:5]] == ["preset", "model", "model", "model", "recommended"]
     before = Study(**{**vars(study), "trials": study.trials[:4]})
     assert study.trials[4].values == surrogate.fit(before).best()

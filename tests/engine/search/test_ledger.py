@@ -10,7 +10,7 @@ import pytest
 
 from engine.search import ledger
 from engine.search.space import Parameter, Space
-from engine.search.study import Study, Trial
+from engine.search.study import Confirmation, Runner, Study, Trial
 from pipelines.errors import UserError
 from tests.conftest import ROOT
 
@@ -59,6 +59,15 @@ def book(tmp_path):
     found = ledger.create(blank(tmp_path / "s"))
     yield found
     found.close()
+
+
+def test_a_runner_is_read_as_earlier_versions_wrote_it(book):
+    book.append("extend", runner={"executor": "slurm", "timeout": 0.0, "confirm": 2, "baseline": None})
+    assert (book.study.runner, book.study.confirmation) == (Runner("slurm"), Confirmation(2))
+    book.append("extend", runner={"executor": "local", "stall": 9, "confirm": 2, "chosen": [3, 0], "chosen_after": 7})
+    assert (book.study.runner, book.study.confirmation) == (Runner(stall=9), Confirmation(2, (3, 0), 7))
+    study = ledger.read(ROOT / "bench" / "results" / "2026-11-25-search-receipts")
+    assert study.confirmation == Confirmation(2, (8, 6, 0), 7)
 
 
 def test_events_add_up_to_the_study(book):

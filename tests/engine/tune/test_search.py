@@ -8,7 +8,19 @@ from engine.config import PostConfig
 from engine.config.load import load_config
 from engine.evaluation.significance import groups_of, hmeans
 from engine.tune.candidates import FILTERS, Judge
-from engine.tune.search import Found, Search, deal, gain_of, grid, growth_of, least_filters, options, space, study_of
+from engine.tune.search import (
+    Found,
+    Search,
+    asked,
+    deal,
+    gain_of,
+    grid,
+    growth_of,
+    keyed,
+    least_filters,
+    options,
+    space,
+)
 from pipelines.errors import UserError
 from pipelines.index.bare import BareIndex
 from tests.engine.tune.conftest import Receipts
@@ -66,8 +78,8 @@ def test_what_is_tried_has_the_start_in_it():
     assert grid(start)[0] == start and len({growth_of(post) for post in grid(start)}) == len(grid(start)) == 81
     assert all(options(name, start)[0] == getattr(start, name) for name in FILTERS)
     assert least_filters(start).min_size_px == 1.5 and least_filters(start).box_thresh == 0.05
-    study = study_of([Found(start, 0.9)], space(start), start)
-    assert space(start).contains(study.first) and study.trials[0].value == 0.9
+    assert space(start).contains(keyed(space(start), start))
+    assert growth_of(asked([Found(start, 0.9)], space(start), start)) != growth_of(start)
 
 
 def test_the_search_finds_settings_that_each_set_decides_alone(real, monkeypatch):

@@ -21,9 +21,9 @@ from search_studies import (
     synthetic,
 )
 
-from engine.search import import_table, refine
-from engine.search.report import confirm, effects, findings, write
-from engine.search.report.effects import fitted
+from engine.search import confirm, import_table, refine
+from engine.search.model.surrogate import fitted
+from engine.search.report import effects, findings, repeats, write
 from engine.search.space import Parameter, Space
 from engine.search.study import Study, Trial
 from pipelines.errors import UserError
@@ -230,11 +230,11 @@ def test_the_chosen_are_the_best_two_and_the_baseline(tmp_path):
     study = synthetic(tmp_path, 12)
     posterior = Posterior(study)
     trials = confirm.chosen(study, posterior)
-    heights = {t.number: posterior.predict(PUBLISHED.unit(t.values)[None])[0][0] for t in effects.measured(study)}
+    heights = {t.number: posterior.predict(PUBLISHED.unit(t.values)[None])[0][0] for t in study.measured}
     assert [t.number for t in trials] == [*sorted(heights, key=heights.get)[:-3:-1], 0]
     study.trials[0].value = 0.99  # now the baseline is itself among the best
     assert [t.number for t in confirm.chosen(study, Posterior(study))].count(0) == 1
-    assert confirm.chosen(synthetic(tmp_path, 0)) == []
+    assert confirm.chosen(synthetic(tmp_path, 0), None) == []
 
 
 def test_the_gain_of_repeats_is_paired_by_seed(tmp_path):
@@ -246,12 +246,12 @@ def test_the_gain_of_repeats_is_paired_by_seed(tmp_path):
             trial = Trial(len(study.trials), study.trials[number].values, "confirm", seed, number, "finished")
             trial.value = level + shift + extra
             study.trials.append(trial)
-    best, base = confirm.statistics(study)
+    best, base = repeats.statistics(study)
     assert (best.number, base.number, base.gain) == (4, 0, None)
     half = 2.919986 * 0.0002 / math.sqrt(3)  # Student's t, 2 degrees of freedom, 95 %
     assert (best.gain, best.low, best.high) == pytest.approx((0.006, 0.006 - half, 0.006 + half))
     assert best.sd == pytest.approx(np.std([luck[1] - 0.0002, luck[2], luck[3] + 0.0002], ddof=1))
-    assert confirm.recommended(study) == 4
+    assert repeats.recommended(study) == 4
     assert findings.find(study, None).gain.verdict == "shown"
 
 
@@ -263,10 +263,10 @@ def test_the_baseline_stays_when_the_repeats_show_no_gain(tmp_path):
             trial.value = value
             study.trials.append(trial)
     study.trials[-1].state, study.trials[-1].value = "infeasible", None
-    best = confirm.statistics(study)[0]
+    best = repeats.statistics(study)[0]
     assert (best.number, best.failed, len(best.values)) == (4, 1, 2)
     assert best.low < 0 < best.high
-    assert confirm.recommended(study) == 0
+    assert repeats.recommended(study) == 0
 
 
 def test_repeats_that_are_all_worse_than_the_baselines_are_called_a_loss(tmp_path):
@@ -279,7 +279,7 @@ def test_repeats_that_are_all_worse_than_the_baselines_are_called_a_loss(tmp_pat
             study.trials.append(trial)
     gain = findings.find(study, None).gain
     assert (gain.verdict, gain.trial) == ("a loss", 4) and gain.high < 0
-    assert confirm.recommended(study) == 0
+    assert repeats.recommended(study) == 0
     assert "no gain, the baseline is better" in write.write(study).with_suffix(".md").read_text()
 
 
@@ -290,7 +290,7 @@ def test_the_noise_of_repeats_leaves_out_what_a_seed_does_to_all(tmp_path):
             trial = Trial(len(study.trials), study.trials[number].values, "confirm", seed, number, "finished")
             trial.value = level + luck + 0.001 * ((number + seed) % 2)
             study.trials.append(trial)
-    sd, degrees = confirm.pooled_noise(study)
+    sd, degrees = repeats.pooled_noise(study)
     assert degrees == 4 and 0.0002 < sd < 0.001
 
 

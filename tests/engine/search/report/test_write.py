@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from search_studies import LR, PUBLISHED, Posterior, mixed, published, repeated, synthetic
 
-from engine.search.report import confirm, figures, findings, write
+from engine.search.report import figures, findings, repeats, write
 from engine.search.report.words import number, show
 from engine.search.space import Parameter
 from engine.search.study import Trial
@@ -74,7 +74,7 @@ def test_what_the_sections_say(whole):
     assert "4 of 15 trials were stopped early: 189 epochs trained instead of 225, 16 % saved." in text
     assert "By the paired repeats of trial 4 with other seeds" in text
     assert re.search(r"noise of one training \| sd 0\.\d+, from repeats with other seeds, 4 degrees of freedom", text)
-    assert f"After the repeats: trial {confirm.recommended(study)}." in text
+    assert f"After the repeats: trial {repeats.recommended(study)}." in text
     rows = re.findall(r"^\| \*{0,2}(\d+)\*{0,2} \| [\[*]*(\d+)", text.split("## Gain")[0], re.MULTILINE)
     by_value = sorted((t for t in study.trials[:16] if t.value), key=lambda t: -t.value)
     assert [int(trial) for _, trial in rows] == [t.number for t in by_value]

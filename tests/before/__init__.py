@@ -1,0 +1,1 @@
+"""Files that an earlier commit wrote, and how they were made."""
