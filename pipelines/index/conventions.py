@@ -52,8 +52,9 @@ def _fractions(low: np.ndarray, high: np.ndarray, page_wh: np.ndarray, middle: s
         return ""
     if high.max() <= 1 and shortest >= SIDE_PX:
         return f"all coordinates lie within 0..1 on pages of {middle} px: shares of the page, as YOLO writes them"
-    many = len(low) >= FEWEST and high.max() > 10  # ten per cent: a set of small corner texts is not refused
-    if many and high.max() <= 100 and shortest >= PERCENT_SIDE_PX:
+    corners = np.concatenate([low, high])
+    broken = np.count_nonzero(corners % 1) * 2 > corners.size  # shares of a page are hardly ever whole
+    if len(low) >= FEWEST and broken and high.max() > 10 and high.max() <= 100 and shortest >= PERCENT_SIDE_PX:
         return (
             f"all coordinates lie within 0..100 on pages of {middle} px: per cent of the page, as Label Studio writes "
             "them"
