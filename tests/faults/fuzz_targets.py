@@ -131,7 +131,7 @@ TABLE = (
 EVENTS = [
     {
         "event": "study",
-        "version": 1,
+        "version": VERSION,
         "time": 1.0,
         "name": "s",
         "metric": "val/hmean",
