@@ -131,7 +131,7 @@ TABLE = (
 EVENTS = [
     {
         "event": "study",
-        "version": VERSION,
+        "version": index_store.VERSION,
         "time": 1.0,
         "name": "s",
         "metric": "val/hmean",
