@@ -92,10 +92,8 @@ def _cases() -> Iterator[tuple[str, Callable]]:
         for mode in ("paper", "baseline"):
             if (dtype, mode) != (torch.float32, "baseline"):
                 x, y = (torch.empty(shape, dtype=dtype, requires_grad=True) for _ in range(2))
-                yield (
-                    f"{TYPES[dtype]} {mode}",
-                    lambda x=x, y=y, mode=mode: db_loss(x, y, targets, mode=mode).total.backward(),
-                )
+                case = f"{TYPES[dtype]} {mode}"
+                yield case, lambda x=x, y=y, mode=mode: db_loss(x, y, targets, mode=mode).total.backward()
     wide = torch.empty(PAGES, 2, SIDE, SIDE, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     wide.requires_grad_()
     yield "bf16 channels_last", lambda: db_loss(wide[:, 0], wide[:, 1], targets).total.backward()
@@ -184,14 +182,9 @@ def ptxas_report(ptx: str, capability: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        command = [
-            get_ptxas(capability).path,
-            "-v",
-            "--fmad=false",
-            f"--gpu-name={sm_arch_from_capability(capability)}",
-            str(path),
-        ]
-        done = subprocess.run([*command, "-o", "/dev/null"], capture_output=True, text=True, check=True)
+        gpu = f"--gpu-name={sm_arch_from_capability(capability)}"
+        command = [get_ptxas(capability).path, "-v", "--fmad=false", gpu, str(path), "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 

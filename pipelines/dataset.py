@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from pipelines.annotations import read
 from pipelines.bars import progress
 from pipelines.check import KINDS, Report, check
 from pipelines.errors import OneLine, Parser, UserError, printable
+from pipelines.folders import refuse_full
 from pipelines.index.build import Index, build, is_index, load
 from pipelines.limits import DEFAULT, Limits
 from pipelines.split import SIMILARITY, split
@@ -44,13 +46,28 @@ def _limits(args: argparse.Namespace) -> Limits:
     return Limits(args.max_pixels, args.max_scans, args.max_annotation_mb, args.max_polygons, args.max_points)
 
 
-def _build(args: argparse.Namespace) -> int:
+def _built(args: argparse.Namespace, out: Path, skip_bad: bool) -> Index:
+    """The index of args.source, built in a folder."""
     with progress("image headers") as count:
-        index = build(
-            args.source, args.out, args.format, args.root,
-            workers=args.workers, limits=_limits(args), skip_bad=args.skip_bad, progress=count,
+        return build(
+            args.source, out, args.format, args.root,
+            workers=args.workers, limits=_limits(args), skip_bad=skip_bad, progress=count,
             follow_links=args.follow_links,
         )  # fmt: skip
+
+
+@contextmanager
+def _index(args: argparse.Namespace, skip_bad: bool = False) -> Iterator[Index]:
+    """The index that args.source is, or one of it that is gone afterwards."""
+    if is_index(args.source):
+        yield load(args.source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield _built(args, Path(folder) / "index", skip_bad)
+
+
+def _build(args: argparse.Namespace) -> int:
+    index = _built(args, args.out, args.skip_bad)
     counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in index.counts.items() if value)
     print(printable(f"{args.out}: {index.format}, {counts}"))
     if not index.num_usable:
@@ -122,34 +139,17 @@ def describe(index: Index) -> str:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    if is_index(args.source):
-        print(describe(load(args.source)))
-        return 0
-    with tempfile.TemporaryDirectory() as folder, progress("image headers") as count:
-        index = build(
-            args.source, Path(folder) / "index", args.format, args.root,
-            workers=args.workers, limits=_limits(args), skip_bad=True, progress=count,
-            follow_links=args.follow_links,
-        )  # fmt: skip
+    with _index(args, skip_bad=True) as index:
         print(describe(index))
     return 0
 
 
 def _split(args: argparse.Namespace) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        if is_index(args.source):
-            index = load(args.source)
-        else:
-            with progress("image headers") as count:
-                index = build(
-                    args.source, Path(folder) / "index", args.format, args.root,
-                    workers=args.workers, limits=_limits(args), progress=count, follow_links=args.follow_links,
-                )  # fmt: skip
-        with progress("images") as count:
-            result = split(
-                index, args.out, args.folds, args.seed, args.similarity,
-                workers=args.workers, limits=_limits(args), progress=count,
-            )  # fmt: skip
+    with _index(args) as index, progress("images") as count:
+        result = split(
+            index, args.out, args.folds, args.seed, args.similarity,
+            workers=args.workers, limits=_limits(args), progress=count,
+        )  # fmt: skip
     print(json.dumps(result) if args.json else describe_split(result, args.out))
     return 0
 
@@ -166,8 +166,7 @@ def describe_split(result: dict, out: Path) -> str:
 
 def _synth(args: argparse.Namespace) -> int:
     height, width = _size(args.size)
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(f"{args.out}: exists and is not empty; name another --out")
+    refuse_full(args.out)
     with progress("pages") as count:
         path = write_dataset(
             args.out, args.pages, args.seed, height, width, args.workers,

@@ -1,4 +1,4 @@
-"""A folder that is complete or absent: written under a temporary name, renamed when it is whole."""
+"""Folders to write into: complete or absent, never somebody else's."""
 
 import shutil
 import tempfile
@@ -6,10 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.errors import UserError
+
+
+def refuse_full(out: Path) -> None:
+    """Refuses what is no folder, or a folder with something in it.
+
+    Raises:
+        UserError: it is.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; name another --out")
+
 
 @contextmanager
 def new_folder(out: Path, replace: bool) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its name when the block ends well.
+    """A temporary sibling of `out` that takes its name when the block ends well: `out` is complete or absent.
 
     Args:
         replace: put it in the place of an `out` that exists; else the one that was there first stays (two ranks

@@ -148,13 +148,8 @@ def _graph(
     sample = dict(zip(fields, given))
     # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frames: GPU ROI decode crashes with
     # the codec of this DALI generation (NVIDIA/nvImageCodec#55).
-    image = fn.decoders.image(
-        sample["encoded"],
-        device="mixed" if gpu else "cpu",
-        output_type=DALIImageType.RGB,
-        adjust_orientation=False,
-        **decoder,
-    )
+    decoder |= {"device": "mixed" if gpu else "cpu", "output_type": DALIImageType.RGB}
+    image = fn.decoders.image(sample["encoded"], adjust_orientation=False, **decoder)
     shape = image.shape()
     image = _warp(image, sample, canvas_hw, gpu)
     image = _photometric(image, sample, canvas_hw, augment, gpu)

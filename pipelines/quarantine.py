@@ -89,17 +89,13 @@ def paths_of(index: Pages, reasons: dict[int, str]) -> dict[str, str]:
     return {str(index.path(row)): reason for row, reason in reasons.items()}
 
 
-MEND = "mend the files, or take them out of the data and build the index again"
-
-
-def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND) -> None:
+def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
     """Stops when too many of a data set's pages are bad.
 
     Args:
         share: allowed share of the pages, rounded up.
         pages: number of pages.
         bad: path -> what is wrong with it.
-        mend: what to do about it, for the message.
 
     Raises:
         UserError: listing the first NAMED of them.
@@ -109,6 +105,7 @@ def refuse_above(share: float, pages: int, bad: dict[str, str], mend: str = MEND
     listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     limit = f", above data.max_bad_share={share:g}" if share else ""
+    mend = "mend the files, or take them out of the data and build the index again"
     raise UserError(f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; {mend}")
 
 

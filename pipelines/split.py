@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipelines.errors import UserError
-from pipelines.folders import new_folder
+from pipelines.folders import new_folder, refuse_full
 from pipelines.images.read import PILLOW_FORMATS, pixel_limit
 from pipelines.index.build import MAX_WORKERS, subset
 from pipelines.index.store import Index, is_index
@@ -167,8 +167,7 @@ def split(
     """
     if folds < 2:
         raise UserError(f"--folds {folds}: must be at least 2")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; name another --out")
+    refuse_full(out)
     texts = np.array([np.count_nonzero(~index.ignore(i)) for i in range(len(index))])
     groups = find_copies(
         [index.path(i) for i in range(len(index))], similarity, workers=workers, limits=limits, progress=progress

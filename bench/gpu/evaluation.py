@@ -46,17 +46,8 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
         image = torch.randn(size.pages, 3, size.side, size.side, device=device).to(memory_format=torch.channels_last)
         network = _seconds(lambda: [run(forward, image, config) for _ in range(BATCHES)], device)
         whole = _seconds(lambda: evaluate(forward, pages, config, ranks, pool=pool), device)
-    yield (
-        what,
-        {
-            "network_s": network,
-            "whole_s": whole,
-            "times_the_network": whole / network,
-            "goal": GOAL,
-            "pages_per_second": len(pages) / whole,
-            "end": True,
-        },
-    )
+    figures = {"network_s": network, "whole_s": whole, "times_the_network": whole / network, "goal": GOAL}
+    yield what, figures | {"pages_per_second": len(pages) / whole, "end": True}
 
 
 def _seconds(work: Any, device: torch.device) -> float:

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     folder = plan.folder_of(flags.out, asked.settings, flags.objective)
     runner = Runner(executor=flags.executor or "local")
     study = plan.study_of(asked, folder, flags.agents or 1, runner, flags.objective)
-    executor = plan.executor_of(study)
+    executor = trials.executor_of(study)
     for line in [*asked.notices, executor.notice, *describe(study)]:
         if line:
             say(line)
@@ -87,7 +87,7 @@ def resume(flags: argparse.Namespace, say) -> int:
     if new and any(trial.value is not None for trial in study.trials):  # the report says that seeds were added later
         study.runner = dataclasses.replace(study.runner, looked=len(study.trials))
     study.agents, study.budget = flags.agents or study.agents, len(study.trials) + len(new)
-    executor = plan.executor_of(study)
+    executor = trials.executor_of(study)
     if flags.dry_run:
         study.trials = [trial for trial in study.trials if trial.state == "asked"] + new
         return dry_run(study, executor, flags.json, say)
@@ -134,11 +134,7 @@ def drive(book: ledger.Ledger, executor: Any, as_json: bool) -> int:
 
     say = _say(as_json)
     show = Dashboard(Console(stderr=as_json, highlight=False, soft_wrap=True))
-    try:
-        done = search(Driver(book, executor, show))
-    finally:
-        show.close()
-    if not done:
+    if not search(Driver(book, executor, show)):
         say(f"interrupted; `python -m engine.compare --resume --out {book.folder}` goes on")
         return cli.EXIT_INTERRUPTED
     if all(trial.value is None for trial in book.study.trials):

@@ -19,12 +19,11 @@ from engine.config import Config
 from engine.config.cautions import warnings
 from engine.config.load import load_config, shown
 from engine.evaluation.cleval import key_of
-from engine.jobs.open import open_executor
 from engine.search import ledger
 from engine.search.plan import OWN, default_name
 from engine.search.space import Parameter, Space
 from engine.search.study import GIVEN, Runner, Study, Trial
-from engine.search.trials import new_trial, on_cpu
+from engine.search.trials import new_trial
 from pipelines.errors import UserError
 
 SCHEDULE, WARMUP, LR = "models.scheduler.name", "models.scheduler.warmup_epochs", "models.optimizer.lr"
@@ -244,8 +243,3 @@ def reopen(folder: Path | None, words: Sequence[str]) -> tuple[Study, list[Trial
     if "seeds" not in own:
         return study, []
     return study, missing(study, combinations(axes_of(study)), read_seeds(own["seeds"]))
-
-
-def executor_of(study: Study):
-    """The executor that runs its trials; UserError when it cannot be had."""
-    return open_executor(study.runner.executor, study.agents, [] if on_cpu(study) else None)

@@ -20,7 +20,6 @@ from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of, combination
 from engine.compare.verdict import Family
 from engine.search.report.words import show
 from engine.search.study import ENDED, Study, Trial
-from engine.search.trials import plain_values
 
 WORDS = {SCHEDULE: "schedules", WARMUP: "warm-ups", LR: "learning rates"}
 assert set(WORDS) == set(AXES.values())
@@ -89,8 +88,7 @@ def label_of(values: dict[str, Any]) -> str:
 
 
 def _cell(study: Study, values: dict[str, Any], epochs: int, seeds: list[int]) -> Cell:
-    wanted = plain_values(study.space, values)
-    trials = tuple(trial for trial in study.trials if trial.values == wanted and trial.seed in seeds)
+    trials = tuple(trial for trial in study.trials if trial.values == values and trial.seed in seeds)
     final: dict[int, float] = {}
     best: dict[int, float] = {}
     failed: dict[int, str] = {}

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine import cli
 from engine.search import options as flags
@@ -25,30 +26,29 @@ def main(argv: list[str]) -> int:
     if len(alone) > 1:
         raise UserError(f"{' and '.join(alone)} do not go together; give one of them")
     if options.report:
-        return report(options, items)
+        return report(options.report, options, items)
     if options.resume:
-        return resume(options, items)
+        return resume(options.resume, options, items)
     return begin(options, items)
 
 
-def report(options: Options, items: Sequence[str]) -> int:
+def report(named: str, options: Options, items: Sequence[str]) -> int:
     """--report STUDY."""
     from engine.search import ledger, plan
-    from engine.search.report import write as writer
 
     others = [flag for flag in options.given() if flag not in ("--report", "--study-root", "--baseline")] + list(items)
     if others:
         raise UserError(f"{others[0]}: --report takes a study, and --baseline if any")
-    study = ledger.read(plan.find_study(options.report, options))
-    print(writer.write(study, plan.runner(options, study.runner).baseline), flush=True)
+    study = ledger.read(plan.find_study(named, options))
+    print(_written(study, plan.runner(options, study.runner).baseline), flush=True)
     return 0
 
 
-def resume(options: Options, items: Sequence[str]) -> int:
+def resume(named: str, options: Options, items: Sequence[str]) -> int:
     """--resume STUDY [--budget N]."""
-    from engine.search import ledger, plan
+    from engine.search import ledger, plan, trials
 
-    folder = plan.find_study(options.resume, options)
+    folder = plan.find_study(named, options)
     before = ledger.read(folder)
     changes = plan.resume_changes(before, options, items)
     study = dataclasses.replace(before, **changes)
@@ -57,7 +57,7 @@ def resume(options: Options, items: Sequence[str]) -> int:
         print("\n".join(plan.describe(study)), flush=True)
         return 0
     with contextlib.closing(ledger.Ledger(folder)) as book:
-        executor = open_executor(study)
+        executor = trials.executor_of(study)
         print(f"resuming {folder}", flush=True)
         if changes:
             book.append(**ledger.extend_event(study))
@@ -69,7 +69,7 @@ def begin(options: Options, items: Sequence[str]) -> int:
     from engine.search import ledger, plan, trials
 
     study, notices, events = plan.prepare(options, items)
-    executor = open_executor(study)
+    executor = trials.executor_of(study)
     for line in [*notices, *plan.describe(study), executor.notice]:
         if line:
             print(line, flush=True)
@@ -81,24 +81,12 @@ def begin(options: Options, items: Sequence[str]) -> int:
         return drive(book, executor)
 
 
-def open_executor(study):
-    """The executor of a study; UserError when it cannot be had."""
-    from engine.jobs.open import open_executor
-    from engine.search import trials
-
-    return open_executor(study.runner.executor, study.agents, [] if trials.on_cpu(study) else None)
-
-
 def drive(book, executor) -> int:
     """Runs the study, reports, and returns the exit code."""
     from engine.search.dashboard import Dashboard, text_table
     from engine.search.driver import Driver, search
 
-    show = Dashboard()
-    try:
-        done = search(Driver(book, executor, show))
-    finally:
-        show.close()
+    done = search(Driver(book, executor, Dashboard()))
     print(text_table(book.study), flush=True)
     if not done:
         print(f"interrupted; `python -m engine.search --resume {book.folder}` goes on", flush=True)
@@ -106,10 +94,16 @@ def drive(book, executor) -> int:
     if book.study.trials and book.study.incumbent() is None:
         reason, logs = book.study.trials[-1].reason, book.folder / "logs"
         raise UserError(f"no trial could be measured, the last one because of: {reason}; logs are in {logs}")
-    from engine.search.report import write as writer
-
-    print(f"report: {writer.write(book.study, book.study.runner.baseline)}", flush=True)
+    print(f"report: {_written(book.study, book.study.runner.baseline)}", flush=True)
     return 0
+
+
+def _written(study, baseline: float | None) -> Path:
+    """Writes the report of a study; where."""
+    from engine.search.model import surrogate
+    from engine.search.report.write import write
+
+    return write(study, surrogate.fitted(study), baseline)
 
 
 if __name__ == "__main__":

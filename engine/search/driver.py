@@ -70,7 +70,7 @@ def search(driver: Driver) -> bool:
     Returns:
         False when a signal ended it before; attempts are cut by then, and the study can be resumed.
     """
-    with _signals(driver), contextlib.closing(driver.executor):
+    with _signals(driver), contextlib.closing(driver.show), contextlib.closing(driver.executor):
         recover(driver)
         while not driver.signalled:
             for run in list(driver.running):
@@ -208,7 +208,7 @@ def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
     if dict(trial.curve).get(epoch) == value:
         return
     run.moved = time.monotonic()
-    scores = trials.scores_of(record, SCORES)
+    scores = {name: record[name] for name in SCORES if isinstance(record.get(name), (int, float))}
     driver.book.append(
         "epoch", trial=trial.number, attempt=run.attempt.attempt, epoch=epoch, value=value, scores=scores
     )

@@ -27,7 +27,7 @@ from typing import Any
 
 from engine.console import warn
 from engine.files import flock
-from engine.search.space import space_from_json, space_to_json
+from engine.search.space import is_number, space_from_json, space_to_json
 from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
 from pipelines.errors import UserError
 
@@ -44,10 +44,7 @@ MOST = 10**9  # model.stopping.LONGEST; a curve's model keeps numbers for the ep
 COMMON = {"trial": WHOLE, "time": NUMBER}
 NEEDED = {
     "study": {
-        "name": TEXT,
-        "metric": TEXT,
-        "goal": TEXT,
-        "method": TEXT,
+        **dict.fromkeys(("name", "metric", "goal", "method"), TEXT),
         "budget": WHOLE,
         "agents": WHOLE,
         "space": LIST,
@@ -131,7 +128,8 @@ def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
     temporary = study.folder / f".{FILE}.{os.getpid()}"
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(temporary, path, lines)
+        with temporary.open("wb") as file:
+            _write(file.fileno(), path, lines)
     except OSError as error:
         raise UserError(f"{study.folder}: the study's folder cannot be written ({error.strerror})") from None
     try:
@@ -145,14 +143,6 @@ def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
 
 def _stamped(event: Mapping[str, Any]) -> dict[str, Any]:
     return {"event": event["event"], "time": round(time.time(), 3), **event}
-
-
-def _write_whole(temporary: Path, path: Path, lines: list[dict[str, Any]]) -> None:
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _write(descriptor, path, lines)
-    finally:
-        os.close(descriptor)
 
 
 def exists(folder: Path) -> UserError:
@@ -328,10 +318,9 @@ def _folded(folder: Path) -> _Fold:
 
 
 def _is(value: Any, kind: str) -> bool:
-    if kind in (WHOLE, NUMBER):
-        number = isinstance(value, int if kind == WHOLE else (int, float)) and not isinstance(value, bool)
-        return number and abs(value) < (2**63 if kind == WHOLE else 1e300)  # false for NaN too
-    return isinstance(value, {TEXT: str, TABLE: dict, LIST: list}[kind])
+    if kind == WHOLE:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return is_number(value) if kind == NUMBER else isinstance(value, {TEXT: str, TABLE: dict, LIST: list}[kind])
 
 
 def fault(event: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from engine.config import Config
 from engine.config.cautions import warnings
 from engine.config.load import DEFAULT_PRESET, load_config, shown
+from engine.evaluation.cleval import key_of
 from engine.search import import_table, ledger, objective, sweep
 from engine.search.model import stopping
 from engine.search.options import NEWEST, Options
@@ -32,7 +33,21 @@ OWN = {  # settings that the search gives to every trial itself, and what to use
 }
 BUDGET = 8
 HYPERBAND = {"type": "hyperband", "min_iter": 5, "eta": 3, "strict": True}  # the published study's, W&B's defaults
-FIXED_BY_STUDY = ("sweep", "study", "refine", "import_", "objective", "epochs", "seed", "early_stop", "method")
+REFINED_BY = (  # flags that go with --refine
+    "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm", "--timeout", "--stall",
+    "--method", "--early-stop", "--baseline", "--dry-run",
+)  # fmt: skip
+RESUMED_BY = ("--budget", "--agents", "--confirm", "--executor", "--timeout", "--stall", "--baseline")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a search starts, and what its trials have in common."""
+
+    first: dict[str, Any]  # values of the searched keys, inside the space or not
+    epochs: int  # of a whole trial
+    arguments: list[str]  # preset=... key=value ... of every trial
+    notices: list[str]
 
 
 def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[dict]]:
@@ -43,7 +58,7 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     """
     known: list[Trial] = []
     if options.refine:
-        study, notices, known = _refined(options, items)
+        study, notices, known = _refined(options.refine, options, items)
     else:
         study, notices = new_study(options, items)
         if options.import_:
@@ -58,8 +73,8 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     return study, notices, [event for trial in known for event in ledger.imported_events(trial)]
 
 
-def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[Trial]]:
-    """A study in the narrowed space around another's best, which knows that one's trials.
+def _refined(named: str, options: Options, items: Sequence[str]) -> tuple[Study, list[str], list[Trial]]:
+    """A study in the narrowed space around the best of the study `named`, which knows that one's trials.
 
     Raises:
         UserError: there is too little to narrow it by, or settings are given that the older study has decided.
@@ -67,25 +82,28 @@ def _refined(options: Options, items: Sequence[str]) -> tuple[Study, list[str], 
     from engine.search import refine
     from engine.search.model import surrogate
 
-    mine = ("--refine", "--budget", "--agents", "--study", "--study-root", "--executor", "--seed", "--confirm")
-    mine += ("--timeout", "--stall", "--method", "--early-stop", "--baseline", "--dry-run")
-    late = [flag for flag in options.given() if flag not in mine] + list(items)
+    late = [flag for flag in options.given() if flag not in ("--refine", *REFINED_BY)] + list(items)
     if late:
-        raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(mine[1:])}")
-    old = ledger.read(find_study(options.refine, options))
+        raise UserError(f"{late[0]}: --refine keeps the older study's own; it takes {', '.join(REFINED_BY)}")
+    old = ledger.read(find_study(named, options))
     space, first, known = refine.refined(old, surrogate.fitted(old))
     name = _folder_name(options.study or f"{old.name}-refined")
-    folder = options.root / name if options.study_root or options.study else old.folder.parent / name
-    if (folder / ledger.FILE).exists():
-        raise ledger.exists(folder)
+    root = options.root if options.study_root or options.study else old.folder.parent
     study = dataclasses.replace(
-        old, folder=folder, name=name, space=space, first=first, trials=[], budget=options.budget or BUDGET,
-        agents=options.agents or old.agents, method=options.method or old.method,
+        old,
+        folder=_free(root / name),
+        name=name,
+        space=space,
+        first=first,
+        trials=[],
+        budget=options.budget or BUDGET,
+        agents=options.agents or old.agents,
+        method=options.method or old.method,
         seed=old.seed if options.seed is None else options.seed,
-        runner=runner(options, old.runner), confirmation=Confirmation(options.confirm or 0),
-    )  # fmt: skip
-    if options.early_stop:
-        study.early_stop = _rules(old.max_epochs)[options.early_stop]
+        early_stop=_rules(old.max_epochs)[options.early_stop] if options.early_stop else old.early_stop,
+        runner=runner(options, old.runner),
+        confirmation=Confirmation(options.confirm or 0),
+    )
     return study, [f"note: {len(known)} trials of {old.folder} are known here"], known
 
 
@@ -106,30 +124,39 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
         raise UserError("--objective needs --sweep FILE: the space of the function's values")
     path = Path(options.sweep) if options.sweep else sweep.default_file(_preset(items))
     found = sweep.read(path, free_keys=bool(options.objective))
-    arguments = _arguments(items, found.fixed)
-    notices = list(found.notices)
     if options.objective:
-        first, epochs = _objective(options, found.space, items)
-        arguments = []
+        start = _objective(options.objective, options.epochs, found.space, items)
     else:
-        first, epochs, more = _training(options, found, arguments)
-        notices += more
-        arguments = [item for item in arguments if item.partition("=")[0] not in found.space.names]
-    first, moved = _into_space(found.space, first)
-    rule = _early_stop(options, found.early_stop, epochs)
-    stopping.check(rule)
-    name = _folder_name(options.study or default_name(arguments, options.objective))
-    how = runner(options, Runner(fixed=found.fixed if options.objective else {}))
+        start = _training(options, found, items)
+    first, moved = _into_space(found.space, start.first)
+    name = _folder_name(options.study or default_name(start.arguments, options.objective))
     study = Study(
-        folder=options.root / name, name=name, space=found.space, metric=found.metric, goal=found.goal,
-        method=options.method or found.method, budget=options.budget or found.run_cap or BUDGET,
-        agents=options.agents or 1, seed=_seed(options, found.fixed), max_epochs=epochs,
-        early_stop=rule, arguments=arguments, first=first,
-        objective=options.objective or "", runner=how, confirmation=Confirmation(options.confirm or 0),
-    )  # fmt: skip
-    if study.folder.exists() and (study.folder / ledger.FILE).exists():
-        raise ledger.exists(study.folder)
-    return study, notices + moved
+        folder=_free(options.root / name),
+        name=name,
+        space=found.space,
+        metric=found.metric,
+        goal=found.goal,
+        method=options.method or found.method,
+        budget=options.budget or found.run_cap or BUDGET,
+        agents=options.agents or 1,
+        seed=_seed(options, found.fixed),
+        max_epochs=start.epochs,
+        early_stop=_early_stop(options, found.early_stop, start.epochs),
+        arguments=start.arguments,
+        first=first,
+        objective=options.objective or "",
+        runner=runner(options, Runner(fixed=found.fixed if options.objective else {})),
+        confirmation=Confirmation(options.confirm or 0),
+    )
+    stopping.check(study.early_stop)
+    return study, [*found.notices, *start.notices, *moved]
+
+
+def _free(folder: Path) -> Path:
+    """The folder, if no study lies there yet."""
+    if (folder / ledger.FILE).exists():
+        raise ledger.exists(folder)
+    return folder
 
 
 def _seed(options: Options, fixed: dict[str, Any]) -> int:
@@ -204,12 +231,10 @@ def resume_changes(study: Study, options: Options, items: Sequence[str]) -> dict
     Raises:
         UserError: something is given that the study has decided long ago, or a budget that takes trials away.
     """
-    late = [f"--{name.rstrip('_').replace('_', '-')}" for name in FIXED_BY_STUDY if getattr(options, name) is not None]
+    late = [flag for flag in options.given() if flag not in ("--resume", "--study-root", "--dry-run", *RESUMED_BY)]
     if late or items:
-        raise UserError(
-            f"{(late + list(items))[0]}: a resumed study keeps its own; --resume takes --budget, --agents, --confirm, "
-            "--executor, --timeout, --stall and --baseline"
-        )
+        known = f"{', '.join(RESUMED_BY[:-1])} and {RESUMED_BY[-1]}"
+        raise UserError(f"{[*late, *items][0]}: a resumed study keeps its own; --resume takes {known}")
     if options.budget is not None and options.budget < len(study.searched):
         raise UserError(f"--budget {options.budget}: the study has {len(study.searched)} trials already")
     most = len(study.searched) + untried(study.space, study.trials)
@@ -250,24 +275,27 @@ def _arguments(items: Sequence[str], fixed: dict[str, Any]) -> list[str]:
     return [*(f"{key}={shown(value)}" for key, value in fixed.items() if key not in OWN), *items]
 
 
-def _training(options: Options, found: Any, arguments: list[str]) -> tuple[dict, int, list[str]]:
-    """The preset's own values of the searched keys, epochs, notices; every bound has been tried by then."""
+def _training(options: Options, found: sweep.Sweep, items: Sequence[str]) -> Start:
+    """The preset's own values of the searched keys; every bound has been tried by then."""
+    arguments = _arguments(items, found.fixed)
     if options.epochs:
         raise UserError("--epochs is for --objective; a training's length is trainer.max_epochs=N")
     config, _ = load_config(arguments)
     first = sweep.preset_values(found.space, arguments)
+    given = {item.partition("=")[0] for item in arguments}
     notices = []
     for parameter in found.space.parameters:
         notices += _check_parameter(parameter, arguments, config)
-        if parameter.name in {item.partition("=")[0] for item in arguments}:
+        if parameter.name in given:
             notices.append(f"{parameter.name} is searched: the value given is where trial 0 starts")
     key = field_of(found.metric)
     if key not in SCORES:
         raise UserError(f"metric {found.metric}: a training measures {', '.join(f'val/{name}' for name in SCORES)}")
-    selected = "hmean" if config.eval.select == "micro" else "hmean_macro"
+    selected = key_of("hmean", config.eval.select)
     if key in ("hmean", "hmean_macro") and key != selected:
         notices.append(f"note: the search goes by {found.metric}, a trial's best checkpoint by val/{selected}")
-    return first, config.trainer.max_epochs, notices
+    others = [item for item in arguments if item.partition("=")[0] not in found.space.names]
+    return Start(first, config.trainer.max_epochs, others, notices)
 
 
 def _check_parameter(parameter: Parameter, arguments: list[str], config: Config) -> list[str]:
@@ -289,9 +317,9 @@ def _check_parameter(parameter: Parameter, arguments: list[str], config: Config)
     return []
 
 
-def _objective(options: Options, space: Space, items: Sequence[str]) -> tuple[dict, int]:
-    """Where the search of a function starts (`key=value` of searched keys, else the space's middle), and epochs."""
-    _check_objective(options.objective)
+def _objective(function: str, epochs: int | None, space: Space, items: Sequence[str]) -> Start:
+    """Where the search of a function starts: `key=value` of searched keys, else the space's middle."""
+    _check_objective(function)
     middle = space.values([0.5] * len(space.parameters))
     for item in items:
         key, equals, text = item.partition("=")
@@ -300,7 +328,7 @@ def _objective(options: Options, space: Space, items: Sequence[str]) -> tuple[di
         parameter = next(p for p in space.parameters if p.name == key)
         middle[key] = _number_or_text(parameter, text)
         parameter.unit(middle[key])
-    return middle, options.epochs or 1
+    return Start(middle, epochs or 1, [], [])
 
 
 def _number_or_text(parameter: Parameter, text: str) -> Any:

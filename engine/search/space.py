@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -34,25 +34,17 @@ DIGITS = 6  # of a float value: short commands, and a change of 1e-6 of a learni
 class Parameter:
     """One searched key.
 
-    Args:
-        name: key of the configuration, e.g. `models.optimizer.lr`.
-        kind: float, int, ordinal (numbers with an order, few), choice (texts, booleans).
-        low, high: bounds of float and int, included.
-        scale: of float and int.
-        step: float and int are multiples of it; 0 = free.
-        values: of ordinal (ascending) and choice.
-
     Raises:
         UserError: bounds in the wrong order, a log scale that reaches 0, values that repeat or are too few.
     """
 
-    name: str
-    kind: str
-    low: float = 0.0
+    name: str  # key of the configuration, e.g. `models.optimizer.lr`
+    kind: str  # float, int, ordinal (numbers with an order, few), choice (texts, booleans)
+    low: float = 0.0  # bounds of float and int, included
     high: float = 1.0
-    scale: str = "linear"
-    step: float = 0.0
-    values: tuple[Any, ...] = ()
+    scale: str = "linear"  # or log; of float and int
+    step: float = 0.0  # float and int are multiples of it; 0 = free
+    values: tuple[Any, ...] = ()  # of ordinal (ascending) and choice
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and self.scale in SCALES
@@ -152,8 +144,7 @@ class Parameter:
         """Whether the value is one this parameter can take (a step is not looked at)."""
         if self.kind in ("ordinal", "choice"):
             return value in self.values
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high
+        return is_number(value) and self.low <= value <= self.high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,10 +220,10 @@ def space_from_json(items: list[dict[str, Any]]) -> Space:
         if not isinstance(item, dict) or set(item) != set(fields):
             raise UserError("the space of the search is damaged: a parameter lacks a field, or has another")
         plain = isinstance(item["values"], list) and all(isinstance(v, (str, int, float)) for v in item["values"])
-        numbers = all(_is_number(item[name]) for name in ("low", "high", "step"))
+        numbers = all(is_number(item[name]) for name in ("low", "high", "step"))
         if not (plain and numbers and isinstance(item["name"], str)):
             raise UserError("the space of the search is damaged: a field of a parameter has another type")
-        ordinal = item["kind"] == "ordinal" and not all(map(_is_number, item["values"]))
+        ordinal = item["kind"] == "ordinal" and not all(map(is_number, item["values"]))
         if ordinal or item["kind"] not in KINDS or item["scale"] not in SCALES:
             raise UserError(f"the space of the search is damaged: kind or scale of {item['name']}")
     return Space(tuple(Parameter(**{**item, "values": tuple(item["values"])}) for item in items))
@@ -242,7 +233,8 @@ def _short(value: float) -> str:
     return f"{value:g}" if abs(value) <= LARGEST else "a number beyond 1e300"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that the search can hold: finite, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
@@ -261,7 +253,7 @@ def first_untried(space: Space, tried: Collection[tuple[Any, ...]]) -> dict[str,
     Raises:
         UserError: all are, or a parameter has a continuous range.
     """
-    grid = grid_of(space)
+    grid = all_values(space)
     if grid is None:
         name = next(parameter.name for parameter in space.parameters if parameter.options() is None)
         raise UserError(f"{name}: a continuous parameter has no grid; give it `values`, or use another method")
@@ -273,11 +265,11 @@ def first_untried(space: Space, tried: Collection[tuple[Any, ...]]) -> dict[str,
 
 def size(space: Space) -> float:
     """Number of configurations of a space; infinite with a continuous range."""
-    grid = grid_of(space)
+    grid = all_values(space)
     return math.inf if grid is None else math.prod(map(len, grid))
 
 
-def grid_of(space: Space) -> list[list[Any]] | None:
+def all_values(space: Space) -> list[list[Any]] | None:
     """All values of each parameter; None where one has a continuous range."""
     options = [parameter.options() for parameter in space.parameters]
     known = [values for values in options if values is not None]

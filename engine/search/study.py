@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.search.space import Space, grid_of, size
+from engine.search.space import Space, all_values, size
 
 # asked: its values are decided; running: an attempt is under way; finished: trained to its end; stopped: ended early on
 # purpose; infeasible: failed, diverged, timed out. Cut attempts go back to asked.
@@ -148,7 +148,7 @@ class Study:
 
 def untried(space: Space, trials: Sequence[Trial]) -> float:
     """Number of configurations of a space that no trial has, repeats left out; infinite with a continuous range."""
-    grid = grid_of(space)
+    grid = all_values(space)
     if grid is None:
         return math.inf
     options = list(map(set, grid))

@@ -12,15 +12,15 @@ schema.json). What is not is refused by name, unless leaving it out changes noth
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from engine.config.load import PRESET_FOLDER, keys, keys_and_values, load_config, split_extra
+from engine.console import did_you_mean
 from engine.files import read_text, yaml_values
-from engine.search.space import LARGEST, Parameter, Space
+from engine.search.space import Parameter, Space, is_number
 from pipelines.errors import UserError
 
 SWEEP_FOLDER = PRESET_FOLDER / "sweeps"
@@ -63,26 +63,16 @@ SIGNIFICANT = 6  # digits of a bound that was an exponent
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says.
+    """What a sweep file says."""
 
-    Args:
-        space: the parameters of more than one value.
-        fixed: {key of the configuration: plain value} of the others, `preset` among them.
-        metric, goal: e.g. val/hmean, maximize.
-        method: bayes, random or grid.
-        early_stop: as `stopping.decide` takes it; {} = the file has none.
-        run_cap: most trials; None = the file has none.
-        notices: one line each, for the user: what was passed over, and why that changes nothing.
-    """
-
-    space: Space
-    fixed: dict[str, Any]
-    metric: str
-    goal: str
-    method: str
-    early_stop: dict[str, Any]
-    run_cap: int | None
-    notices: list[str]
+    space: Space  # the parameters of more than one value
+    fixed: dict[str, Any]  # {key of the configuration: plain value} of the others, `preset` among them
+    metric: str  # e.g. val/hmean
+    goal: str  # maximize or minimize
+    method: str  # bayes, random or grid
+    early_stop: dict[str, Any]  # as `stopping.decide` takes it; {} = the file has none
+    run_cap: int | None  # most trials; None = the file has none
+    notices: list[str]  # for the user, a line each: what was passed over, and why that changes nothing
 
 
 def default_file(preset: str) -> Path:
@@ -108,16 +98,12 @@ def read(path: str | Path, free_keys: bool = False) -> Sweep:
         UserError: one line: the file, the entry and its mend.
     """
     try:
-        return _sweep(_load(Path(path)), free_keys)
+        values = yaml_values(read_text(Path(path)))
+        if not isinstance(values, dict):
+            raise UserError("not a sweep file (expected method, metric and parameters)")
+        return _sweep(values, free_keys)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _load(path: Path) -> dict:
-    values = yaml_values(read_text(path))
-    if not isinstance(values, dict):
-        raise UserError("not a sweep file (expected method, metric and parameters)")
-    return values
 
 
 def _sweep(values: dict, free_keys: bool) -> Sweep:
@@ -148,8 +134,7 @@ def _check_keys(entry: Any, known: Collection[str], refused: Mapping[str, str], 
         if key in refused:
             raise UserError(f"{where + ': ' if where else ''}{key} is not supported: {refused[key]}")
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}"
+            hint = did_you_mean(str(key), known) or f"expected {', '.join(known)}"
             raise UserError(f"{where + ': ' if where else ''}unknown key {key}; {hint}")
 
 
@@ -230,7 +215,7 @@ def _parameter(name: str, entry: dict, notices: list[str]) -> Parameter | Any:
         items = [_item(name, item) for item in items]
         if len(items) == 1:
             return items[0]
-        numbers = all(_number(item) for item in items)
+        numbers = all(is_number(item) for item in items)
         return Parameter(name, "ordinal" if numbers else "choice", values=tuple(items))
     return _bounded(name, entry, distribution, notices)
 
@@ -246,8 +231,7 @@ def _distribution(name: str, entry: dict) -> str:
         raise UserError(f"{name}: distribution {given} is not supported; use {UNSUPPORTED[given]}")
     known = ("constant", "categorical", *BOUNDED)
     if given is not None and given not in known:
-        near = difflib.get_close_matches(str(given), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        hint = did_you_mean(given, known) or f"there are {', '.join(known)}"
         raise UserError(f"{name}: unknown distribution {given}; {hint}")
     if given is not None:
         return given
@@ -264,7 +248,7 @@ def _bounded(name: str, entry: dict, distribution: str, notices: list[str]) -> P
     kind, scale, exponents, quantized = BOUNDED[distribution]
     _check_keys(entry, ("min", "max", "distribution", *(("q",) if quantized else ())), {}, name)
     given = entry.get("min"), entry.get("max")
-    bounds = [bound for bound in given if _number(bound) and (kind != "int" or _whole(bound))]
+    bounds = [bound for bound in given if is_number(bound) and (kind != "int" or _whole(bound))]
     if len(bounds) < 2:
         raise UserError(f"{name}: min {given[0]}, max {given[1]}: expected two {'whole ' * (kind == 'int')}numbers")
     if exponents:
@@ -275,7 +259,7 @@ def _bounded(name: str, entry: dict, distribution: str, notices: list[str]) -> P
             f"{name}: {distribution} takes exponents of e, so it is searched from {bounds[0]:g} to {bounds[1]:g}"
         )
     step = entry.get("q", 1.0) if quantized else 0.0
-    if not _number(step) or (quantized and step <= 0):
+    if not is_number(step) or (quantized and step <= 0):
         raise UserError(f"{name}: q: {step}: expected a number above 0")
     if kind == "float":
         bounds = [float(bound) for bound in bounds]
@@ -324,7 +308,7 @@ def _early_stop(entry: Any) -> dict[str, Any]:
         if key in entry and least and not _whole(entry[key], least):
             raise UserError(f"early_terminate: {key}: {entry[key]}: expected a whole number of at least {least}")
     rule = {"type": "hyperband", "eta": 3, "strict": True} | entry
-    if not _number(rule["eta"]) or rule["eta"] <= 1:
+    if not is_number(rule["eta"]) or rule["eta"] <= 1:
         raise UserError(f"early_terminate: eta: {rule['eta']}: expected a number above 1")
     if not isinstance(rule["strict"], bool):
         raise UserError(f"early_terminate: strict: {rule['strict']}: expected true or false")
@@ -335,10 +319,6 @@ def _early_stop(entry: Any) -> dict[str, Any]:
     if "max_iter" in rule and rule["max_iter"] < rule["eta"]:
         raise UserError(f"early_terminate: max_iter: {rule['max_iter']}: no band lies below it at eta {rule['eta']}")
     return rule
-
-
-def _number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # false for NaN
 
 
 def _whole(value: Any, least: int | None = None) -> bool:
@@ -354,6 +334,6 @@ def _item(name: str, value: Any) -> Any:
     """One value; UserError when it is none that a command line can carry."""
     if value is None or isinstance(value, dict):
         raise UserError(f"{name}: {value!r} is no value; expected a number, a text, true, false or a list of them")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _number(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_number(value):
         raise UserError(f"{name}: {str(value)[:40]} is no finite number")
     return _plain(value)

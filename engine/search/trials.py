@@ -2,14 +2,13 @@
 
 import secrets
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.config.load import load_config, shown
 from engine.jobs.executor import Attempt
+from engine.jobs.open import open_executor
 from engine.search import objective
-from engine.search.space import Space
 from engine.search.study import GIVEN, Study, Trial
 
 
@@ -36,12 +35,9 @@ def settings(study: Study, trial: Trial) -> list[str]:
     values = [f"{key}={shown(value)}" for key, value in trial.values.items()]
     folder = run_folder(study, trial)
     own = [f"run_root={folder.parent}", f"name={folder.name}", "resume=auto", f"seed={trial.seed}"]
-    group = [f"wandb_group={study.name}", f"wandb_job_type={trial.kind}"] if _tracked(study) else []
+    tracked = load_config(study.arguments)[0].wandb
+    group = [f"wandb_group={study.name}", f"wandb_job_type={trial.kind}"] if tracked else []
     return [*study.arguments, *values, *own, *group]
-
-
-def _tracked(study: Study) -> bool:
-    return load_config(study.arguments)[0].wandb
 
 
 def on_cpu(study: Study) -> bool:
@@ -49,22 +45,27 @@ def on_cpu(study: Study) -> bool:
     return not study.objective and load_config(study.arguments)[0].trainer.device == "cpu"
 
 
+def executor_of(study: Study) -> Any:
+    """The executor that runs a study's trials.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    return open_executor(study.runner.executor, study.agents, [] if on_cpu(study) else None)
+
+
 def run_folder(study: Study, trial: Trial) -> Path:
     """STUDY/trials/007, absolute: nodes of a cluster start elsewhere."""
     return study.folder.resolve() / "trials" / f"{trial.number:03d}"
 
 
-def log_file(study: Study, trial: Trial, attempt: int) -> Path:
-    """STUDY/logs/007.1.log, absolute."""
-    return study.folder.resolve() / "logs" / f"{trial.number:03d}.{attempt}.log"
-
-
 def attempt_of(study: Study, trial: Trial, gpus: int) -> Attempt:
-    """The next attempt at a trial, as the executor takes it."""
+    """The next attempt at a trial, as the executor takes it; its output goes to STUDY/logs/007.1.log."""
     number = trial.attempts + 1
+    log = study.folder.resolve() / "logs" / f"{trial.number:03d}.{number}.log"
     return Attempt(
         trial=trial.number, attempt=number, id=secrets.token_hex(8), command=command(study, trial, gpus),
-        environment={}, log=log_file(study, trial, number), folder=run_folder(study, trial), gpus=gpus,
+        environment={}, log=log, folder=run_folder(study, trial), gpus=gpus,
     )  # fmt: skip
 
 
@@ -73,14 +74,5 @@ def new_trial(
 ) -> Trial:
     """A trial that is not in the study yet: the next one, or `number` where several are decided together."""
     number = len(study.trials) if number is None else number
-    return Trial(number, plain_values(study.space, values), kind, seed, repeats, folder=f"trials/{number:03d}")
-
-
-def plain_values(space: Space, values: dict[str, Any]) -> dict[str, Any]:
-    """The searched keys of `values` in the order of the space."""
-    return {name: values[name] for name in space.names}
-
-
-def scores_of(record: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """The numbers of a validation record that a report shows."""
-    return {name: record[name] for name in names if isinstance(record.get(name), (int, float))}
+    ordered = {name: values[name] for name in study.space.names}
+    return Trial(number, ordered, kind, seed, repeats, folder=f"trials/{number:03d}")

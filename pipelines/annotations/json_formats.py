@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.annotations.page import Finding, Page, Source, find_root, safe_relative
+from pipelines.annotations.page import IGNORE_TEXT, Finding, Page, Source, find_root, safe_relative
 from pipelines.errors import UserError
-
-IGNORE_TEXT = "###"
 
 
 def load_json(path: Path) -> tuple[Any, list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.errors import UserError
 
+IGNORE_TEXT = "###"  # instead of a transcription: neither to be found nor wrong to find
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm")
 # Enough to tell the right folder from a wrong one without a stat of every file on a network disk.
 ROOT_PROBES = 32

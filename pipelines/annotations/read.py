@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.annotations.json_formats import JSON_READERS, load_json, read_labelme, read_paddle
 from pipelines.annotations.links import refuse_image_links, refuse_label_links
-from pipelines.annotations.page import Finding, Page, Source
+from pipelines.annotations.page import Source
 from pipelines.annotations.text_formats import (
     LABEL_FOLDERS,
     images_in,
@@ -32,8 +32,6 @@ from pipelines.annotations.text_formats import (
 )
 from pipelines.errors import UserError
 from pipelines.limits import DEFAULT
-
-__all__ = ["FORMATS", "Finding", "Page", "Source", "read", "read_source"]
 
 TEXT_FORMATS = ("icdar", "polygon", "ltrb")
 FORMATS = ("contest", "coco", "labelme", "paddle", *TEXT_FORMATS)
@@ -195,9 +193,3 @@ def read_source(
     if not follow_links:
         refuse_image_links(made.root, (page.path for page in made.pages))
     return made
-
-
-def read(source: str | Path, format: str = "auto", root: str | Path | None = None) -> tuple[str, Path, list[Page]]:
-    """(format, image root, pages) of an annotation source; see `read_source`, which also gives the findings."""
-    made = read_source(source, format, root)
-    return made.format, made.root, made.pages

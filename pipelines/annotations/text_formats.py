@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
+from pipelines.annotations.page import IGNORE_TEXT, IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
 from pipelines.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 IMAGE_FOLDERS = ("img", "images", "imgs", "image")
 LABEL_FOLDERS = ("box", "gt", "labels", "annotations", "label", "gts")
 LABEL_SUFFIXES = (".txt", ".csv")
-IGNORE_TEXT = "###"
 # ICDAR-MLT writes the script before the text: `x1,...,y4,Latin,text`.
 MLT_SCRIPTS = frozenset(
     ("Latin", "Arabic", "Bangla", "Chinese", "Hindi", "Japanese", "Korean", "Mixed", "None", "Symbols", "Devanagari")

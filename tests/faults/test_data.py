@@ -1,6 +1,6 @@
 """Files that go bad under a run: real processes, files damaged while they train.
 
-The thorough ones are slow; tests/pipelines/test_loader.py shows batch for batch that a bad page is the same
+The thorough ones are slow; tests/pipelines/test_quarantine.py shows batch for batch that a bad page is the same
 wherever and whenever it is found.
 """
 
@@ -26,14 +26,13 @@ from engine.evaluation.judge import evaluate
 from engine.run.log import read_metrics
 from engine.training import bad_pages
 from pipelines.errors import UserError
-from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex, build
-from pipelines.quarantine import problem, refuse_above
-from pipelines.source import read_page
 from pipelines.synthetic.receipts import write_dataset
 from tests.conftest import ROOT, TINY, run_module
 
 PAGES = 24
+
+
 # 12 steps an epoch, 48 in all; a step takes some 50 ms
 SETTINGS = (*TINY, "trainer.max_epochs=4", "data.max_bad_share=0.25", "eval.every_epochs=2")
 
@@ -280,22 +279,3 @@ def test_two_ranks_take_the_same_substitutes_as_one(tmp_path, data):
     norms = ("running_mean", "running_var", "num_batches_tracked")
     compared = [k for k in one if not k.endswith(norms)]
     assert len(compared) > 100 and max((one[k] - two[k]).abs().max().item() for k in compared) <= 1e-12
-
-
-def test_a_pipe_in_the_place_of_a_page_does_not_block(tmp_path):
-    """It did for ever: nobody writes into it."""
-    path = tmp_path / "a.png"
-    Image.new("RGB", (60, 50)).save(path)
-    index = BareIndex([path])
-    assert read_page(index, 0).tobytes() == path.read_bytes()
-    path.unlink()
-    os.mkfifo(path)
-    assert not len(read_page(index, 0)) and problem(index, 0) == "not a file"
-
-
-def test_the_share_of_bad_pages_is_exact():
-    """0.07 * 100 is 7.000000000000001 in floats, whose ceiling is 8."""
-    bad = {f"{k}.jpg": "empty file" for k in range(8)}
-    with pytest.raises(UserError, match="8 of 100"):
-        refuse_above(0.07, 100, bad)
-    refuse_above(0.071, 100, bad)  # rounded up

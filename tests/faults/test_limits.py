@@ -6,13 +6,12 @@ import os
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from bombs import GOOD, SIDE, jpeg, many_scans, png_bomb
+from PIL import Image
 
 from engine.config.load import load_config
 from engine.data import open_pages
@@ -20,27 +19,10 @@ from engine.distributed import Ranks
 from pipelines.annotations.read import read_source
 from pipelines.check import check
 from pipelines.errors import UserError
-from pipelines.images.jpeg import count_scans, scan_markers
-from pipelines.images.read import EXIF_ORIENTATION, pixel_limit, read_header, read_rgb
 from pipelines.index.build import build, open_index
 from pipelines.index.clean import reduce_points
 from pipelines.limits import DEFAULT, Limits
 from tests.conftest import ROOT, TINY
-
-SIDE = 30_000
-
-
-def png_bomb(side=SIDE):
-    """A PNG that says it is 30,000 x 30,000 RGB: 2.7 GB when decoded, 100 bytes here."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunks(
-        (b"IHDR", header), (b"IDAT", zlib.compress(bytes(3 * side + 1))), (b"IEND", b"")
-    )
-
-
-def png_chunks(*chunks):
-    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
-    return b"".join(parts)
 
 
 def jpeg_bomb():
@@ -49,19 +31,6 @@ def jpeg_bomb():
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", SIDE, SIDE)
     return bytes(data)
-
-
-def jpeg(image, **options):
-    file = io.BytesIO()
-    image.save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def many_scans(count, side=64):
-    """A progressive JPEG whose last scan comes `count` times more."""
-    data = jpeg(Image.new("L", (side, side), 90), progressive=True)
-    last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
-    return data[:end] + data[last:end] * count + data[end:]
 
 
 def source(folder, images, polygons):
@@ -75,10 +44,14 @@ def source(folder, images, polygons):
     return path
 
 
-GOOD = jpeg(Image.new("RGB", (640, 480), (200, 200, 200)))
 SQUARE = [[10, 10], [60, 10], [60, 60], [10, 60]]
+
+
 CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 5000, endpoint=False)) for f in (np.cos, np.sin)], 1) * 200 + 230
+
+
 COMB = np.stack([np.linspace(10, 600, 5000), 100 + 300 * (np.arange(5000) % 2)], 1)
+
 
 REFUSED = {
     "png bomb": ({"bomb.png": png_bomb()}, [SQUARE], r"bomb\.png: too-large .*100 megapixels"),
@@ -111,56 +84,6 @@ def test_a_bomb_is_refused_by_name_or_left_out(tmp_path, case):
     assert [index.name(i) for i in range(len(index))] == ["good.jpg"] and index.counts["skipped_images"] == 1
 
 
-def test_scans_are_counted_and_plain_files_not_read_through(tmp_path):
-    assert count_scans(GOOD, 100) == 1
-    progressive = jpeg(Image.new("RGB", (64, 64)), progressive=True)
-    assert count_scans(progressive, 100) == progressive.count(b"\xff\xda") == 10
-    assert count_scans(progressive, 4) == 5  # no further than it takes
-    assert count_scans(GOOD[: GOOD.index(b"\xff\xda") + 20], 100) == 1  # nothing after the scan's header is needed
-    for cut in range(0, len(progressive), 7):
-        assert count_scans(progressive[:cut], 100) <= 10  # never an error
-    thumbnail = jpeg(Image.new("RGB", (64, 64)), exif=b"Exif\0\0" + many_scans(200))
-    assert count_scans(thumbnail, 100) == 1  # the scans of an embedded picture are not decoded
-    (tmp_path / "a.jpg").write_bytes(many_scans(88))
-    assert not read_header(tmp_path / "a.jpg").problem  # 10 less 4 of colour, and 88: below 100
-    assert read_header(tmp_path / "a.jpg", Limits(scans=20)).problem == "too-many-scans"
-
-
-def test_a_png_is_not_decoded_for_its_header(tmp_path, monkeypatch):
-    """That took 735 MiB for 193 Mpx before they were refused, and 36 ms for 2 Mpx."""
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
-    path = tmp_path / "a.png"
-    path.write_bytes(png_bomb(12_000))
-    with pixel_limit(DEFAULT.pixels):
-        assert read_header(path).problem == "too-large"
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = 6
-    for turned in (False, True):
-        Image.new("RGB", (40, 30)).save(path, **({"exif": exif} if turned else {}))
-        assert read_header(path)[:3] == ((30, 40, 6) if turned else (40, 30, 1))
-
-
-@pytest.mark.parametrize("kind", ["eXIf", "iTXt"])
-def test_an_orientation_behind_the_pixels_of_a_png_counts(tmp_path, kind):
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30)).save(file, "PNG")
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = 6
-    xmp = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
-    body = {"eXIf": exif.tobytes()[6:], "iTXt": xmp}[kind]
-    (tmp_path / "a.png").write_bytes(file.getvalue()[:-12] + png_chunks((kind.encode(), body), (b"IEND", b"")))
-    assert read_header(tmp_path / "a.png")[:3] == (30, 40, 6)
-    assert read_rgb(tmp_path / "a.png").shape == (40, 30, 3)
-
-
-def test_a_raised_page_limit_holds_for_pictures_too(tmp_path, recwarn, monkeypatch):
-    Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses above twice it
-    assert read_rgb(tmp_path / "a.png", Limits(pixels=3000)).shape == (50, 60, 3) and not recwarn.list
-    with pytest.raises(UserError, match="too-large"):
-        read_rgb(tmp_path / "a.png", Limits(pixels=2999))
-
-
 @pytest.mark.parametrize("format", ["EPS", "GIF", "TGA", "ICO", "PCX", "DDS", "1-bit TIFF"])
 def test_what_training_cannot_decode_is_refused(tmp_path, format):
     """By its header, so that no outside program is started (Ghostscript for EPS); 1-bit TIFF by `check`."""
@@ -183,30 +106,6 @@ def test_what_training_decodes_is_taken(tmp_path, format):
     Image.new("RGB", (64, 48), (9, 99, 199)).save(file, format)
     path = source(tmp_path / "set", {"receipt.jpg": file.getvalue()}, [SQUARE])
     assert not check(path).fatal and len(build(path, tmp_path / "index")) == 1
-
-
-def test_scans_behind_what_libjpeg_passes_over_are_counted():
-    """It looks for the next marker wherever one should be, and 0xff01 and restart markers have no length."""
-    many = many_scans(200)
-    second = many.index(b"\xff\xda", many.index(b"\xff\xda") + 1)
-    for extra in (b"abc\0", b"\xff\x01", b"\xff\xd3", b"\xff\xff\xff", b"\xff\x01\xff\xd0x\xff\0"):
-        data = many[:second] + extra + many[second:]
-        with Image.open(io.BytesIO(data)) as image:
-            assert image.getpixel((5, 5)) == 90  # libjpeg does take it
-        assert count_scans(data, 100) == count_scans(many[:2] + extra + many[2:], 100) == 101
-
-
-def test_runs_of_fill_bytes_take_no_time():
-    """40,000 of them took 25 s, the number squared."""
-    start = many_scans(1)
-    head, end = start[: start.rindex(b"\xff\xda") + 10], b"\xff\xd9"
-    before = time.process_time()
-    for run in (b"\xff" * 1_000_000 + b"\0", b"\xff" * 1_000_000):
-        assert scan_markers(head + run + end) == ("", "")
-        assert count_scans(head + run + start[2:], 100) > count_scans(head, 100)
-        assert count_scans(b"\xff\xd8" + run + start[2:], 100) == count_scans(start, 100)
-    assert scan_markers(b"\xff\xd8" + b"\xff" * 1_000_000 + start[2:]) == scan_markers(start) == ("", "")
-    assert time.process_time() - before < 2
 
 
 def test_a_polygon_of_5000_points_is_drawn_with_fewer_or_masked_out(tmp_path):

@@ -12,10 +12,11 @@ from engine.search.report.effects import Z90, Effect, Range
 from engine.search.report.findings import Findings
 from engine.search.report.words import number, short, show
 from engine.search.space import Parameter
-from engine.search.study import Study
+from engine.search.study import Study, Trial
 from engine.visualization.sheet import BLACK, BLUE, GREEN, GREY, ORANGE, RED, SKY, plain, save, sheet
 
 MARKS = {"finished": ("o", BLUE), "stopped": ("D", ORANGE), "infeasible": ("X", RED)}
+LABELS = {"finished": "finished", "stopped": "stopped early", "infeasible": "infeasible"}
 COLOURED = 12  # lines of the parallel coordinates; more cannot be followed by eye
 
 
@@ -46,42 +47,56 @@ def draw(study: Study, found: Findings, folder: Path, baseline: float | None = N
 
 def _order(study: Study, found: Findings, baseline: float | None) -> Any | None:
     """Value against the order of trials, with the best so far."""
-    trials = [t for t in study.trials if t.kind != "confirm" and t.state in MARKS]
+    trials = _ended(study)
     if not trials:
         return None
     figure = sheet(8.5, 3.8)
     axes = figure.subplots()
-    heights = [t.value for t in trials if t.value is not None]
-    floor = (min(heights) - 0.08 * (np.ptp(heights) or 0.01 * abs(heights[0]) or 1.0)) if heights else 0.0
-    for state, (mark, colour) in MARKS.items():
-        same = [t for t in trials if t.state == state]
-        points = [(t.number, floor if t.value is None else t.value) for t in same]
-        if points:
-            label = {"stopped": "stopped early", "infeasible": "infeasible (no value)"}.get(state, state)
-            face = "white" if state == "stopped" else colour
-            axes.scatter(*zip(*points), marker=mark, s=46, color=colour, facecolor=face, label=label, zorder=3)
-    guessed = [t for t in trials if t.estimate is not None]
+    _values(axes, trials)
+    guessed = [(t.number + 0.12, *t.estimate) for t in trials if t.estimate is not None]
     if guessed:
-        means, sds = zip(*[t.estimate for t in guessed])
+        places, means, sds = zip(*guessed)
         style = {"fmt": "none", "ecolor": ORANGE, "alpha": 0.6, "capsize": 3, "lw": 1}
         label = "what the whole training would give (90 %)"
-        axes.errorbar([t.number + 0.12 for t in guessed], means, Z90 * np.array(sds), label=label, **style)
+        axes.errorbar(places, means, Z90 * np.array(sds), label=label, **style)
     if found.incumbents:
         numbers, best = zip(*found.incumbents)
         last = max(t.number for t in trials) + 0.4
         axes.step([*numbers, last], [*best, best[-1]], where="post", color=GREEN, lw=1.6, label="best so far", zorder=2)
     if baseline is not None:
         axes.axhline(baseline, color=GREY, ls="--", lw=1, label="baseline configuration")
-        if found.noise.sd:
-            half = Z90 * found.noise.sd
-            axes.axhspan(baseline - half, baseline + half, color=GREY, alpha=0.13, lw=0, label="its noise (90 %)")
+    if baseline is not None and found.noise.sd:
+        half = Z90 * found.noise.sd
+        axes.axhspan(baseline - half, baseline + half, color=GREY, alpha=0.13, lw=0, label="its noise (90 %)")
     axes.set(xlabel="trial, in order", ylabel=study.metric)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if not heights:
-        axes.set_yticks([])
     plain(axes)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _legend_beside(axes)
     return figure
+
+
+def _ended(study: Study) -> list[Trial]:
+    return [trial for trial in study.trials if trial.kind != "confirm" and trial.state in MARKS]
+
+
+def _values(axes: Any, trials: list[Trial]) -> None:
+    """A mark for every trial at its value; those without one lie below all others."""
+    heights = [trial.value for trial in trials if trial.value is not None]
+    if heights:
+        floor = min(heights) - 0.08 * (np.ptp(heights) or 0.01 * abs(heights[0]) or 1.0)
+    else:
+        floor = 0.0
+        axes.set_yticks([])
+    for state, (mark, colour) in MARKS.items():
+        points = [(t.number, floor if t.value is None else t.value) for t in trials if t.state == state]
+        if points:
+            label = "infeasible (no value)" if state == "infeasible" else LABELS[state]
+            face = "white" if state == "stopped" else colour
+            axes.scatter(*zip(*points), marker=mark, s=46, color=colour, facecolor=face, label=label, zorder=3)
+
+
+def _legend_beside(axes: Any) -> None:
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _curves(study: Study, found: Findings) -> Any | None:
@@ -103,8 +118,7 @@ def _curves(study: Study, found: Findings) -> Any | None:
             axes.plot(*zip(*trial.curve), color=BLACK, lw=2.6, marker="o", ms=4, label=f"trial {winner}, the best")
     for state, (mark, colour) in MARKS.items():
         if any(t.state == state and t.number != winner for t in trials):
-            label = "stopped early" if state == "stopped" else state
-            axes.plot([], [], color=colour, marker=mark, lw=1.1, ms=5, label=label)
+            axes.plot([], [], color=colour, marker=mark, lw=1.1, ms=5, label=LABELS[state])
     values = np.array([value for t in trials for _, value in t.curve])
     # The climb of the first epochs would flatten everything that matters: the axis starts at the worst quarter's end.
     ends = np.array([t.value for t in trials if t.value is not None])
@@ -243,7 +257,7 @@ def _parallel(study: Study, found: Findings) -> Any | None:
 
 def _epochs(study: Study) -> Any | None:
     """Epochs trained by each trial, against all of them."""
-    trials = [t for t in study.trials if t.kind != "confirm" and t.state in MARKS and t.epochs > 0]
+    trials = [trial for trial in _ended(study) if trial.epochs > 0]
     if not trials:
         return None
     few = len(trials) <= 24  # that many have room for a line of text each
@@ -253,10 +267,9 @@ def _epochs(study: Study) -> Any | None:
     for state, (_, colour) in MARKS.items():
         rows = [i for i, t in enumerate(trials) if t.state == state]
         if rows:
-            label = "stopped early" if state == "stopped" else state
             hatch = {"stopped": "//", "infeasible": "xx"}.get(state, "")
             style = {"color": colour, "height": 0.66, "edgecolor": "white", "lw": 0}
-            axes.barh(places[rows], [trials[i].epochs for i in rows], label=label, hatch=hatch, **style)
+            axes.barh(places[rows], [trials[i].epochs for i in rows], label=LABELS[state], hatch=hatch, **style)
     whole = max(study.whole_epochs(t) for t in trials)
     most = max(whole, max(t.epochs for t in trials))
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
@@ -269,5 +282,5 @@ def _epochs(study: Study) -> Any | None:
     axes.set(xlabel=f"epochs trained (a whole training has {whole})", xlim=(0, most * 1.12))
     axes.invert_yaxis()
     plain(axes)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _legend_beside(axes)
     return figure

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.load import shown
-from engine.search.model.surrogate import fitted
+from engine.search.model.surrogate import Posterior
 from engine.search.report import figures, repeats
 from engine.search.report.effects import Z90, digits2
 from engine.search.report.findings import Findings, Gain, find
@@ -24,80 +24,57 @@ from engine.visualization.document import (
     write_report,
 )
 
-UNFITTED = object()  # None is a posterior too: that of too few trials
 
-
-def write(study: Study, baseline: float | None = None, posterior: Any = UNFITTED) -> Path:
+def write(study: Study, posterior: Posterior | None, baseline: float | None = None) -> Path:
     """Writes the report into the study's folder; returns report.html.
 
+        write(study, surrogate.fitted(study))
+
     Args:
+        posterior: None where the trials are too few for a model.
         baseline: value of the configuration to beat, where no trial of the study is that configuration.
-        posterior: of `findings.fitted`; left out = fitted here.
     """
-    model = fitted(study) if posterior is UNFITTED else posterior
-    found = find(study, model, baseline)
-    line = found.gain.baseline if found.gain else None
-    pictures = figures.draw(study, found, study.folder / "figures", line)
-    blocks = sections(study, found, pictures)
-    title = f"Search {study.name}"
-    return write_report(study.folder, title, blocks)
+    found = find(study, posterior, baseline)
+    pictures = figures.draw(study, found, study.folder / "figures", found.gain.baseline if found.gain else None)
+    return write_report(study.folder, f"Search {study.name}", sections(study, found, pictures))
 
 
 def sections(study: Study, found: Findings, pictures: dict[str, Path]) -> list[Block]:
     """The whole report as blocks, in order; a section without anything to say is left out."""
+
+    def with_picture(section: list[Block], name: str, caption: str) -> list[Block]:
+        return [*section, Figure(pictures[name], caption)] if section and name in pictures else section
+
     parts = (
         _overview(study, found),
         _space(study),
-        _ranks(study, found),
-        _gain(study, found),
-        _best(study, found),
-        _top(study, found),
-        _influence(study, found),
-        _order(study, found),
-        _economy(study, found),
-        _poor(study, found),
-        _recommended(study, found),
-        _confirmed(study, found),
-        _reproduction(study, found),
-    )
-    blocks = [block for part in parts for block in part]
-    captions = {
-        "Order and convergence": ("order", "Value by order of the trials, and the best so far."),
-        "Best configuration": ("curves", "Learning curves of all trials; the best one in black."),
-        "Influence of each parameter": (
+        with_picture(_ranks(study, found), "parallel", "Every trial as a line through its values; the best one thick."),
+        _gain(found),
+        with_picture(_best(study, found), "curves", "Learning curves of all trials; the best one in black."),
+        _top(found),
+        with_picture(
+            _influence(study, found),
             "influence",
             "Expected value against each parameter: mean over the others with its 90 % band, with the others as "
             "recommended, the trials, and the safe range in green. In the title its share of the variance.",
         ),
-        "Ranking": ("parallel", "Every trial as a line through its values; the best one thick."),
-        "Early stopping": ("epochs", "Epochs trained by each trial, with its value."),
-    }
-    return _with_pictures(blocks, captions, pictures)
-
-
-def _with_pictures(blocks: list[Block], captions: dict[str, tuple[str, str]], pictures: dict[str, Path]) -> list[Block]:
-    """Each picture at the end of its section."""
-    result: list[Block] = []
-    waiting: Block | None = None
-    for block in [*blocks, None]:
-        if (block is None or isinstance(block, Heading)) and waiting is not None:
-            result.append(waiting)
-            waiting = None
-        if isinstance(block, Heading) and block.text in captions:
-            name, caption = captions[block.text]
-            waiting = Figure(pictures[name], caption) if name in pictures else None
-        if block is not None:
-            result.append(block)
-    return result
+        with_picture(_order(found), "order", "Value by order of the trials, and the best so far."),
+        with_picture(_economy(study, found), "epochs", "Epochs trained by each trial, with its value."),
+        _poor(found),
+        _recommended(study, found),
+        _confirmed(study, found),
+        _reproduction(study, found),
+    )
+    return [block for part in parts for block in part]
 
 
 def _overview(study: Study, found: Findings) -> list[Block]:
     counts = {state: sum(t.state == state for t in study.trials) for state in ("finished", "stopped", "infeasible")}
     ended = ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none ended"
     imported = sum(t.kind == "imported" for t in study.trials)
-    repeats = sum(t.kind == "confirm" for t in study.trials)
+    again = sum(t.kind == "confirm" for t in study.trials)
     size = f"{len(study.searched)} of {study.budget} trials" if study.searched or not imported else ""
-    extra = [size, f"{imported} imported" if imported else "", f"{repeats} repeats with other seeds" if repeats else ""]
+    extra = [size, f"{imported} imported" if imported else "", f"{again} repeats with other seeds" if again else ""]
     rows = [
         ["metric", f"{study.metric}, {study.goal}"],
         ["trials", ", ".join(part for part in extra if part) + f"; {ended}"],
@@ -178,11 +155,8 @@ def _ranks(study: Study, found: Findings) -> list[Block]:
         cells += [str(trial.epochs or ""), trial.state, *[cell(trial) for cell in optional.values()]]
         rows.append(cells)
     note = " Trial numbers lead to the run folders." if any(_has_run(study, t) for t in trials) else ""
-    return [
-        Heading("Ranking"),
-        Text("By measured value, best first." + note),
-        Table(header, rows, 0 if found.ranked else -1),
-    ]
+    text = Text("By measured value, best first." + note)
+    return [Heading("Ranking"), text, Table(header, rows, 0 if found.ranked else -1)]
 
 
 def _has_run(study: Study, trial: Trial) -> bool:
@@ -205,7 +179,7 @@ def _verdict(gain: Gain) -> str:
     return f"{measured} By {by}: {spread}: {ending}."
 
 
-def _gain(study: Study, found: Findings) -> list[Block]:
+def _gain(found: Findings) -> list[Block]:
     if not found.ranked:
         return []
     if found.gain is None:
@@ -229,7 +203,7 @@ def _best(study: Study, found: Findings) -> list[Block]:
     return [Heading("Best configuration"), Text(f"Measured best: {called(best)}."), Table(["", ""], rows)]
 
 
-def _top(study: Study, found: Findings) -> list[Block]:
+def _top(found: Findings) -> list[Block]:
     if not found.shared:
         return []
     header = ["parameter", *[f"trial {t.number}" for t in found.ranked[:3]], "centre", "as close by chance"]
@@ -242,12 +216,10 @@ def _top(study: Study, found: Findings) -> list[Block]:
     text = (
         "Centre: mean, geometric on a log scale. By chance: how many of all sets of three trials lie as close together."
     )
-    told = (
-        f" The three are unusually alike in {', '.join(close)}."
-        if close
-        else " In no parameter are they unusually alike."
+    alike = (
+        f"The three are unusually alike in {', '.join(close)}" if close else "In no parameter are they unusually alike"
     )
-    return [Heading("What the best three share"), Text(text + told), Table(header, rows)]
+    return [Heading("What the best three share"), Text(f"{text} {alike}."), Table(header, rows)]
 
 
 def _influence(study: Study, found: Findings) -> list[Block]:
@@ -273,7 +245,7 @@ def _influence(study: Study, found: Findings) -> list[Block]:
     return blocks
 
 
-def _order(study: Study, found: Findings) -> list[Block]:
+def _order(found: Findings) -> list[Block]:
     if not found.incumbents:
         return []
     last, count = found.incumbents[-1], len(found.ranked)
@@ -295,31 +267,22 @@ def _economy(study: Study, found: Findings) -> list[Block]:
         f"{economy.whole}, {100 * saved / economy.whole:.0f} % saved."
     )
     best = found.ranked[0]
-    hopeful = [
-        t
-        for t in found.ranked
-        if t.state == "stopped" and study.sign * (t.reached - best.result) >= 0 and t is not best
-    ]
+    stopped = [t for t in found.ranked if t.state == "stopped" and t is not best]
+    hopeful = [t for t in stopped if study.sign * t.reached >= study.height(best)]
     if hopeful:
         text += f" Expected to end above the best, yet stopped: {', '.join(called(t) for t in hopeful)}."
     return [Heading("Early stopping"), Text(text)]
 
 
-def _poor(study: Study, found: Findings) -> list[Block]:
+def _poor(found: Findings) -> list[Block]:
     failed, ended = found.infeasible
     if not found.poor:
         return []
     share = f"{failed} of {ended} ended trials are infeasible ({100 * failed / ended:.0f} %). " if ended else ""
     rows = [[called(p.trial), "" if p.gap is None else f"{p.gap:.2g}", p.trial.state, p.reason] for p in found.poor]
-    text = (
-        share
-        + "Poor: below the best by more than the noise of two trainings (90 %). Reasons by the model are likely ones."
-    )
-    return [
-        Heading("Failed and poor settings"),
-        Text(text),
-        Table(["trial", "below the best", "state", "likely reason"], rows),
-    ]
+    text = "Poor: below the best by more than the noise of two trainings (90 %). Reasons by the model are likely ones."
+    header = ["trial", "below the best", "state", "likely reason"]
+    return [Heading("Failed and poor settings"), Text(share + text), Table(header, rows)]
 
 
 def _spread(parameter: Parameter, values: tuple) -> str:

@@ -3,13 +3,11 @@
 Objectives of `search_objective.py` take the place of trainings; attempts are real processes all the same.
 """
 
-import dataclasses
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,68 +16,13 @@ import pytest
 
 from engine.jobs import fence
 from engine.jobs.executor import Exit
-from engine.jobs.local import LocalExecutor
 from engine.jobs.tail import Tail
-from engine.search import ask, confirm, ledger, trials
+from engine.search import confirm, ledger, trials
 from engine.search import driver as loop
-from engine.search.model import stopping, surrogate
-from engine.search.space import Parameter, Space
+from engine.search.model import stopping
+from engine.search.space import Space
 from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
-from tests.conftest import ROOT, SUPPORT, TINY
-
-LR = Parameter("lr", "float", 1e-5, 2e-4, "log")
-T_MAX = Parameter("T_max", "ordinal", values=(15, 18, 20, 25))
-SWEEP = """
-method: bayes
-metric: {name: val/hmean, goal: maximize}
-parameters:
-  lr: {distribution: log_uniform_values, min: 1e-5, max: 2e-4}
-  T_max: {values: [15, 18, 20, 25]}
-"""
-
-
-class Lines:
-    """A dashboard that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def event(self, text: str, routine: bool = False) -> None:
-        self.lines.append(text)
-
-    def update(self, study: Study, running: list) -> None:
-        assert len(running) <= study.agents
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Where objectives can be imported by the attempts."""
-    monkeypatch.chdir(SUPPORT)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("SICK_FOLDER", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path
-
-
-def asks(monkeypatch, *configurations) -> None:
-    """The surrogate's place is taken by a list."""
-    monkeypatch.setattr(ask, "configuration", lambda study, number: (configurations[number], "model"))
-
-
-def run(folder, objective: str, executor=None, book=None, **fields) -> tuple[Study, list[str], bool]:
-    """Searches with an objective until the driver returns."""
-    if book is None:
-        fields = {"space": Space((LR, T_MAX)), "budget": 4} | fields
-        fields.setdefault("early_stop", {"type": "none"})
-        study = Study(folder / "s", "s", objective=f"search_objective:{objective}", max_epochs=5, **fields)
-        study.first = {"lr": 1e-4, "T_max": 15}
-        book = ledger.create(study)
-    show = Lines()
-    executor = executor or LocalExecutor(book.study.agents)
-    done = loop.search(loop.Driver(book, executor, show, poll_s=0.02))
-    book.close()
-    assert ledger.read(book.folder) == book.study
-    return book.study, show.lines, done
+from tests.engine.search.conftest import RATE, T_MAX, Lines, asks, attempts_of, command, new, run
 
 
 def test_a_search_ends_with_every_trial_told(place):
@@ -159,7 +102,7 @@ class Queue:
 def test_the_time_in_which_a_requeued_job_waits_is_not_the_trials(place, monkeypatch, limit, reason):
     minutes = [0.0]
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60 * minutes[0]))
-    space, runner = Space((LR, T_MAX)), Runner(**limit)
+    space, runner = Space((RATE, T_MAX)), Runner(**limit)
     book = ledger.create(Study(place / "s", "s", space, budget=1, objective="x:y", runner=runner))
     book.append(**ledger.trial_event(trials.new_trial(book.study, {"lr": 1e-4, "T_max": 15}, "preset", 0)))
     driver = loop.Driver(book, Queue(), Lines())
@@ -278,7 +221,7 @@ def test_a_trial_whose_stop_the_driver_did_not_live_to_note(place, monkeypatch):
         stopping, "decide", lambda trial, study: stopping.Decision(trial.epochs >= 2, "late", (0.9, 0.01))
     )
     asks(monkeypatch, {"lr": 1e-4, "T_max": 15})
-    study = Study(place / "s", "s", Space((LR, T_MAX)), budget=1, objective="x:y")
+    study = Study(place / "s", "s", Space((RATE, T_MAX)), budget=1, objective="x:y")
     book = ledger.create(study)
     book.append(**ledger.trial_event(trials.new_trial(study, {"lr": 1e-4, "T_max": 15}, "preset", 0)))
     book.append("start", trial=0, attempt=1, id="a", where="local")
@@ -335,48 +278,6 @@ def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
         assert ended == list(range(6)), count
 
 
-def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
-    asks(monkeypatch, {"lr": 1e-4, "T_max": 15}, {"lr": 5e-5, "T_max": 15}, {"lr": 2e-5, "T_max": 15})
-    monkeypatch.setattr(confirm, "unmeasured", lambda study: None)  # what the model recommends is among the three
-    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[k] for k in (1, 2, 0)])
-    study, _, _ = run(place, "quadratic", budget=3, confirmation=Confirmation(2))
-    extra = [(trial.repeats, trial.seed, trial.kind, trial.state) for trial in study.trials[3:]]
-    assert extra == [(n, seed, "confirm", "finished") for seed in (1, 2) for n in (1, 2, 0)]
-    assert all(trial.values == study.trials[trial.repeats].values for trial in study.trials[3:])
-    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[2]])  # the choice stands
-    again = ledger.Ledger(study.folder)
-    more = dataclasses.replace(again.study.confirmation, seeds=3)
-    again.append(**ledger.extend_event(dataclasses.replace(again.study, confirmation=more)))
-    assert [(event["repeats"], event["seed"]) for event in confirm.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
-    again.close()
-
-
-def test_what_the_model_recommends_is_measured_before_repeats_are_chosen(place):
-    study, _, _ = run(place, "quadratic", budget=4, confirmation=Confirmation(1))
-    assert [trial.kind for trial in study.trials[:5]] == ["preset", "model", "model", "model", "recommended"]
-    before = Study(**{**vars(study), "trials": study.trials[:4]})
-    assert study.trials[4].values == surrogate.fit(before).best()
-    assert study.trials[4].state == "finished" and len(study.searched) == 4
-    assert {trial.kind for trial in study.trials[5:]} == {"confirm"} and len(study.trials) in (7, 8)
-
-
-def test_commands_of_trainings():
-    study = Study(
-        Path("studies/s"), "s", Space((LR,)), arguments=["preset=demo", "wandb=true", "trainer.compile=false"]
-    )
-    study.space = Space((Parameter("models.optimizer.lr", "float", 1e-5, 2e-4, "log"),))
-    trial = trials.new_trial(study, {"models.optimizer.lr": 1.5e-5, "other": 3}, "model", 4)
-    one, eight = (trials.command(study, trial, gpus) for gpus in (1, 8))
-    root = Path("studies/s").resolve() / "trials"
-    assert one == [
-        sys.executable, "-m", "engine.train", "preset=demo", "wandb=true", "trainer.compile=false",
-        "models.optimizer.lr=1.5e-05", f"run_root={root}", "name=000", "resume=auto", "seed=4", "wandb_group=s",
-        "wandb_job_type=model",
-    ]  # fmt: skip
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=8", "-m"]
-    assert eight == [sys.executable, *launcher, *one[2:]]
-
-
 def test_metrics_are_read_as_they_grow(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)
@@ -396,31 +297,6 @@ def test_metrics_are_read_as_they_grow(tmp_path):
 
 
 # ---- the whole command, killed
-
-
-def command(folder: Path, *argv: str) -> list[str]:
-    return [sys.executable, "-m", "engine.search", "--study-root", str(folder), *argv]
-
-
-def new(folder: Path, budget: int, *argv: str) -> list[str]:
-    sweep = folder / "sweep.yaml"
-    sweep.write_text(SWEEP)
-    words = ("--objective", "search_objective:slow", "--sweep", str(sweep), "--budget", str(budget), "--study", "s")
-    return command(folder, *words, *argv)
-
-
-def attempts_of(folder: Path) -> list[int]:
-    """Processes of a study's attempts: wrappers, keepers, objectives."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if os.fsencode(folder) in words and (b"search.attempt" in words or b"search.objective" in words):
-                found.append(int(entry.name))
-    return found
 
 
 def kill_and_resume(place: Path, kills: int, budget: int, seed: int, *argv: str) -> tuple[Study, list[dict]]:
@@ -496,67 +372,3 @@ def test_killed_with_several_agents(place):
     """The order of ends differs, so do the configurations; nothing is lost or repeated all the same."""
     check_complete(*kill_and_resume(place, 20, 40, 5, "--agents", "3"))
     assert not attempts_of(place)
-
-
-def test_a_search_without_any_measurement_says_why(place):
-    sweep = place / "sweep.yaml"
-    sweep.write_text(SWEEP.replace("[15, 18, 20, 25]", "[20, 20.5]"))
-    words = ("--objective", "search_objective:sick", "--sweep", str(sweep), "--budget", "1", "--study", "s", "T_max=20")
-    done = subprocess.run(command(place, *words), capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no trial could be measured" in done.stderr, done.stdout + done.stderr
-    assert "ZeroDivisionError: as told" in done.stderr and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupt_says_how_to_go_on_and_leaves_nothing_running(place, number):
-    child = subprocess.Popen(new(place, 3), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in child.stdout:
-        if "epoch 2" in line:
-            break
-    child.send_signal(number)
-    text, _ = child.communicate(timeout=60)
-    assert child.returncode == 130 and f"--resume {place}/s" in text, text
-    assert not attempts_of(place)
-    (trial,) = ledger.read(place / "s").trials
-    if number == signal.SIGTERM:
-        return  # what follows is the same
-    assert (trial.state, trial.retries) == ("asked", 0) and len(trial.curve) >= 2
-    done = subprocess.run(command(place, "--resume", "s"), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = ledger.read(place / "s")
-    assert [trial.state for trial in study.trials] == ["finished"] * 3 and study.trials[0].attempts == 2
-    more = subprocess.run(command(place, "--budget", "5", "--resume"), capture_output=True, text=True, check=False)
-    assert more.returncode == 0, more.stdout + more.stderr
-    longer = ledger.read(place / "s")
-    assert longer.budget == 5 and longer.trials[:3] == study.trials and len(longer.trials) == 5
-
-
-def test_a_second_driver_is_refused(place):
-    child = subprocess.Popen(new(place, 2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    next(line for line in child.stdout if "starts" in line)
-    other = subprocess.run(command(place, "--resume", "s"), capture_output=True, text=True, check=False)
-    assert other.returncode == 2 and f"(process {child.pid} on " in other.stderr and other.stderr.count("\n") == 1
-    child.communicate(timeout=60)
-    assert child.returncode == 0
-
-
-@pytest.mark.slow
-def test_a_search_over_real_trainings(place):
-    """The smallest training, two trials, the driver killed in the first: it goes on from its checkpoint."""
-    arguments = [item for item in TINY if not item.startswith("trainer.max_epochs")]
-    words = command(place, "--study", "s", "--budget", "2", "--early-stop", "none", *arguments, "trainer.max_epochs=3")
-    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    next(line for line in child.stdout if "epoch 1/3" in line)
-    while not (place / "s" / "trials" / "000" / "checkpoints" / "last").exists():
-        time.sleep(0.01)
-        assert child.poll() is None
-    child.kill()
-    child.communicate()
-    done = subprocess.run(command(place, "--resume", "s"), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = ledger.read(place / "s")
-    assert all(trial.state in ENDED and trial.epochs == 3 for trial in study.trials) and len(study.trials) == 2
-    assert study.trials[0].attempts == 2
-    sessions = json.loads((study.folder / "trials" / "000" / "run.json").read_text())["sessions"]
-    assert len(sessions) == 2 and sessions[1]["first_step"] > 0
-    assert (study.folder / "report.md").exists()

@@ -6,16 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-import triton
-import triton.language as tl
 from hypothesis import given, settings
 from no_sync import no_sync
+from target_pages import drawn
 
 from kernels import runtime
-from kernels.db_targets import DBTargets, db_targets, db_targets_reference, kernel, reference
-from kernels.db_targets.measure import extremes, span
-from kernels.db_targets.measure import offset_distance as device_distance
-from kernels.db_targets.op import _targets_op
+from kernels.db_targets import db_targets, db_targets_reference, kernel
 from tests.conftest import DEVICE
 from tests.kernels.db_targets.test_reference import (
     BAD,
@@ -39,13 +35,10 @@ WAVE_X = np.linspace(5, 125, 38)
 WAVE = np.concatenate(
     [np.stack([x, 20 + s * 8 + 5 * np.sin(x / 15)], -1)[::s] for s, x in ((-1, WAVE_X), (1, WAVE_X))]
 ).astype(np.float32)  # a curved line of 76 points
+
+
 # Half an ulp of values in [0.5, 1), which the map lies below; Triton's interpreter cuts bfloat16 off instead: an ulp.
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0 ** (-8 if runtime.INTERPRETED else -9), torch.float16: 2.0**-12}
-
-
-def drawn(layout, ignore=None, dtype=torch.float32, **options):
-    tensors = [tensor.to(DEVICE) for tensor in csr(layout, ignore)]
-    return DBTargets(*(m.cpu() for m in db_targets(*tensors, implementation="triton", thresh_dtype=dtype, **options)))
 
 
 def rounding_decides(page, ignore, height, width, mode, min_size):
@@ -131,13 +124,6 @@ def test_threshold_types(dtype):
     assert got.thresh_map.unique().numel() > 100
 
 
-def test_threshold_type_is_bfloat16_unless_asked():
-    tensors = [tensor.to(DEVICE) for tensor in csr([[GOOD]])]
-    assert db_targets(*tensors, height=33, width=50, implementation="triton").thresh_map.dtype == torch.bfloat16
-    given = db_targets(*csr([[GOOD]]), height=33, width=50, implementation="reference", thresh_dtype=torch.float16)
-    assert given.thresh_map.dtype == torch.float16
-
-
 NO_TRACE = {
     "empty": np.zeros((0, 2)),
     "point": np.array([(9.0, 6.0)]),
@@ -207,51 +193,6 @@ def test_strided_inputs():
         assert torch.equal(a, b)
 
 
-# --- measuring ---
-
-
-@triton.jit
-def _measured(points, offsets, ignore, out, num_points,
-    SHRINK: tl.constexpr, MIN_SIZE: tl.constexpr, PAPER: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    polygon = tl.program_id(0)
-    start, count = span(offsets, polygon, num_points)
-    area, perimeter, _, _, _, _ = extremes(points, start, count, CHUNK)
-    flag = tl.load(ignore + polygon).to(tl.int32)
-    distance = device_distance(points, start, count, area, perimeter, flag, SHRINK, MIN_SIZE, PAPER, CHUNK)
-    tl.store(out + polygon, distance)
-
-
-@pytest.mark.parametrize("min_size", [None, 0.0, 2.0])
-def test_measuring_decides_as_the_reference(min_size):
-    """Points of a small lattice: edges that touch, overlap, end on each other; areas and extents on the threshold."""
-    rng = random.Random(3)
-    polygons = [[(rng.randrange(6), rng.randrange(6)) for _ in range(rng.choice([3, 4, 4, 5, 7]))] for _ in range(40)]
-    polygons += [
-        box(3, 3, 5, 2.0),
-        box(3, 3, 5, 1.99),
-        box(3, 3, 5, 2.0001, 45),
-        box(0, 0, 1, 1),
-        blob(rng, 5, 5, 9, 50),
-    ]
-    points, offsets, _, ignore = csr([polygons], [rng.random() < 0.1 for _ in polygons])
-    out = torch.empty(len(polygons), dtype=torch.float64, device=DEVICE)
-    runtime.launch(
-        _measured, (len(polygons),), points.to(DEVICE), offsets.to(DEVICE), ignore.to(DEVICE), out, len(points),
-        num_warps=4, SHRINK=1 - 0.4**2, MIN_SIZE=min_size or 0.0, PAPER=min_size is not None, CHUNK=kernel.CHUNK,
-    )  # fmt: skip
-    text, distance = torch.zeros(len(polygons), dtype=torch.bool), torch.ones(len(polygons), dtype=torch.float64)
-    for xy, chosen in reference._groups(points, offsets):
-        measured = reference._measure(xy, chosen * 0, ignore[chosen], 0.4, min_size)
-        text[chosen], distance[chosen] = measured.is_text, measured.distance
-    assert torch.equal(out.cpu() > 0, text)
-    assert torch.allclose(out.cpu()[text], distance[text], rtol=1e-14)
-    assert 5 < text.sum() < len(polygons) - 5 or min_size is None
-
-
-# --- the operator ---
-
-
 def options_of(height, width):
     return {**DEFAULTS, "height": height, "width": width, "thresh_dtype": torch.bfloat16}
 
@@ -264,14 +205,6 @@ def test_host_code_of_the_kernels_waits_for_nothing(monkeypatch, mode):
     with no_sync():
         kernel.db_targets_triton(*tensors, **{**options_of(80, 130), "mode": mode})
     assert started == [(3,), (3, 1), (3 * 3 * 5,)]
-
-
-def test_the_minimum_size_is_compared_in_float64():
-    """7.25 + 1e-9 is 7.25 in float32."""
-    page = csr([[box(40, 20, 60, 7.25)]])
-    sizes = {"height": 40, "width": 80, "implementation": "triton"}
-    drawn = [db_targets(*(t.to(DEVICE) for t in page), min_text_size_px=s, **sizes) for s in (7.25, 7.25 + 1e-9)]
-    assert drawn[0].shrink_map.any() and not drawn[1].shrink_map.any() and not drawn[1].shrink_mask.all()
 
 
 @pytest.mark.parametrize(
@@ -297,38 +230,6 @@ def test_wrong_offsets_are_held_within_range(poly_offsets, page_offsets, same_as
     got, want = run(poly_offsets, page_offsets), run(*same_as)
     for a, b in zip(got, want):
         assert a.shape == (1, 33, 50) and torch.equal(a, b)
-
-
-def test_wrong_offsets_on_a_cpu_are_named():
-    points, poly_offsets, page_offsets, ignore = csr([[GOOD]])
-    for implementation in ("reference", "triton") if runtime.INTERPRETED else ("reference",):
-        with pytest.raises(ValueError, match="poly_offsets must rise from 0 to 4"):
-            db_targets(points, poly_offsets + 1, page_offsets, ignore, height=7, width=9, implementation=implementation)
-
-
-def test_kernels_need_a_gpu_or_the_interpreter(monkeypatch):
-    monkeypatch.setattr(runtime, "INTERPRETED", False)
-    with pytest.raises(ValueError, match="db_targets: implementation='triton' needs tensors on a CUDA device"):
-        db_targets(*csr([[GOOD]]), height=7, width=13, implementation="triton")
-
-
-@pytest.mark.parametrize("implementation", ["reference", "triton"])
-def test_operator_is_sound_and_traceable(implementation):
-    tensors = [tensor.to(DEVICE) for tensor in csr([[box(6, 4, 20, 9)], []])]
-    numbers = [DEFAULTS[name] for name in ("shrink_ratio", "thresh_min", "thresh_max", "min_text_size_px", "mode")]
-    torch.library.opcheck(_targets_op, (*tensors, 7, 13, *numbers, torch.bfloat16, implementation == "triton"))
-
-    def targets(*tensors):
-        return db_targets(*tensors, height=7, width=13, implementation=implementation)
-
-    compiled = torch.compile(targets, fullgraph=True, backend="aot_eager")
-    for layout in ([[box(6, 4, 20, 9)], []], [[box(6, 4, 20, 9)] * 2, [], []]):
-        tensors = [tensor.to(DEVICE) for tensor in csr(layout)]
-        for a, b in zip(compiled(*tensors), targets(*tensors), strict=True):
-            assert torch.equal(a, b)
-
-
-# --- a GPU only ---
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

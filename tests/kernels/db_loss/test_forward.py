@@ -1,51 +1,21 @@
-"""The Triton kernels of db_loss against the PyTorch reference, on a GPU where there is one, else interpreted.
-
-Floors of the error budget: ULPS float32 ulp of the value for a loss, of the largest entry for a gradient. A GPU's exp2
-and rsqrt are good to 2 ulp each, where the reference's exp is to 1. The interpreter cuts float32 off to bfloat16, where
-a GPU rounds: one bfloat16 ulp more there.
-"""
-
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_examples import DTYPES, SHAPES, ULPS, by_kernels, example
 from no_sync import no_sync
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import runtime
-from kernels.db_loss import Maps, Stats, Weights, binary_map, db_loss, db_loss_gradient, db_loss_reference, op, pixels
+from kernels.db_loss import Maps, Stats, Weights, db_loss_gradient, db_loss_reference
 from kernels.db_loss import backward as backward_module
 from kernels.db_loss import forward as forward_module
 from kernels.db_targets import DBTargets
 from tests.conftest import DEVICE
 
-ULPS = 8 * 2.0**-23
-SHAPES = [(1, 1, 1), (1, 7, 13), (2, 23, 31), (3, 40, 130)]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MODES = ["paper", "baseline"]
-
-
-def example(shape=(2, 23, 31), dtype=torch.float32, thresh_dtype=torch.bfloat16, seed=0, positive=0.1, ignored=0.1):
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform():
-        return torch.rand(shape, generator=generator)
-
-    maps = ((uniform() < positive).byte(), (uniform() >= ignored).byte(), 0.3 + 0.4 * uniform(), uniform() < 0.4)
-    targets = DBTargets(*(field.to(DEVICE) for field in maps))
-    targets = targets._replace(thresh_map=targets.thresh_map.to(thresh_dtype), thresh_mask=targets.thresh_mask.byte())
-    x = (torch.randn(shape, generator=generator) * 2 - 2).to(DEVICE, dtype)
-    return x, torch.randn(shape, generator=generator).to(DEVICE, dtype), targets
-
-
-def by_kernels(x, y, targets, mode="paper", ratio=3.0, grad=1.0):
-    """(losses, stats, gradients) through the operators."""
-    options = ([50.0, ratio, 5.0, 10.0, 1.0], mode == "paper", True)
-    losses, stats = op._loss_op(x, y, *targets, *options)
-    grad = torch.tensor(grad, device=x.device)
-    return losses, stats, op._gradient_op(x, y, *targets, stats, grad, *options)
 
 
 def by_reference(x, y, targets, mode="paper", ratio=3.0, grad=1.0, upcast=False):
@@ -95,9 +65,6 @@ def test_negative_ratios(dtype, ratio):
     targets.shrink_map.zero_().view(-1)[3:23:2] = 1  # ten positives: 10 x 0.7 is 7 in float64, 6.9999999 in float32
     _, stats, _ = check(x, y, targets, ratio=ratio)
     assert stats[2].item() == 10 + min(math.floor(10 * ratio), 269) + 1e-6
-
-
-# --- edges ---
 
 
 def no_positives(x, y, targets):
@@ -195,68 +162,6 @@ def test_selection_equals_a_sort(dtype, drawn, ratio):
     torch.testing.assert_close(losses[1].double(), want, rtol=2e-6, atol=1e-12)
 
 
-# --- strides, gradients that come in, programs ---
-
-
-def layouts(x, y):
-    """(name, x, y, whether the kernels must read them as they are)."""
-    pair, many = torch.stack((x, y), 1), torch.stack((x, y, x, y, x), 1)
-    yield "two channels", *pair.unbind(1), True
-    yield "channels_last", *pair.contiguous(memory_format=torch.channels_last).unbind(1), True
-    yield "five channels", *many.contiguous(memory_format=torch.channels_last)[:, 2:4].unbind(1), True
-    yield "one of each", pair[:, 0], many.contiguous(memory_format=torch.channels_last)[:, 1], True
-    yield "a crop", torch.nn.functional.pad(x, (1, 2))[..., 1:-2], y, False
-    yield "transposed", x.mT.contiguous().mT, y.mT.contiguous().mT, False
-
-
-@pytest.mark.parametrize("shape", [(1, 7, 13), (2, 23, 31), (3, 16, 160), (4, 1, 9), (4, 9, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strides_change_no_bit(shape, dtype):
-    x, y, targets = example(shape, dtype, positive=0.3)
-    want = by_kernels(x, y, targets)
-    drawn = binary_map(x, y, implementation="triton")
-    for name, a, b, direct in layouts(x, y):
-        pages = pixels.lay_out(a, b)
-        assert (pages.x is a and pages.y is b) or not direct, name
-        got = by_kernels(a, b, targets)
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1]), name
-        assert all(torch.equal(c, d) and c.is_contiguous() for c, d in zip(got[2], want[2])), name
-        assert torch.equal(binary_map(a, b, implementation="triton"), drawn), name
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the interpreter would copy 4.3 GB at every launch")
-def test_a_page_beyond_2_to_the_31_elements():
-    """Only the pages' addresses are far apart."""
-    x, y, targets = example((2, 5, 7), torch.bfloat16)
-    if torch.cuda.mem_get_info()[0] < 5e9:
-        pytest.skip("needs 5 GB of free GPU memory")
-    far = torch.empty(2**31 + 100, dtype=torch.bfloat16, device=DEVICE).as_strided((2, 5, 7), (2**31 + 48, 7, 1))
-    far.copy_(x)
-    got, want = by_kernels(far, y, targets), by_kernels(x, y, targets)
-    assert torch.equal(got[0], want[0]) and torch.equal(got[2][0], want[2][0])
-
-
-def test_targets_of_any_stride():
-    x, y, targets = example()
-    got = by_kernels(x, y, DBTargets(*(field.mT.contiguous().mT for field in targets)))
-    assert torch.equal(got[0], by_kernels(x, y, targets)[0])
-
-
-def test_incoming_gradients():
-    x, y, targets = example((1, 7, 13))
-    want = by_kernels(x, y, targets)[2]
-    x, y = x.requires_grad_(), y.requires_grad_()
-    options = ([50.0, 3.0, 5.0, 10.0, 1.0], True, True)
-    spread = torch.autograd.grad(op._loss_op(x, y, *targets, *options)[0].sum(), (x, y))  # a gradient of stride 0
-    scaled = torch.autograd.grad(db_loss(x, y, targets, implementation="triton").total * -3, (x, y))
-    assert all(torch.equal(a, b) for a, b in zip(spread, want))
-    for a, b in zip(scaled, want):
-        torch.testing.assert_close(a, -3 * b, rtol=1e-6, atol=0)
-    stats = op._loss_op(x, y, *targets, *options)[1].detach()
-    third = torch.tensor([7.0, 7.0, 1.0, 7.0], device=DEVICE)[2]
-    assert torch.equal(op._gradient_op(x, y, *targets, stats, third, *options)[0], want[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_any_number_of_programs(dtype, monkeypatch):
     x, y, targets = example((3, 40, 130), dtype)  # nine tiles
@@ -310,45 +215,6 @@ def test_more_pixels_than_2_to_the_31(shape):
         )
 
 
-# --- compilers, memory, waiting ---
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_operators_pass_opcheck(masked):
-    x, y, targets = example((1, 7, 13), torch.bfloat16)
-    options = ([50.0, 3.0, 5.0, 10.0, 1.0], masked, True)
-    torch.library.opcheck(op._loss_op, (x.clone().requires_grad_(), y.clone().requires_grad_(), *targets, *options))
-    stats = op._loss_op(x, y, *targets, *options)[1]
-    one = torch.ones((), device=DEVICE)
-    torch.library.opcheck(op._gradient_op, (x, y.mT.contiguous().mT, *targets, stats, one, *options))
-    torch.library.opcheck(op._binary_op, (x, y.mT.contiguous().mT, 50.0, True))
-
-
-def test_compiles_without_a_graph_break():
-    x, y, targets = example((2, 7, 13))
-    wide = torch.stack((x, y), 1).contiguous(memory_format=torch.channels_last).requires_grad_()
-
-    def step(wide, targets):
-        x, y = (wide + 0).unbind(1)
-        binary = binary_map(x, y, implementation="triton").sum()
-        return db_loss(x, y, targets, implementation="triton").total * 2, binary
-
-    want, got = step(wide, targets), torch.compile(step, fullgraph=True, backend="aot_eager")(wide, targets)
-    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
-    assert torch.equal(*(torch.autograd.grad(total, wide)[0] for total, _ in (got, want)))
-
-
-def test_nothing_of_full_size_is_kept():
-    x, y, targets = example()
-    wide, kept = torch.stack((x, y), 1).requires_grad_(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        got = db_loss(wide[:, 0], wide[:, 1], targets, implementation="triton")
-    assert got.total.requires_grad and not any(part.requires_grad for part in got[1:])
-    given = {tensor.untyped_storage().data_ptr() for tensor in (wide, *targets)}
-    assert len(kept) == 7
-    assert all(tensor.untyped_storage().data_ptr() in given or tensor.numel() < 10 for tensor in kept)
-
-
 class Watch(TorchDispatchMode):
     """Counts the bytes that are allocated."""
 
@@ -386,63 +252,3 @@ def test_bytes_and_no_waiting(dtype, direct, monkeypatch):
     copies = 0 if direct else 2 * count * x.itemsize  # of logits, made by each and dropped
     assert forward.bytes - copies < 100_000 and backward.bytes == copies + 2 * count * x.itemsize
     assert max(forward.bytes, backward.bytes) <= 16 * count + 2**20
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_never_waits_on_a_gpu():
-    x, y, targets = example((2, 320, 320), torch.bfloat16)
-    by_kernels(x, y, targets)
-    one = torch.ones((), device=DEVICE)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        options = ([50.0, 3.0, 5.0, 10.0, 1.0], True, True)
-        op._gradient_op(x, y, *targets, op._loss_op(x, y, *targets, *options)[1], one, *options)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-# --- which path, the binary map ---
-
-
-def test_auto_takes_the_kernels_on_a_gpu_only(monkeypatch):
-    seen = []
-    monkeypatch.setattr(op, "forward", lambda *args: seen.append("forward") or forward_module.forward(*args))
-    monkeypatch.setattr(op, "binary_map_kernel", lambda x, *rest: seen.append("binary") or x * 0)
-    x, y, targets = example((1, 7, 13))
-    db_loss(x, y, targets), binary_map(x, y)
-    assert seen == (["forward", "binary"] if DEVICE == "cuda" else [])
-    db_loss(x, y, targets, implementation="triton"), binary_map(x, y, implementation="triton")
-    assert seen[-2:] == ["forward", "binary"]
-    seen.clear()
-    db_loss(x, y, targets, implementation="reference"), binary_map(x.double(), y.double())
-    assert db_loss(x.double(), y.double(), targets).total.dtype == torch.float64 and not seen
-
-
-@pytest.mark.parametrize("function", [binary_map, lambda x, y, **rest: db_loss(x, y, example((1, 7, 13))[2], **rest)])
-def test_the_kernels_refuse_float64(function):
-    x, y, _ = example((1, 7, 13), torch.float64)
-    with pytest.raises(ValueError, match="needs float32, bfloat16 or float16 logits"):
-        function(x, y, implementation="triton")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_binary_map(shape, dtype):
-    x, y, _ = example(shape, dtype)
-    exact = (50 * (x.double().sigmoid() - y.double().sigmoid())).sigmoid()
-    plain = binary_map(x, y, implementation="reference")
-    got = binary_map(x[:, None].requires_grad_(), y[:, None], implementation="triton")
-    assert got.shape == plain.shape == shape and got.dtype == plain.dtype == torch.float32 and not got.requires_grad
-    assert (got - exact).abs().max() <= 2 * (plain - exact).abs().max() + ULPS
-    soft = (x.double().sigmoid() - y.double().sigmoid()).sigmoid()
-    torch.testing.assert_close(binary_map(x, y, db_k=1.0, implementation="triton").double(), soft, rtol=ULPS, atol=0)
-
-
-def test_binary_map_example_and_errors():
-    x, y = torch.zeros(1, 1, 1, device=DEVICE), torch.full((1, 1, 1), -0.4, device=DEVICE)
-    assert binary_map(x, y, implementation="triton").item() == pytest.approx(0.9929, abs=5e-5)
-    for change, message in (({"db_k": 0.0}, "db_k"), ({"implementation": "fast"}, "implementation")):
-        with pytest.raises(ValueError, match=f"binary_map: .*{message}"):
-            binary_map(x, y, **change)
-    with pytest.raises(ValueError, match="binary_map: thresh_logits must be"):
-        binary_map(x, torch.zeros(1, 2, 1, device=DEVICE))

@@ -1,0 +1,18 @@
+"""Learning curves for the tests of what is stopped and what is foreseen."""
+
+import numpy as np
+
+EPOCHS = 15
+
+
+def sample_curve(rng, final=None, epochs=EPOCHS, noise=4e-4):
+    """H after each epoch: a power law with its own speed up to `final`, noise of the seed and of each epoch."""
+    final = 0.975 - abs(rng.normal(0, 5e-3)) if final is None else final
+    passed = 1 + np.arange(epochs) * rng.lognormal(0, 0.3)
+    rise = 0.04 * rng.lognormal(0, 0.2) * (passed**-1.0 - passed[-1] ** -1.0)
+    return [(e + 1, float(v)) for e, v in enumerate(final - rise + rng.normal(0, noise, epochs))]
+
+
+def some_curves(seed, number):
+    rng = np.random.default_rng(seed)
+    return [sample_curve(rng) for _ in range(number)]
