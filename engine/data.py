@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.config import Config
-from engine.config.settings import SIZE_MULTIPLE
+from engine.config.settings import rounded
 from engine.console import warn
 from engine.distributed import Ranks, on_main_first
 from pipelines.errors import UserError
@@ -147,8 +147,7 @@ def canvas_at(config: Config, epoch: int) -> tuple[int, int]:
     if part >= len(sides):
         return height, width
     scale = sides[part] / max(height, width)
-    height, width = (max(1, round(side * scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width))
-    return height, width
+    return rounded(height * scale), rounded(width * scale)
 
 
 def loader_options(config: Config, ranks: Ranks) -> LoaderOptions:

@@ -89,14 +89,9 @@ def train_with_rollbacks(config: Config, ranks: Ranks, folder: Path, watchdog: W
 
 
 def train(config: Config, ranks: Ranks, folder: Path, watchdog: Watchdog, rollback_factor: float = 1.0) -> bool:
-    """Runs or resumes the training in `folder`.
+    """Runs or resumes the training in `folder`; False when it was asked to stop before its end.
 
-    Args:
-        config, ranks, folder, watchdog: as `main` makes them.
-        rollback_factor: largest factor on the learning rate, below 1 after a rollback.
-
-    Returns:
-        False when it was asked to stop before its end.
+    `rollback_factor` is the largest factor on the learning rate, below 1 after a rollback.
     """
     distributed.seed_everything(config.seed, config.trainer.deterministic)
     data = open_data(config, ranks)
@@ -163,8 +158,7 @@ def train_epochs(run: Run, loader: TrainLoader, position: Position) -> bool:
 def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
     """Trains to the end of the epoch, or to the step or minute at which the run must end; moves `position`.
 
-    Returns:
-        False when the run was asked to stop.
+    False when the run was asked to stop.
     """
     config, state = run.config, run.train_state
     size = global_batch_size(config, run.ranks)

@@ -17,6 +17,11 @@ from pipelines.options import check_options, option
 SIZE_MULTIPLE = 32  # the deepest map of the encoder has stride 32
 
 
+def rounded(length: float, multiple: int = SIZE_MULTIPLE) -> int:
+    """A length in pixels as the nearest side of a canvas: a multiple of 32, at least 32."""
+    return max(1, round(length / multiple)) * multiple
+
+
 def _size(config: object, key: str, field: str, multiple: int) -> None:
     """Replaces [N] by [N, N]; refuses other lengths and sides that are no multiple of `multiple`."""
     size = getattr(config, field)
@@ -26,7 +31,7 @@ def _size(config: object, key: str, field: str, multiple: int) -> None:
     if len(size) not in (0, 2):
         raise UserError(f"{key}={size}: expected N or [H,W]")
     if any(side % multiple for side in size):
-        near = [max(multiple, round(side / multiple) * multiple) for side in size]
+        near = [rounded(side, multiple) for side in size]
         raise UserError(f"{key}={size}: sides must be multiples of {multiple}; nearest is [{near[0]},{near[1]}]")
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from engine.config import Config
 from engine.config.load import canvas_hw
-from engine.config.settings import SIZE_MULTIPLE
+from engine.config.settings import rounded
 from engine.detection.maps import MapBatches, Network, page_loader, prob_maps
 from engine.distributed import Ranks
 from pipelines.geometry import ANTIALIAS, compose, invert, scaling
@@ -120,8 +120,7 @@ class Ensemble:
 
 def scaled(canvas: Canvas, scale: float) -> Canvas:
     """A canvas times a factor, sides rounded to multiples of 32, at least 32."""
-    height, width = (max(SIZE_MULTIPLE, round(side * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in canvas)
-    return height, width
+    return rounded(canvas[0] * scale), rounded(canvas[1] * scale)
 
 
 def onto(maps: torch.Tensor, to_view: np.ndarray, canvas: Canvas) -> torch.Tensor:

@@ -64,8 +64,6 @@ def prob_batches(
 
     Args:
         forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`.
-        pages: annotated pages or bare images.
-        config: eval and data settings.
         ranks: rank r takes rows r, r + world_size, ...
         bad: what becomes of pages that cannot be read, and which are known; such a page is a black one. None = the
             first is refused.

@@ -33,8 +33,6 @@ def detect_pages(
 
     Args:
         forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`.
-        pages: annotated pages or bare images.
-        config: eval, data and post settings.
         ranks: rank r takes rows r, r + world_size, ...
         bad: what becomes of pages that cannot be read, and which are known: nothing is found on them. None = the first
             is refused.

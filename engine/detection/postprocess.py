@@ -23,9 +23,8 @@ from engine.config import PostConfig
 from kernels.components import MAX_COMPONENTS, Quads, find_quads, label, to_host
 
 CLIPPER_SCALE = 1000  # clipper works on integers: a thousandth of a pixel
-ARC_TOLERANCE_PX = (
-    0.1  # of round joins; 8 px out this is 20 vertices a turn, 0.00025 px (clipper's default) would be 400
-)
+# Of round joins; 8 px out this is 20 vertices a turn, 0.00025 px (clipper's default) would be 400.
+ARC_TOLERANCE_PX = 0.1
 MIN_AREA_PX2 = 1.0  # less than a source pixel left on the page is no region
 
 log = logging.getLogger(__name__)
@@ -79,7 +78,6 @@ def begin(prob_maps: torch.Tensor, post: PostConfig, implementation: str = "auto
 
     Args:
         prob_maps: (N, H, W) float probabilities on any device.
-        post: settings.
         implementation: as `trainer.kernels`.
 
     Raises:
@@ -203,7 +201,6 @@ def outlines(prob: np.ndarray, mask: np.ndarray, labels: np.ndarray | None, post
     Args:
         prob: (H, W) float32 probabilities. mask: (H, W) uint8, 1 = text.
         labels: (H, W) int32 component numbers for 4 neighbours; None: 8.
-        post: settings.
     """
     contours = _outlines(mask) if labels is None else _outlines_by_label(labels)
     measured = [_measured(contour, prob, mask, post) for contour in contours]

@@ -26,9 +26,8 @@ from engine.evaluation.geometry import Shapes, inside, near_pairs, overlap_areas
 from pipelines.errors import UserError
 
 PROTOCOLS = ("official", "contest")
-AREA_PRECISION = np.float32(
-    0.3
-)  # share of a detection that must lie on texts; compared in float32, as the reference does
+# Share of a detection that must lie on texts; compared in float32, as the reference does.
+AREA_PRECISION = np.float32(0.3)
 MAX_PREDICTIONS = 500  # contest: later detections are not looked at
 COUNTS = (
     "images",
@@ -78,11 +77,8 @@ class PageResult:
 class CLEval:
     """Sums CLEval over pages. The sums do not depend on the order of pages, nor on how ranks share them.
 
-    Args:
-        protocol: official or contest, see the module.
-
     Raises:
-        UserError: unknown protocol.
+        UserError: the protocol is neither official nor contest.
     """
 
     def __init__(self, protocol: str = "official") -> None:
@@ -223,9 +219,19 @@ def relate(
         _cut_ignored(gt_shapes, ignored)
     share = _area_precision(gt_shapes, pred_shapes, rows, columns)
     centre, detection = _hits(pred_shapes, rows, columns, lengths, xy)
-    chars_gt, cost = int(lengths[~ignored].sum()), np.full(len(pred_shapes), -1)
-    lie = (pred_shapes, kind, share, owner, centre, detection)
-    return Relations(*lie, chars_gt, cost, ignored, gt_kept, pred_kept)
+    return Relations(
+        pred=pred_shapes,
+        kind=kind,
+        share=share,
+        owner=owner,
+        centre=centre,
+        detection=detection,
+        chars_gt=int(lengths[~ignored].sum()),
+        chars_false=np.full(len(pred_shapes), -1),
+        ignored=ignored,
+        gt_kept=gt_kept,
+        pred_kept=pred_kept,
+    )
 
 
 def count_some(page: Relations, which: np.ndarray) -> dict[str, int]:

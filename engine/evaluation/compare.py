@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from engine import distributed
 from engine.config import Config
 from engine.console import text_table
 from engine.detection.maps import Forward, prob_batches
@@ -35,7 +34,7 @@ class Judged:
     kind: str  # member, ensemble or soup
     pages: list[PageResult]  # all of them, in order
     scores: dict[str, float]  # as `CLEval.compute`
-    seconds: float  # of the slowest rank
+    seconds: float
 
     @property
     def images_per_second(self) -> float:
@@ -53,29 +52,26 @@ def judge(
     pool: ProcessPoolExecutor | None = None,
     on_page: Callable[[], object] = lambda: None,
 ) -> Judged:
-    """Detects on all pages, shared over the ranks, and scores each. One batch is detected before the clock starts.
+    """Detects on all pages, in one process, and scores each. One batch is detected before the clock starts.
 
     Args:
         forward: a model in evaluation mode, or an ensemble.
-        config: eval, data and post settings.
         pool: processes that score pages; None scores here.
-        on_page: called after every page of this rank.
+        on_page: called after every page.
 
     Raises:
         UserError: a page cannot be read.
     """
     with contextlib.closing(prob_batches(forward, pages, config, ranks)) as batches:
         next(batches, None)
+    assert ranks.world_size == 1
     start = time.perf_counter()
-    mine = []
-    for row, _, result in judged(detect_pages(forward, pages, config, ranks), pages, config.eval.protocol, pool):
-        mine.append((row, result))
+    results = []
+    for _, _, result in judged(detect_pages(forward, pages, config, ranks), pages, config.eval.protocol, pool):
+        results.append(result)
         on_page()
     seconds = time.perf_counter() - start
-    gathered = distributed.gather_objects((seconds, mine))
-    results = [result for _, result in sorted((pair for _, part in gathered for pair in part), key=lambda p: p[0])]
-    scores = scores_of(results, config.eval.protocol, config.eval.select)
-    return Judged(name, kind, results, scores, max(part[0] for part in gathered))
+    return Judged(name, kind, results, scores_of(results, config.eval.protocol, config.eval.select), seconds)
 
 
 def difference(

@@ -19,7 +19,7 @@ import torch
 
 from engine.config import Config, changed
 from engine.config.load import canvas_hw
-from engine.config.settings import SIZE_MULTIPLE
+from engine.config.settings import rounded
 from engine.data import open_pages
 from engine.detection.postprocess import Detections, detect
 from engine.export.network import HERE, Exported
@@ -70,7 +70,7 @@ def sizes(config: Config) -> list[tuple[tuple[int, int], int]]:
     height, width = canvas_hw(config)
 
     def side(length: float) -> int:
-        return max(2 * SIZE_MULTIPLE, round(length / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        return max(64, rounded(length))
 
     return [((height, width), 1), ((side(width / 2), side(height / 2)), 2), ((side(height / 3), side(width / 3)), 3)]
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from engine.files import owner_record
 from engine.jobs.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, write_json
 from engine.jobs.fence import side_file
+from pipelines.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,13 @@ def end_without_record(code: int, asked: bool) -> Exit:
     if code == EXIT_FENCED:
         return Exit(shell, TOOK_OVER, True)
     return Exit(shell, f"the attempt could not be started (code {code}): see its log", True)
+
+
+def whole_number(option: str, text: str) -> int:
+    """The number of `--executor OPTION=TEXT`; UserError where it is none."""
+    if not text.isdigit():
+        raise UserError(f"--executor {option}={text}: expected a whole number")
+    return int(text)
 
 
 def drain(running: list[Any], poll: Callable[[Any], Exit | None], every_s: float, end: float = math.inf) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.jobs import fence, remote
-from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, end_without_record, read_exit
+from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, end_without_record, read_exit, whole_number
 from pipelines.errors import UserError
 
 OPTIONS = ("gpus", "cpus", "address")
@@ -52,8 +52,8 @@ class RayExecutor:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         total, largest = (int(f(n.get("GPU", 0) for n in nodes)) for f in (sum, max))
         share = max(1, min(largest, total // agents)) if total else 0
-        self.slots, self.gpus = agents, _number(options, "gpus", share)
-        self._cpus = _number(options, "cpus", 1)
+        self.slots, self.gpus = agents, whole_number("ray:gpus", options.get("gpus", str(share)))
+        self._cpus = whole_number("ray:cpus", options.get("cpus", "1"))
         for name, wanted, key in (("gpus", self.gpus, "GPU"), ("cpus", self._cpus, "CPU")):
             most = int(max(node.get(key, 0) for node in nodes))
             if wanted > most:
@@ -152,10 +152,3 @@ def _connect(ray: Any, address: str) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     ray.cloudpickle.register_pickle_by_value(remote)
-
-
-def _number(options: Mapping[str, str], name: str, default: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isdigit():
-        raise UserError(f"--executor ray:{name}={text}: expected a whole number")
-    return int(text)

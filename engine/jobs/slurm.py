@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.jobs import remote
-from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, read_exit
+from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, read_exit, whole_number
 from engine.jobs.fence import side_file
 from pipelines.errors import UserError
 
@@ -87,7 +87,7 @@ class SlurmExecutor:
             if not shutil.which(program):
                 raise UserError(f"--executor slurm: no program {program} here; start on a login node of the cluster")
         rest = {"time": DAY, "gpus": "0", "cpus": "1", "mem": "0", **options}
-        number = {name: _number(name, rest.pop(name)) for name in ("time", "gpus", "cpus", "mem")}
+        number = {name: whole_number(f"slurm:{name}", rest.pop(name)) for name in ("time", "gpus", "cpus", "mem")}
         self.slots, self.gpus, self.notice = agents, number["gpus"], ""
         self._settings = {
             "timeout_min": number["time"],
@@ -230,9 +230,3 @@ def _import_submitit() -> Any:
     for module in (remote, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     return submitit
-
-
-def _number(name: str, text: str) -> int:
-    if not text.isdigit():
-        raise UserError(f"--executor slurm:{name}={text}: expected a whole number")
-    return int(text)

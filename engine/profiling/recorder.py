@@ -31,13 +31,9 @@ STEPS = 5  # recorded, after one more step in which the profiler itself starts
 
 
 class Recorder:
-    """Records some steps of a run. Without `trainer.profile`, and on ranks above 0, it does nothing.
+    """Records some steps of a run into `folder/profile`, and shows the report by `say`, line by line.
 
-    Args:
-        config: the settings.
-        ranks: who we are.
-        folder: of the run; `profile/` is made in it.
-        say: shows the report.
+    Without `trainer.profile`, and on ranks above 0, it does nothing.
     """
 
     def __init__(self, config: Config, ranks: Ranks, folder: Path, say: Callable[[str], None]) -> None:
@@ -122,9 +118,7 @@ def report(config: Config, trace: Trace, steps: int, wall: float, peak: float, d
     """The tables as Markdown.
 
     Args:
-        config: the settings of the run.
-        trace: what was recorded.
-        steps: number of steps in it.
+        trace, steps: what was recorded, and the number of steps in it.
         wall: seconds they took.
         peak: FLOP/s of a matrix product in `dtype` on the same device.
         dtype: of the network's arithmetic.

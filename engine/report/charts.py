@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from engine.search.report.words import show
 from engine.visualization.document import escaped
 
-WIDTH, HEIGHT = (
-    460,
-    250,
-)  # of the drawing, in its own units: letters of 12 are readable on a phone, where 1 unit is 0.75 px
+# Of the drawing, in its own units: letters of 12 are readable on a phone, where 1 unit is 0.75 px.
+WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 34
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 

@@ -82,8 +82,7 @@ def judge(
     """Runs a run's best checkpoint (else its last) over its validation pages.
 
     Args:
-        folder: the run.
-        settings: overrides `section.key=value`, on top of the checkpoint's.
+        settings: `section.key=value` each, over the checkpoint's.
         worst: pages to keep for pictures.
         tell: told of (pages done, all of them).
 

@@ -179,8 +179,7 @@ def open_run(folder: Path, config: Config, ranks: "Ranks", step: int = 0, steps_
 
     Args:
         folder: as `engine.run.folder.claim` gave it.
-        config: the resolved settings.
-        ranks: who we are; ranks above 0 get a silent log and write nothing.
+        ranks: those above 0 get a silent log and write nothing.
         step: step the run goes on from; later records of an earlier session are cut off, in one move.
         steps_per_epoch: for the time left; 0 = unknown.
 

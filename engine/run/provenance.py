@@ -1,4 +1,4 @@
-"""Where a run comes from: command, git state, versions, device, environment"""
+"""Where a run comes from: command, git state, versions, device, environment."""
 
 import datetime
 import hashlib

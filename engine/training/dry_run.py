@@ -26,11 +26,7 @@ STEPS = 2
 def dry_run(config: Config, ranks: Ranks) -> int:
     """Opens the data, runs two training steps, detects on a page, writes a checkpoint and reads it back.
 
-    Args:
-        config, ranks: as for a run.
-
-    Returns:
-        exit code: 0, or 1 when the checkpoint came back different.
+    Returns the exit code: 0, or 1 when the checkpoint came back different.
     """
     distributed.seed_everything(config.seed, config.trainer.deterministic)
     data = open_data(config, ranks)
@@ -49,8 +45,7 @@ def dry_run(config: Config, ranks: Ranks) -> int:
     first = [page for page, _ in zip(detect_pages(train_state.evaluated, data.val, config, ranks), range(1))]
     same = round_trip(train_state, config)
     if ranks.main:
-        val = len(data.val) if data.val is not None else 0
-        print(f"data: {len(data.train)} training pages, {val} validation pages")
+        print(f"data: {len(data.train)} training pages, {len(data.val)} validation pages")
         print(f"steps: {STEPS} done, {times[0]:.2f} s and {times[1]:.2f} s, loss {parts[0]:.4f}")
         print(f"evaluation: {len(first)} page, {len(first[0][1].polygons) if first else 0} regions before training")
         print(f"checkpoint: {'read back bit for bit' if same else 'DIFFERS after reading back'}")

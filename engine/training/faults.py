@@ -37,11 +37,8 @@ class Diverged(UserError):
 def report_skipped_steps(run: Run, wait: bool) -> int:
     """Logs the steps that were skipped since the last call. Returns how many it were in a row, at the most.
 
-    One rank, the first whose own loss was no number, writes what went into a skipped step.
-
-    Args:
-        run: on all ranks.
-        wait: a sync: for the verdict on all steps so far. Else only those are told that are known by now.
+    One rank, the first whose own loss was no number, writes what went into a skipped step. With `wait`, a sync, it is
+    told of all steps so far, else of those that are known by now.
     """
     most = 0
     for skipped in run.train_state.skipper.skipped(wait):

@@ -41,8 +41,6 @@ def renew(train_state: TrainState, pages: ConcatIndex, config: Config, ranks: Ra
 
     Args:
         train_state: weights as trained.
-        pages: the training pages.
-        config: data, augment and trainer settings.
         ranks: rank r takes its own batches, as in training; sums go over all of them.
         epoch: epochs finished.
 

@@ -63,9 +63,7 @@ class Start(NamedTuple):
 def resume_or_start(config: Config, ranks: Ranks, folder: Path, data: Data, rollback_factor: float = 1.0) -> Start:
     """Builds what is trained: from the run's checkpoint where the settings ask for one and it has one, else anew.
 
-    Args:
-        config, ranks, folder, data: of the run.
-        rollback_factor: below 1 for a run that goes back to its last checkpoint, to go on with a lower learning rate.
+    `rollback_factor` is below 1 for a run that goes back to its last checkpoint, with a lower learning rate.
 
     Raises:
         UserError: the checkpoint is another run's, or does not fit; see `restore`.

@@ -47,7 +47,6 @@ class StepSkipper:
 
     Args:
         model: the bare model, on its device; its buffers must stay the same tensors.
-        ranks: who we are.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:

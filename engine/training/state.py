@@ -33,14 +33,9 @@ class TrainState:
 
 
 def build(config: Config, ranks: Ranks, resumed: bool = False) -> TrainState:
-    """Model, compiled bare and then wrapped in DDP, with optimizer and EMA, on the rank's device.
+    """Model, compiled bare and then wrapped in DDP (`engine.model.forward`), with optimizer and EMA, on its device.
 
-    `engine.model.forward` says how.
-
-    Args:
-        config: the settings; `init_from` brings weights.
-        ranks: who we are.
-        resumed: the weights come from a checkpoint of the run, so neither the hub nor `init_from` is asked.
+    With `resumed` the weights come from a checkpoint of the run, so neither the hub nor `init_from` is asked.
     """
     check_kernels(config, ranks.device)
     synchronise = config.trainer.sync_bn and ranks.world_size > 1

@@ -52,11 +52,7 @@ def draw_worst(run: Run, worst: list[Page]) -> None:
     """Draws the worst pages over all ranks into the run's `overlays/`, in place of those of the evaluation before.
 
     Files are named `<rank of badness>_<page>.jpg`: ground truth, misses, predictions and false positives in colours,
-    the page's H-mean in the header.
-
-    Args:
-        run: on all ranks.
-        worst: of this rank's validation pages.
+    the page's H-mean in the header. To be called on all ranks, each with the worst of its own validation pages.
     """
     limit, pages = run.config.trainer.overlays, run.data.val
     gathered = [page for part in distributed.gather_objects(worst) for page in part]
