@@ -2,9 +2,17 @@
 
 Formats:
     contest   one JSON: images -> file -> words -> id -> points, with img_w, img_h
-    coco      one JSON: COCO (`images`, `annotations`) or COCO-Text (`imgs`, `anns`)
+    coco      one JSON: COCO (`images`, `annotations`; MMOCR 0.x) or COCO-Text and TextOCR (`imgs`, `anns`)
+    mmocr     one JSON of MMOCR 1.x: data_list of img_path, instances (polygon, bbox, ignore, text)
+    doctr     one JSON of docTR: file name -> polygons
+    via       one JSON of VGG Image Annotator: a project, or its export
+    label-studio  one JSON: Label Studio's export
     labelme   a folder of labelme JSON files (or one of them)
-    paddle    PaddleOCR label lines: path <TAB> JSON list of words
+    cord      a folder of CORD's JSON files, json/ beside image/
+    funsd     a folder of FUNSD's JSON files, annotations/ beside images/
+    paddle    PaddleOCR label lines: path <TAB> JSON list of words; or PPOCRLabel's folder
+    wildreceipt   JSON lines: file_name, annotations with box, text, label
+    mmocr-lines   JSON lines of MMOCR 0.x: file_name, annotations with bbox, segmentation, iscrowd
     icdar     text lines, 4 points: x1,y1,...,x4,y4[,text]; SROIE is this one
     polygon   text lines, n >= 3 points: x1,y1,...,xn,yn[,text]
     ltrb      text lines, boxes: left,top,right,bottom[,text]
@@ -14,9 +22,9 @@ folder with gt_IMG.txt beside the images, or an id list (one id a line) next to 
 """
 
 from pathlib import Path
-from typing import Any
 
-from pipelines.annotations.json_formats import JSON_READERS, load_json, read_labelme, read_paddle
+from pipelines.annotations.json_lines import is_paddle, stream_lines
+from pipelines.annotations.json_read import JSON_FORMATS, LINE_READERS, PAGE_READERS, WHOLE_READERS, json_format
 from pipelines.annotations.links import refuse_image_links, refuse_label_links
 from pipelines.annotations.page import Source
 from pipelines.annotations.text_formats import (
@@ -34,60 +42,61 @@ from pipelines.errors import UserError
 from pipelines.limits import DEFAULT
 
 TEXT_FORMATS = ("icdar", "polygon", "ltrb")
-FORMATS = ("contest", "coco", "labelme", "paddle", *TEXT_FORMATS)
+FORMATS = (*JSON_FORMATS, *TEXT_FORMATS)
 
 
 def _unknown(path: Path, seen: str) -> UserError:
     return UserError(f"{path}: {seen}; known formats: {', '.join(FORMATS)} (see `pipelines.dataset build --help`)")
 
 
-def json_format(data: Any) -> str | None:
-    """The format of a parsed JSON file by its keys; None = none of ours."""
-    if not isinstance(data, dict):
-        return None
-    if isinstance(data.get("images"), dict):
-        return "contest"
-    if isinstance(data.get("images"), list) and "annotations" in data:
-        return "coco"
-    if isinstance(data.get("imgs"), dict) and "anns" in data:
-        return "coco"
-    return "labelme" if "shapes" in data and "imagePath" in data else None
-
-
 def _read_json(path: Path, format: str, root: str | Path | None) -> Source:
-    data, repeated = load_json(path)
-    found = json_format(data)
+    found = json_format(path)
     if found is None:
         raise _unknown(path, "JSON of no known annotation format")
     if format not in ("auto", found):
         raise UserError(f"{path}: asked to read as {format}, but the content is {found}")
-    if found == "labelme":
-        return read_labelme(path.parent, [path], root)
-    return JSON_READERS[found](path, root, data, repeated)
+    if found in PAGE_READERS:
+        return PAGE_READERS[found](path.parent, [path], root)
+    return (WHOLE_READERS | LINE_READERS)[found](path, root)
 
 
 def _read_text(path: Path, format: str, root: str | Path | None) -> Source:
-    lines = read_lines(path)
-    first = next((line for line in lines if line.strip()), None)
+    first = next((line for _, line in stream_lines(path)), None)
     if first is None:
         raise UserError(f"{path}: no pages: the file is empty")
-    if "\t" in first and first.partition("\t")[2].lstrip().startswith("["):
+    if is_paddle(first):
         if format not in ("auto", "paddle"):
             raise UserError(f"{path}: asked to read as {format}, but the content is paddle")
-        return read_paddle(path, root, lines)
+        return LINE_READERS["paddle"](path, root)
     if is_text_line(first):
         raise UserError(f"{path}: holds the boxes of one page; name the folder that has its images and label files")
     if "," in first or "\t" in first or "\0" in first or format not in ("auto", *TEXT_FORMATS):
         raise _unknown(path, "text of no known annotation format")
-    return read_list(path, root, format, lines)
+    return read_list(path, root, format, read_lines(path))
 
 
-def _labelme_files(folder: Path) -> list[Path]:
-    """The JSON files of a folder, or of its label subfolder, when the first of them is labelme's."""
+def _page_files(folder: Path, format: str) -> tuple[str, list[Path]]:
+    """The JSON files of a folder, or of its label subfolder, when the first of them holds one page; and its format."""
+    wanted = PAGE_READERS if format == "auto" else [format]
     for place in [folder] + [folder / name for name in (*LABEL_FOLDERS, "json", "jsons")]:
-        files = sorted(p for p in place.glob("*.json") if p.is_file()) if place.is_dir() else []
-        if files and json_format(load_json(files[0])[0]) == "labelme":
-            return files
+        files = sorted(p for p in place.glob("[!.]*.json") if p.is_file()) if place.is_dir() else []
+        found = json_format(files[0]) if files else None
+        if found in wanted:
+            return str(found), files
+    return "", []
+
+
+def _one_file(folder: Path) -> list[Path]:
+    """The annotation files among which a folder's reader must choose: PPOCRLabel's own, else JSON and text files."""
+    label = folder / "Label.txt"
+    if label.is_file() and is_paddle(next((line for _, line in stream_lines(label)), "")):
+        return [label]  # beside it lie fileState.txt, rec_gt.txt
+    for place in [folder] + [folder / name for name in LABEL_FOLDERS]:
+        inside = sorted(place.iterdir()) if place.is_dir() else []
+        suffixes = (".json", ".jsonl", ".txt") if place == folder else (".json", ".jsonl")
+        inside = [p for p in inside if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".")]
+        if inside:
+            return inside
     return []
 
 
@@ -102,10 +111,10 @@ def _has_text_lines(folder: Path, root: str | Path | None) -> bool:
 def _read_folder(folder: Path, format: str, root: str | Path | None) -> Source:
     if format in TEXT_FORMATS or (format == "auto" and _has_text_lines(folder, root)):
         return read_folder(folder, root, format)
-    files = _labelme_files(folder) if format in ("auto", "labelme") else []
+    found, files = _page_files(folder, format) if format in ("auto", *PAGE_READERS) else ("", [])
     if files:
-        return read_labelme(folder, files, root)
-    inside = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".json", ".txt") and p.is_file()]
+        return PAGE_READERS[found](folder, files, root)
+    inside = _one_file(folder)
     if len(inside) == 1:
         return _read_file(inside[0], format, root)
     if len(inside) > 1:
@@ -121,7 +130,7 @@ def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
         head = file.read(4096)
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _unknown(path, "a binary file")
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[{")):
         return _read_json(path, format, root)
     return _read_text(path, format, root)
 

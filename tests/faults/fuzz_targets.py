@@ -25,7 +25,7 @@ from engine.search.space import Parameter, Space
 from engine.training import bad_pages
 from engine.training.resume import Position
 from pipelines.annotations import text_formats
-from pipelines.annotations.json_formats import points
+from pipelines.annotations.json_values import points
 from pipelines.annotations.page import Page, safe_relative
 from pipelines.annotations.read import FORMATS, read_source
 from pipelines.images.jpeg import is_jpeg, scan_markers

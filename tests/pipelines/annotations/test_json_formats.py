@@ -125,10 +125,11 @@ def test_paddle(tmp_path):
     picture(tmp_path / "img" / "a.jpg")
     words = [{"transcription": t, "points": SQUARE} for t in ("A,\tB", "###", "*")]
     line = f"img/a.jpg\t{json.dumps(words)}\n"
-    source = read_source(put(tmp_path / "Label.txt", line + line))
+    source = read_source(put(tmp_path / "Label.txt", line))
     assert source.format == "paddle" and len(source.pages) == 1
     assert source.pages[0].texts == ["A,\tB", "###", "*"] and source.pages[0].ignore == [False, True, True]
-    assert [f.kind for f in source.findings] == ["duplicate"]
+    with pytest.raises(UserError, match="listed twice, by line 1 and by line 2"):
+        read(put(tmp_path / "Label.txt", line + line))
     with pytest.raises(UserError, match=r"Label.txt:2"):
         read(put(tmp_path / "Label.txt", line + "img/a.jpg\t[oops"))
 

@@ -1,0 +1,54 @@
+"""What others write for "don't care", and whether a label is a class or a transcription."""
+
+from collections import Counter
+from typing import Any
+
+from pipelines.annotations.page import IGNORE_TEXT, Finding
+
+FLAGS = ("ignore", "ignored", "difficult", "illegible", "illegibility", "iscrowd", "dont_care", "dontcare")
+# Names of classes that are not to be learnt, letters only: `don't care`, `DO_NOT_CARE`.
+IGNORE_NAMES = frozenset(("ignore", "ignored", "illegible", "dontcare", "donotcare", "difficult", "unreadable"))
+NO = ("", "0", "false", "no", "none", "n", "null")
+# A label of so many of all shapes is a class; so are labels when there are so few of them.
+MOST_SHAPES, FEW_LABELS = 0.9, 0.05
+FEWEST_SHAPES = 2
+
+
+def ignored_text(text: str | None) -> bool:
+    """Whether a transcription is a mark: `###` and what starts so (`####HOTEL`, CTW1500), `#` (Total-Text)."""
+    return text is not None and (text.startswith(IGNORE_TEXT) or text in ("#", "##"))
+
+
+def ignored_name(name: Any) -> bool:
+    """Whether a class is one of those that are not to be learnt."""
+    return isinstance(name, str) and "".join(c for c in name.casefold() if c.isalpha()) in IGNORE_NAMES
+
+
+def yes(value: Any) -> bool:
+    """Whether a flag is set: 1, true, "1", "true", "yes", but not "0" or "false"."""
+    return value.strip().casefold() not in NO if isinstance(value, str) else bool(value)
+
+
+def flagged(item: Any) -> bool:
+    """Whether an object says of itself that it is not to be learnt, by any of FLAGS or by `legible: false`."""
+    if not isinstance(item, dict):
+        return False
+    return any(yes(item[key]) for key in FLAGS if key in item) or ("legible" in item and not yes(item["legible"]))
+
+
+def are_classes(labels: "Counter[str]") -> bool:
+    """Whether labels of shapes name what a shape is, not what it says."""
+    total = labels.total()
+    if total < FEWEST_SHAPES:
+        return any(label.casefold() in ("text", "word", "line") for label in labels)
+    return max(labels.values()) >= MOST_SHAPES * total or len(labels) <= FEW_LABELS * total
+
+
+def named_classes(where: str, classes: "Counter[str]") -> list[Finding]:
+    """One line of what is read as text, when there is more than one class; none else."""
+    if len(classes) < 2:
+        return []
+    read = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items()) if not ignored_name(name))
+    left = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items()) if ignored_name(name))
+    detail = f"read as text: {read or 'nothing'}" + (f"; ignored: {left}" if left else "")
+    return [Finding(where, "categories", detail)]
