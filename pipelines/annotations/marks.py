@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from pipelines.annotations.page import IGNORE_TEXT, Finding
+from pipelines.annotations.page import Finding
 
 FLAGS = ("ignore", "ignored", "difficult", "illegible", "illegibility", "iscrowd", "dont_care", "dontcare")
 # Names of classes that are not to be learnt, letters only: `don't care`, `DO_NOT_CARE`.
@@ -11,17 +11,22 @@ IGNORE_NAMES = frozenset(("ignore", "ignored", "illegible", "dontcare", "donotca
 NO = ("", "0", "false", "no", "none", "n", "null")
 # A label of so many of all shapes is a class; so are labels when there are so few of them.
 MOST_SHAPES, FEW_LABELS = 0.9, 0.05
-FEWEST_SHAPES = 2
+FEWEST_SHAPES = 10  # a page may say the same word twice, ten regions do not
+CLASS_NAMES = frozenset(("text", "texts", "word", "words", "line", "lines", "textline", "textregion", "region", "ocr"))
 
 
 def ignored_text(text: str | None) -> bool:
-    """Whether a transcription is a mark: `###` and what starts so (`####HOTEL`, CTW1500), `#` (Total-Text)."""
-    return text is not None and (text.startswith(IGNORE_TEXT) or text in ("#", "##"))
+    """Whether a transcription is a mark: `###` (ICDAR), `#` (Total-Text), `####`; `####HOTEL` is a text of CTW1500."""
+    return bool(text) and not text.strip("#")
 
 
 def ignored_name(name: Any) -> bool:
     """Whether a class is one of those that are not to be learnt."""
-    return isinstance(name, str) and "".join(c for c in name.casefold() if c.isalpha()) in IGNORE_NAMES
+    return isinstance(name, str) and _letters(name) in IGNORE_NAMES
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalpha())
 
 
 def yes(value: Any) -> bool:
@@ -39,8 +44,9 @@ def flagged(item: Any) -> bool:
 def are_classes(labels: "Counter[str]") -> bool:
     """Whether labels of shapes name what a shape is, not what it says."""
     total = labels.total()
-    if total < FEWEST_SHAPES:
-        return any(label.casefold() in ("text", "word", "line") for label in labels)
+    usual = sum(count for label, count in labels.items() if _letters(label) in CLASS_NAMES or ignored_name(label))
+    if total < FEWEST_SHAPES or usual >= MOST_SHAPES * total:
+        return usual >= MOST_SHAPES * total
     return max(labels.values()) >= MOST_SHAPES * total or len(labels) <= FEW_LABELS * total
 
 
