@@ -104,7 +104,10 @@ def _coco_pages(path: Path, repeated: list[str]) -> tuple[dict[str, Page], dict[
     COCO-Text's `test` images have no published annotations and are left out (an unlabelled page would teach that its
     text is background).
     """
-    listed, pages, names, findings = Pages(path, "image"), {}, {}, []
+    listed = Pages(path, "image")
+    pages: dict[str, Page] = {}
+    names: dict[str, str] = {}
+    findings: list[Finding] = []
     seen: set[str] = set()
     for place, key, entry in walk(path, repeated):
         if not place:

@@ -68,7 +68,8 @@ def read_via(path: Path, root: str | Path | None) -> Source:
     The text is an attribute `transcription` or `text`, else the first that is a string; values that are classes are
     no texts. A class named `ignore`, and the flags of `marks` among the attributes, make a region ignored.
     """
-    listed, repeated = Pages(path, "entry"), []
+    listed = Pages(path, "entry")
+    repeated: list[str] = []
     labels: Counter[str] = Counter()
     for place, key, entry in walk(path, repeated):
         if place != "_via_img_metadata" and (place or not isinstance(entry, dict) or "regions" not in entry):
@@ -82,7 +83,8 @@ def read_via(path: Path, root: str | Path | None) -> Source:
             shape = expect(region.get("shape_attributes") or {}, dict, where, "shape_attributes as an object")
             about = expect(region.get("region_attributes") or {}, dict, where, "region_attributes as an object")
             words = [value for value in about.values() if isinstance(value, str)]
-            said = next((about[key] for key in VIA_TEXTS if isinstance(about.get(key), str)), (words or [None])[0])
+            texts = [about[key] for key in VIA_TEXTS if isinstance(about.get(key), str)] + words
+            said = texts[0] if texts else None
             flags = [about, *(value for value in about.values() if isinstance(value, dict))]
             ignore = any(map(flagged, flags)) or any(map(ignored_name, words)) or ignored_text(said)
             page.add(_via_outline(shape, where), ignore, said)
@@ -236,7 +238,8 @@ def read_label_studio(path: Path, root: str | Path | None) -> Source:
 
 def read_doctr(path: Path, root: str | Path | None) -> Source:
     """docTR's labels.json: name -> {img_dimensions, polygons: [[[x, y] * 4], ...] or class -> such a list}."""
-    listed, repeated = Pages(path, "entry"), []
+    listed = Pages(path, "entry")
+    repeated: list[str] = []
     classes: Counter[str] = Counter()
     for _, name, entry in walk(path, repeated):
         where = f"{path}: {name}"
@@ -253,7 +256,8 @@ def read_doctr(path: Path, root: str | Path | None) -> Source:
 
 def read_mmocr(path: Path, root: str | Path | None) -> Source:
     """MMOCR 1.x: data_list of {img_path, height, width, instances: [{polygon, bbox: [l, t, r, b], ignore, text}]}."""
-    listed, repeated = Pages(path, "entry"), []
+    listed = Pages(path, "entry")
+    repeated: list[str] = []
     for place, order, entry in walk(path, repeated):
         if place != "data_list":
             continue

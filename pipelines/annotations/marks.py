@@ -17,7 +17,7 @@ CLASS_NAMES = frozenset(("text", "texts", "word", "words", "line", "lines", "tex
 
 def ignored_text(text: str | None) -> bool:
     """Whether a transcription is a mark: `###` (ICDAR), `#` (Total-Text), `####`; `####HOTEL` is a text of CTW1500."""
-    return bool(text) and not text.strip("#")
+    return text is not None and text != "" and not text.strip("#")
 
 
 def ignored_name(name: Any) -> bool:
