@@ -55,7 +55,7 @@ def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
         "size_wh": np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2),
         "orientation": np.array([h.orientation for h in headers], np.uint8),
         "file_stat": np.array([(h.mtime_ns, h.num_bytes) for h in headers], np.int64).reshape(-1, 2),
-        "points": np.concatenate([np.zeros((0, 2), np.float32), *polygons]).astype(np.float32),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *polygons]).astype(np.float32, copy=False),
         "point_offsets": _offsets([len(polygon) for polygon in polygons]),
         "page_offsets": _offsets([len(page.polygons) for page in pages]),
         "ignore": np.array([flag for page in pages for flag in page.ignore], bool),
@@ -98,6 +98,9 @@ def _refuse_nowhere(pages: list[Page], headers: list[Header]) -> list[Header]:
     """Headers in which a page has the problem `nowhere` when nothing in one of its regions is a number."""
     made = []
     for page, header in zip(pages, headers, strict=True):
+        if not page.polygons or (min(map(len, page.polygons)) and np.isfinite(np.concatenate(page.polygons)).all()):
+            made.append(header)  # nearly always
+            continue
         lost = next((k for k, region in enumerate(page.polygons) if not np.isfinite(region).all(1).any()), None)
         if lost is not None and not header.problem:
             header = header._replace(problem="nowhere", detail=f"region {lost + 1} has no coordinates: mend or delete it")
@@ -162,18 +165,18 @@ def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], repla
 
 
 def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int], limits: Limits) -> list[Page]:
-    """Cleaned pages with the images' own sizes; fills in the rest of the counts."""
-    made = []
-    for page, header in zip(pages, headers, strict=True):
+    """Cleaned pages with the images' own sizes, in place of the stated ones; fills in the rest of the counts."""
+    for row, (page, header) in enumerate(zip(pages, headers, strict=True)):
         size = (header.width, header.height)
         counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
         cleaned = clean(page, *size, limits.points)
         for kind, regions in cleaned.problems.items():
             counts[kind.replace("-", "_")] += len(regions)
-        made.append(cleaned.page)
-    counts |= {"pages": len(made), "polygons": sum(len(p.polygons) for p in made)}
-    counts["ignored"] = sum(sum(p.ignore) for p in made)
-    return made
+        pages[row] = cleaned.page
+        page.polygons = []  # held by the source as well: both at once took twice the memory
+    counts |= {"pages": len(pages), "polygons": sum(len(p.polygons) for p in pages)}
+    counts["ignored"] = sum(sum(p.ignore) for p in pages)
+    return pages
 
 
 def build(

@@ -31,7 +31,7 @@ MAX_SHIFT_PX = 0.5
 MAX_TRACED = 10_000
 # A line or a point of an unreadable region is masked with this much around it: about half a line of text.
 MASK_PX = 8.0
-MAX_PAIRS = 1 << 22  # edge and vertex pairs compared at once
+MAX_PAIRS = 1 << 19  # edge and vertex pairs compared at once: 30 MB
 PROBLEMS = (
     "boxed", "masked", "nowhere", "zero-area", "self-intersection", "many-points", "too-many-points", "out-of-page",
 )  # fmt: skip
@@ -56,20 +56,22 @@ def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points)
     problems: dict[str, list[int]] = {"boxed": list(page.boxed)}
     limit = np.array([width, height], np.float32) if width else np.float32(np.inf)
     polygons, kept, ignore = [], [], list(page.ignore)
+    sound = _all_sound(page.polygons, max_points)
     for k, stated in enumerate(page.polygons):
-        outline, kind = _outline(stated, limit, max_points)
+        outline, kind = (stated, "") if sound else _outline(stated, limit, max_points)
         if kind:
             problems.setdefault(kind, []).append(k)
             ignore[k] |= kind in ("masked", "too-many-points")
         if kind != "nowhere":
             polygons.append(outline)
             kept.append(k)
-    inside = [np.clip(polygon, 0, limit) for polygon in polygons]
+    inside, outside = _clip(polygons, limit)
     flat, crossing = flat_and_crossing(inside)
-    for row, k in enumerate(kept):
+    for row in np.flatnonzero(flat | crossing | outside):
+        k = kept[row]
         ignore[k] |= bool(flat[row] or crossing[row])
-        outside = bool((inside[row] != polygons[row]).any())
-        for kind, is_so in (("zero-area", flat[row]), ("self-intersection", crossing[row]), ("out-of-page", outside)):
+        odd = (("zero-area", flat[row]), ("self-intersection", crossing[row]), ("out-of-page", outside[row]))
+        for kind, is_so in odd:
             if is_so and k not in problems.get("masked", ()):
                 problems.setdefault(kind, []).append(k)
     texts = None if page.texts is None else [page.texts[k] for k in kept]
@@ -77,7 +79,27 @@ def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points)
     return Cleaned(made, {kind: problems[kind] for kind in PROBLEMS if problems.get(kind)})
 
 
-def _outline(stated: np.ndarray, limit: np.ndarray, most: int) -> tuple[np.ndarray, str]:
+def _all_sound(polygons: list[np.ndarray], most: int) -> bool:
+    """Whether all are outlines of at most so many points: nearly always so, and asked at once it costs a tenth."""
+    lengths = [len(polygon) for polygon in polygons]
+    if not lengths or min(lengths) < 3 or max(lengths) > most:
+        return False
+    return bool(np.isfinite(np.concatenate(polygons)).all())
+
+
+def _clip(polygons: list[np.ndarray], limit: np.ndarray | np.float32) -> tuple[list[np.ndarray], np.ndarray]:
+    """Polygons inside the page, as views of one array, and (k,) bool: which of them were not."""
+    if not polygons:
+        return [], np.zeros(0, bool)
+    stated = np.concatenate(polygons)
+    inside = np.clip(stated, 0, limit)
+    ends = np.cumsum([len(polygon) for polygon in polygons]).tolist()
+    starts = [0, *ends[:-1]]
+    outside = np.logical_or.reduceat((inside != stated).any(1), starts)
+    return [inside[start:end] for start, end in zip(starts, ends, strict=True)], outside
+
+
+def _outline(stated: np.ndarray, limit: np.ndarray | np.float32, most: int) -> tuple[np.ndarray, str]:
     """What is drawn for a stated region, and the problem with it; "" for none."""
     finite = np.isfinite(stated).all(1)
     if len(stated) >= 3 and finite.all():
