@@ -33,6 +33,7 @@ from pipelines.images.read import pixel_limit, read_header
 from pipelines.index import store as index_store
 from pipelines.index.clean import clean
 from pipelines.limits import Limits
+from tests.faults import fuzz_json
 from tests.faults.fuzz import NASTY, SCALARS, TEXTS, Target, damaged, near
 
 QUAD = [[10, 10], [90, 10], [90, 30], [10, 30]]
@@ -225,6 +226,20 @@ def _json_file(document: Any, folder: Path) -> None:
     _read(path)
 
 
+def _page_file(document: Any, folder: Path) -> None:
+    """A JSON file of one page, beside another in its folder."""
+    (_folder(folder) / "json").mkdir(exist_ok=True)
+    (folder / "json" / "a.json").write_bytes(_dump(document))
+    _read(folder / "json", root=folder / "images")
+    _read(folder / "json" / "a.json")
+
+
+def _json_line(document: Any, folder: Path) -> None:
+    path = _folder(folder) / "lines.txt"
+    path.write_bytes(_dump(document) + b"\n")
+    _read(path)
+
+
 def _any_file(case: tuple, folder: Path) -> None:
     """A damaged annotation file under its own name, and under another's."""
     (name, data), format, where = case
@@ -285,6 +300,7 @@ def _annotation_seeds() -> dict[str, bytes]:
         f"{n}.json": _dump(d)
         for n, d in (("contest", CONTEST), ("coco", COCO), ("text", COCO_TEXT), ("labelme", LABELME))
     }
+    seeds |= fuzz_json.seeds()
     seeds |= {"paddle": PADDLE.encode(), "ids": b"a\nb\n", "bom.json": b"\xef\xbb\xbf" + _dump(CONTEST)}
     seeds |= {name: text.encode() for name, text in LINES.items()}
     return seeds | {
@@ -621,6 +637,9 @@ def targets() -> list[Target]:
         Target("coco", lambda: near([COCO]), _json_file, 2),
         Target("coco-text", lambda: near([COCO_TEXT]), _json_file, 2),
         Target("labelme", lambda: near([LABELME]), _json_file, 2),
+        Target("tools", lambda: near(list(fuzz_json.WHOLE.values())), _json_file, 4),
+        Target("page files", lambda: near([LABELME, *fuzz_json.PAGES.values()]), _page_file, 3),
+        Target("json lines", lambda: near(list(fuzz_json.LINES.values())), _json_line, 2),
         Target(
             "paddle",
             lambda: (
