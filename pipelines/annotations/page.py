@@ -39,6 +39,7 @@ class Page:
         ignore: one flag a region; true = not to be learnt and not to be scored.
         texts: one transcription a region ("" = none for this region); None where the source has none at all.
         boxed: regions whose outline could not be read, so that the box stated beside it is the polygon.
+        normalized: coordinates are shares of the image, 0 to 1, until `in_pixels`.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Page:
     ignore: list[bool] = field(default_factory=list)
     texts: list[str] | None = None
     boxed: list[int] = field(default_factory=list)
+    normalized: bool = False
 
     def add(self, polygon: np.ndarray, ignore: bool, text: str | None, box: np.ndarray | None = None) -> None:
         """Appends a region; keeps the lists in step.
@@ -78,6 +80,26 @@ def box_corners(left: float, top: float, right: float, bottom: float) -> np.ndar
     """(4, 2) float32 corners of a box, clockwise from the top left."""
     with np.errstate(over="ignore"):
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+
+
+def rotated_box(cx: float, cy: float, width: float, height: float, angle: float) -> np.ndarray:
+    """(4, 2) float32 corners of a box around (cx, cy), turned by an angle in radians, clockwise as a page is seen."""
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (width / 2, height / 2)
+    cos, sin = np.cos(angle), np.sin(angle)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (corners @ np.array([[cos, sin], [-sin, cos]]) + (cx, cy)).astype(np.float32)
+
+
+def in_pixels(page: Page, width: int, height: int) -> Page:
+    """The page with coordinates in pixels, changed in place where they were shares of the image.
+
+    Args:
+        width, height: of the image, oriented pixels; 0 = not known, then nothing changes.
+    """
+    if page.normalized and width:
+        page.polygons = [polygon * np.array([width, height], np.float32) for polygon in page.polygons]
+        page.normalized = False
+    return page
 
 
 @dataclass

@@ -8,6 +8,10 @@ Formats:
     icdar     text lines, 4 points: x1,y1,...,x4,y4[,text]; SROIE is this one
     polygon   text lines, n >= 3 points: x1,y1,...,xn,yn[,text]
     ltrb      text lines, boxes: left,top,right,bottom[,text]
+    xywh      text lines, boxes: left,top,width,height[,text]
+    td500     text lines of MSRA-TD500: index difficulty x y w h theta
+    ctw1500   text lines of CTW1500: xmin,ymin,xmax,ymax and 14 offsets
+    yolo      text lines, shares of the page: class cx cy w h, or class x1 y1 x2 y2 ... (OBB, segments)
 
 Text lines come as a folder with image (img/, images/) and label (box/, gt/, labels/, annotations/) subfolders, a
 folder with gt_IMG.txt beside the images, or an id list (one id a line) next to such subfolders. `###` = ignore.
@@ -19,21 +23,20 @@ from typing import Any
 from pipelines.annotations.json_formats import JSON_READERS, load_json, read_labelme, read_paddle
 from pipelines.annotations.links import refuse_image_links, refuse_label_links
 from pipelines.annotations.page import Source
-from pipelines.annotations.text_formats import (
+from pipelines.annotations.text_folders import (
     LABEL_FOLDERS,
     images_in,
-    is_text_line,
     label_files,
     label_of,
     read_folder,
-    read_lines,
     read_list,
     subfolder,
 )
+from pipelines.annotations.text_formats import LAYOUTS, is_text_line, read_lines
 from pipelines.errors import UserError
 from pipelines.limits import DEFAULT
 
-TEXT_FORMATS = ("icdar", "polygon", "ltrb")
+TEXT_FORMATS = LAYOUTS
 FORMATS = ("contest", "coco", "labelme", "paddle", *TEXT_FORMATS)
 
 
@@ -67,14 +70,14 @@ def _read_json(path: Path, format: str, root: str | Path | None) -> Source:
 
 
 def _read_text(path: Path, format: str, root: str | Path | None) -> Source:
+    first = next((line for line in read_lines(path, warn=False) if line.strip()), None)
     lines = read_lines(path)
-    first = next((line for line in lines if line.strip()), None)
     if first is None:
         raise UserError(f"{path}: no pages: the file is empty")
     if "\t" in first and first.partition("\t")[2].lstrip().startswith("["):
         if format not in ("auto", "paddle"):
             raise UserError(f"{path}: asked to read as {format}, but the content is paddle")
-        return read_paddle(path, root, lines)
+        return read_paddle(path, root, list(lines))
     if is_text_line(first):
         raise UserError(f"{path}: holds the boxes of one page; name the folder that has its images and label files")
     if "," in first or "\t" in first or "\0" in first or format not in ("auto", *TEXT_FORMATS):

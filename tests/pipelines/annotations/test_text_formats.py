@@ -72,7 +72,7 @@ def test_mlt_script_is_not_text(tmp_path):
 def test_bad_lines_are_told_and_most_bad_lines_refused(tmp_path):
     folder = sroie(tmp_path, [QUAD, QUAD, "1,2,3"])
     source = read_source(folder)
-    assert len(source.pages[0].polygons) == 2
+    assert source.pages[0].ignore == [False, False, True]
     assert source.findings[0].kind == "bad-line" and "000.csv:3" in source.findings[0].detail
     put(folder / "box" / "000.csv", "hello\nworld\n" + QUAD)
     with pytest.raises(UserError, match="not a text-line annotation"):
