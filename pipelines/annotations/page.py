@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.annotations.names import Spelling
 from pipelines.errors import UserError
 
 IGNORE_TEXT = "###"  # instead of a transcription: neither to be found nor wrong to find
@@ -155,7 +156,8 @@ def find_root(root: str | Path | None, candidates: Iterable[Path], names: list[s
     folders = [c for c in dict.fromkeys(candidates) if c.is_dir()]
     best, hits = None, 0
     for folder in folders:
-        found = sum((folder / name).is_file() for name in probes)
+        spelling = Spelling(folder)
+        found = sum((folder / spelling.find(name)).is_file() for name in probes)
         if found > hits:
             best, hits = folder, found
     if best is None:
