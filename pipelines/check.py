@@ -46,6 +46,7 @@ KINDS = {
     "duplicate-key": "key twice in one JSON object; the last wins",
     "no-labels": "image without annotation, left out",
     "orphan": "annotation without an image",
+    "categories": "several classes; which are read as text",
     "bad-line": "line does not fit the layout; what it states is masked",
 }
 # Starting a process costs about 1.5 s (it loads DALI for its libjpeg), a page about 30 ms.

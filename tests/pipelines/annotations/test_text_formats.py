@@ -90,8 +90,8 @@ def test_id_list(tmp_path, ids):
 
 def test_id_list_duplicates_and_unknown_ids(tmp_path):
     sroie(tmp_path, [QUAD])
-    source = read_source(put(tmp_path / "train.txt", "000\n000\n"))
-    assert len(source.pages) == 1 and source.findings[0].kind == "duplicate"
+    with pytest.raises(UserError, match=r"train.txt:2: 000 is listed a second time"):
+        read(put(tmp_path / "train.txt", "000\n000\n"))
     with pytest.raises(UserError, match=r"train.txt:2: 9: no label file"):
         read(put(tmp_path / "train.txt", "000\n9\n"))
     with pytest.raises(UserError, match="next to an image folder"):
