@@ -3,7 +3,7 @@
 import hashlib
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -165,7 +165,7 @@ def check_polygons(page: Page, width: int, height: int, limits: Limits = DEFAULT
     return found, len(cleaned.page.ignore) - sum(cleaned.page.ignore)
 
 
-def _repeated(polygons: list[np.ndarray]) -> list[int]:
+def _repeated(polygons: Sequence[np.ndarray]) -> list[int]:
     """Regions with the very points of an earlier one."""
     seen: dict[bytes, int] = {}
     return [k for k, polygon in enumerate(polygons) if seen.setdefault(polygon.tobytes(), k) != k]

@@ -3,7 +3,7 @@
 import ntpath
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -46,9 +46,9 @@ class Page:
     path: str
     width: int = 0
     height: int = 0
-    polygons: list[np.ndarray] = field(default_factory=list)
+    polygons: Sequence[np.ndarray] = field(default_factory=list)
     ignore: list[bool] = field(default_factory=list)
-    texts: list[str] | None = None
+    texts: Sequence[str] | None = None
     boxed: list[int] = field(default_factory=list)
     normalized: bool = False
 
@@ -66,9 +66,11 @@ class Page:
             polygon = box
         if text is not None and self.texts is None:
             self.texts = [""] * len(self.polygons)
+        assert isinstance(self.polygons, list)  # not packed yet
         self.polygons.append(polygon)
         self.ignore.append(ignore)
         if self.texts is not None:
+            assert isinstance(self.texts, list)
             self.texts.append(text or "")
 
 

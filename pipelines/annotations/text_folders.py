@@ -251,14 +251,12 @@ def _places_of_list(path: Path, root: str | Path | None) -> Places | None:
     image_dir = Path(root).resolve() if root is not None else subfolder(folder, IMAGE_FOLDERS)
     label_dir = subfolder(folder, LABEL_FOLDERS)
     split = _split_of(path.stem)
-    beside = image_dir is not None and label_dir is not None and image_dir.is_dir()
-    if root is None and split and not (beside and images_in(image_dir)):
-        found = find_places(folder, None, split)  # images/train, train_images
-        if found:
-            return found
-    if not beside:
-        return None
-    return Places(image_dir, label_dir, folder if image_dir.is_relative_to(folder) else image_dir)
+    beside = None
+    if image_dir is not None and label_dir is not None and image_dir.is_dir():
+        beside = Places(image_dir, label_dir, folder if image_dir.is_relative_to(folder) else image_dir)
+    if root is None and split and not (beside and images_in(beside.images)):
+        return find_places(folder, None, split) or beside  # images/train, train_images
+    return beside
 
 
 class _Listed:

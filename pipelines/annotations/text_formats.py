@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.annotations.packed import pack
 from pipelines.annotations.page import Finding, Page
 from pipelines.annotations.text_layouts import (
     LAYOUTS,
@@ -101,7 +102,7 @@ def build_pages(
         page = Page(name, normalized=layout == "yolo")
         for line in parsed(path, warn=False):
             _add(page, line, interpret(line, layout), path, findings)
-        pages.append(page)
+        pages.append(pack(page))
     bad = len(findings) - before
     if bad * 2 > tally.total:
         raise UserError(f"{where}: {bad} of {tally.total} lines do not fit the {layout} layout; name another --format")

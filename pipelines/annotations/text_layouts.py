@@ -14,9 +14,11 @@ One line cannot tell (`...,12,000` may be a point or a price), so every line vot
 all the same: what of it is a number says where nothing may be learnt.
 """
 
+import contextlib
 import itertools
 import logging
 import math
+import operator
 import re
 from array import array
 from collections.abc import Iterable
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 # One field, and what separates it from the next.
 _FIELDS = {",": re.compile(r"([^,]*)(?:,|\Z)"), " ": re.compile(r"(\S+)")}
+_FIRST_GROUP = operator.itemgetter(1)
 # A row of these three is like no row of another layout, so that nine in ten are enough and the rest are bad lines. More
 # than half and fewer than that is two layouts in one set: nobody can say which.
 SURE, MOST = 0.9, 0.5
@@ -68,23 +71,20 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _float32(numbers: array) -> np.ndarray:
-    """(n,) float32; what it cannot hold becomes infinity, for the index to mask."""
-    with np.errstate(over="ignore"):
-        return np.array(numbers, np.float64).astype(np.float32)
+def _leading(text: str, separator: str) -> np.ndarray:
+    """(n,) float32, the fields up to the first that is no number; what float32 cannot hold becomes infinity."""
+    numbers = array("f")
+    with contextlib.suppress(ValueError):
+        numbers.extend(map(float, map(_FIRST_GROUP, _FIELDS[separator].finditer(text))))
+    return np.array(numbers, np.float32)
 
 
 def parse_line(text: str, number: int) -> Line:
     """Splits a line at commas (or, without four comma-separated numbers, at blanks, as ICDAR 2013 does)."""
-    fields = text.split(",", 4)
-    separator = " " if len(fields) < 4 or any(_number(f) is None for f in fields[:4]) else ","
-    numbers = array("d")
-    for found in _FIELDS[separator].finditer(text):
-        value = _number(found[1])
-        if value is None:
-            break
-        numbers.append(value)
-    return Line(_float32(numbers), text, separator, number)
+    numbers = _leading(text, ",")
+    if len(numbers) >= 4:
+        return Line(numbers, text, ",", number)
+    return Line(_leading(text, " "), text, " ", number)
 
 
 def is_text_line(text: str) -> bool:
@@ -108,7 +108,7 @@ def _misfit(line: Line, layout: str, most: int, skip: int = 0) -> Region:
     """A line that does not fit: the pairs of its first `most` fields, after `skip`, NaN for what is no number."""
     fields = line.text.split("," if "," in line.text else None, skip + most)[skip : skip + most]
     values = [_number(text) for text in fields[: len(fields) // 2 * 2]]
-    pairs = _float32(array("d", [math.nan if value is None else value for value in values])).reshape(-1, 2)
+    pairs = np.array(array("f", [math.nan if value is None else value for value in values]), np.float32).reshape(-1, 2)
     return Region(pairs, None, f"{len(line.numbers)} leading numbers do not fit {layout}", True)
 
 
@@ -213,8 +213,10 @@ def _is_ctw1500(numbers: np.ndarray) -> bool:
 def _own_layout(line: Line) -> str:
     """A layout that nothing but this line's numbers tell; "" for none."""
     numbers, count = line.numbers, len(line.numbers)
-    blank = line.separator == " "
-    if not (count == 32 or (blank and count >= 5 and count % 2)) or _text_behind(line, count) is not None:
+    if (
+        not (count == 32 or (line.separator == " " and count >= 5 and count % 2))
+        or _text_behind(line, count) is not None
+    ):
         return ""
     if count == 32:
         return "ctw1500" if _is_ctw1500(numbers) else ""

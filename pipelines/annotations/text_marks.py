@@ -16,6 +16,7 @@ Only the whole set tells: one text `1` is a number, a set of nothing but 0 and 1
 import re
 from collections.abc import Callable, Iterator
 
+from pipelines.annotations.packed import Texts
 from pipelines.annotations.page import Page
 
 # ICDAR-MLT writes the script before the text: `x1,...,y4,Latin,text`.
@@ -83,11 +84,10 @@ def _without_flag(text: str) -> tuple[str, bool]:
 def _change(pages: list[Page], change: Callable[[str], tuple[str, bool]]) -> None:
     """Puts text and (new text, whether it says to ignore the region) in place of every text."""
     for page in pages:
-        for k, text in enumerate(page.texts or []):
-            new, ignore = change(text)
-            assert page.texts is not None
-            page.texts[k] = new
-            page.ignore[k] |= ignore
+        if page.texts is not None:
+            made = [change(text) for text in page.texts]
+            page.texts = Texts([text for text, _ in made])
+            page.ignore = [before or ignore for before, (_, ignore) in zip(page.ignore, made, strict=True)]
 
 
 def _drop_class(pages: list[Page]) -> None:

@@ -35,7 +35,8 @@ def is_total_text(paths: Iterable[Path]) -> bool:
 
 def _records(path: Path) -> Iterator[tuple[int, str]]:
     """Number of the first line, and the text, of every record."""
-    at, parts, length = 0, [], 0
+    parts: list[str] = []
+    at = length = 0
     for number, line in enumerate(read_lines(path), 1):
         if _START.match(line) and parts:
             yield at, " ".join(parts)

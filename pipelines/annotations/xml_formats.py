@@ -264,7 +264,9 @@ def build_pages(
     Raises:
         UserError: a file is none of these, or the files are of both kinds.
     """
-    pages, kinds, names = [], Counter(), Counter()
+    pages: list[Page] = []
+    kinds: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     for name, path in items:
         page = Page(name)
         kind = ""
