@@ -87,9 +87,9 @@ def box_corners(left: float, top: float, right: float, bottom: float) -> np.ndar
 
 def rotated_box(cx: float, cy: float, width: float, height: float, angle: float) -> np.ndarray:
     """(4, 2) float32 corners of a box around (cx, cy), turned by an angle in radians, clockwise as a page is seen."""
-    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (width / 2, height / 2)
-    cos, sin = np.cos(angle), np.sin(angle)
     with np.errstate(over="ignore", invalid="ignore"):
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (width / 2, height / 2)
+        cos, sin = np.cos(angle), np.sin(angle)
         return (corners @ np.array([[cos, sin], [-sin, cos]]) + (cx, cy)).astype(np.float32)
 
 

@@ -37,6 +37,7 @@ from pipelines.annotations.text_folders import (
     read_list,
 )
 from pipelines.annotations.text_formats import is_text_line, read_lines
+from pipelines.annotations.total_text import is_record
 from pipelines.annotations.xml_formats import read_cvat
 from pipelines.errors import UserError
 from pipelines.limits import DEFAULT
@@ -82,7 +83,7 @@ def _read_text(path: Path, format: str, root: str | Path | None) -> Source:
         if format not in ("auto", "paddle"):
             raise UserError(f"{path}: asked to read as {format}, but the content is paddle")
         return read_paddle(path, root, list(lines))
-    if is_text_line(first):
+    if is_text_line(first) or is_record(first):
         raise UserError(f"{path}: holds the boxes of one page; name the folder that has its images and label files")
     if "," in first or "\t" in first or "\0" in first or format not in ("auto", *TEXT_FORMATS):
         raise _unknown(path, "text of no known annotation format")

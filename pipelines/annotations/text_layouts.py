@@ -194,7 +194,8 @@ def _is_yolo(numbers: np.ndarray) -> bool:
     """A class and shares of the page. In pixels such a region would be smaller than one."""
     shares = numbers[1:]
     paired = len(numbers) == 5 or (len(numbers) >= 7 and len(numbers) % 2 == 1)
-    return paired and numbers[0] >= 0 and numbers[0] % 1 == 0 and shares.min() >= -0.01 and 0 < shares.max() <= 1.01
+    number = float(numbers[0])
+    return paired and number >= 0 and number % 1 == 0 and shares.min() >= -0.01 and 0 < shares.max() <= 1.01
 
 
 def _is_td500(numbers: np.ndarray) -> bool:

@@ -27,10 +27,15 @@ _WORDS = re.compile(r"\btranscriptions\s*:\s*\[(.*)\]", re.DOTALL)
 _WORD = re.compile(r"""u?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 
+def is_record(line: str) -> bool:
+    """Whether a line begins a record."""
+    return bool(_START.match(line))
+
+
 def is_total_text(paths: Iterable[Path]) -> bool:
     """Whether label files begin as Total-Text's do."""
     firsts = (next((s for s in read_lines(p, warn=False) if s.strip()), "") for p in itertools.islice(paths, LOOKED_AT))
-    return any(_START.match(line) for line in firsts)
+    return any(map(is_record, firsts))
 
 
 def _records(path: Path) -> Iterator[tuple[int, str]]:
