@@ -1,6 +1,6 @@
 """The training and evaluation loaders on the CPU, beside OpenCV doing the same work.
 
-Pages are the receipts of DBNET_RECEIPTS (a folder that `pipelines.index` reads), else drawn ones of about 600x1200 px.
+Pages are the receipts of DBNET_RECEIPTS (a folder that `pipelines.index` reads), else drawn ones of 600x1200 px.
 The peer of training is a torch DataLoader with OpenCV (`bench.peers.opencv_loader`), 2 worker processes where DALI has
 2 threads: wall clock, so busy cores show. On a GPU, `bench.gpu` reports how long a step waits for data.
 """
@@ -13,13 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
+from bench.gpu.pages import draw_pages
 from bench.peers.opencv_loader import NORMALISED, opencv_loader
 from pipelines import loader
 from pipelines.augment import AugmentConfig, draw
 from pipelines.graph import LoaderOptions
-from pipelines.index.build import build, open_index
+from pipelines.index.build import open_index
+from pipelines.index.pages import LabelledPages
 from pipelines.source import SampleMaker
 
 THREADS = 2
@@ -34,29 +35,11 @@ AUGMENT = {
 PAGES = "receipts" if "DBNET_RECEIPTS" in os.environ else "drawn pages"
 
 
-def draw_page(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, list[str]]:
-    """A page of dark bars on grained paper, and the bars as label lines."""
-    page = np.clip(rng.normal(225, 6, (height, width, 3)), 0, 255)
-    rows = []
-    for top in range(30, height - 30, 24):
-        left, right = int(rng.integers(10, width // 3)), int(rng.integers(width // 2, width - 10))
-        page[top : top + 12, left:right] = rng.integers(10, 90, (12, right - left, 1))
-        rows.append(f"{left},{top},{right},{top},{right},{top + 12},{left},{top + 12},word")
-    return page.astype(np.uint8), rows
-
-
-def open_pages(folder: Path) -> Any:
+def open_pages(folder: Path) -> LabelledPages:
     """The index of DBNET_RECEIPTS, else of 24 pages drawn in `folder`."""
     if "DBNET_RECEIPTS" in os.environ:
         return open_index(Path(os.environ["DBNET_RECEIPTS"]), cache_dir=folder)
-    rng = np.random.default_rng(0)
-    (folder / "img").mkdir()
-    (folder / "gt").mkdir()
-    for i in range(24):
-        rgb, rows = draw_page(rng, int(rng.integers(450, 700)), int(rng.integers(900, 1300)))
-        Image.fromarray(rgb).save(folder / "img" / f"{i:02}.jpg", quality=90)
-        (folder / "gt" / f"{i:02}.txt").write_text("\n".join(rows), encoding="utf-8")
-    return build(folder, folder / "index")
+    return draw_pages(folder, 24, height=1200, width=600)
 
 
 def ours(index: Any, augment: AugmentConfig) -> None:

@@ -49,10 +49,6 @@ class Work(NamedTuple):
     batch_bytes: int = 0  # once a batch
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)
-
-
 def _height(layer: Layer) -> int:
     return layer.output[2] if len(layer.output) == 4 else 1
 
@@ -157,17 +153,17 @@ def between_work(layers: list[Layer]) -> list[Work]:
     for layer in filter(is_product, layers):
         count = arriving[layer.write]
         if count > 1:
-            moved = ITEM * (count + 1) * _size(layer.output)
+            moved = ITEM * (count + 1) * math.prod(layer.output)
             found.append(Work(layer.name, "between convolutions", "backward", _height(layer), 0, moved))
     return found
 
 
 def group_elements(group: Group, arriving: int) -> tuple[int, int]:
     """Elements that a group reads and writes, (forward, backward); see the module docstring."""
-    size = _size(group.output)
-    normed = sum(_size(shape) for shape in group.norms.values())
-    forward = normed + sum(_size(shape) for shape in group.sources.values()) + size
-    shrunk = sum(_size(shape) for shape in group.sources.values() if shape[2:] != group.output[2:])
+    size = math.prod(group.output)
+    normed = sum(math.prod(shape) for shape in group.norms.values())
+    forward = normed + sum(math.prod(shape) for shape in group.sources.values()) + size
+    shrunk = sum(math.prod(shape) for shape in group.sources.values() if shape[2:] != group.output[2:])
     writes_sum = arriving > 1 or group.masked
     if not (normed or shrunk or writes_sum):
         return forward, 0  # its gradient is the one that arrives, or a slice of it
@@ -208,4 +204,4 @@ def kept_bytes(layers: list[Layer]) -> int:
     for layer in layers:
         if is_product(layer) or layer.kind == "batch norm":
             needed |= dict(zip(layer.reads, layer.inputs))
-    return ITEM * sum(_size(shape) for shape in needed.values())
+    return ITEM * sum(math.prod(shape) for shape in needed.values())

@@ -65,7 +65,7 @@ def record() -> list[Launch]:
     launches: list[Launch] = []
     saved = runtime.launch, runtime.use_triton, runtime.num_programs
     try:
-        runtime.use_triton = lambda op, implementation, tensor: True
+        runtime.use_triton = lambda op, implementation, tensor, dtypes=(): True
         runtime.num_programs = lambda device, per_processor, most: min(PROCESSORS * per_processor, most)
         for case, call in _cases():
 

@@ -17,6 +17,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.console import text_table
 from engine.files import replace_text
 from pipelines.errors import UserError
 
@@ -98,11 +99,7 @@ def differing_versions(row: Row, baseline: Row) -> dict[str, str]:
 
 
 def load(folder: Path, device: str) -> dict[tuple, Row]:
-    """The baseline of a device by key; empty if it has none.
-
-    Raises:
-        UserError: a line is no row.
-    """
+    """The baseline of a device by key, empty if it has none; raises UserError for a line that is no row."""
     path = folder / f"{device}.jsonl"
     if not path.exists():
         return {}
@@ -142,8 +139,7 @@ def table(judged: list[tuple[Row, Row | None, str]]) -> list[str]:
     """Lines of text: every row with its verdict, then what differs in versions."""
     head = ("verdict", "row", "impl", "dtype", "p20 / p50 / p80", "baseline", "unit", "ms", "MiB", "rate")
     cells = [head, *(_cells(row, baseline, verdict) for row, baseline, verdict in judged)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    lines = text_table(cells, left=range(len(head))).splitlines()
     differing: dict[str, str] = {}
     for row, baseline, _ in judged:
         if baseline is not None:

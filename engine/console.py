@@ -29,9 +29,9 @@ def nearest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)), "")
 
 
-def did_you_mean(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, names: Iterable[str]) -> str:
     """`did you mean NAME?` with the `nearest` name, "" where there is none."""
-    name = nearest(word, names, cutoff)
+    name = nearest(word, names)
     return f"did you mean {name}?" if name else ""
 
 

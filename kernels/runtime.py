@@ -19,17 +19,20 @@ def can_run(device: torch.device) -> bool:
     return device.type == "cuda" or INTERPRETED
 
 
-def use_triton(op: str, implementation: str, tensor: Tensor) -> bool:
-    """Whether the Triton kernels of `op` run on `tensor`'s device, or else its PyTorch reference.
+def use_triton(op: str, implementation: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...] = ()) -> bool:
+    """Whether the Triton kernels of `op` run on `tensor`, or else its PyTorch reference.
 
-    "auto": kernels on CUDA, reference elsewhere. "triton": kernels, on a CPU only where Triton interprets.
-    Raises ValueError for another word, and for "triton" where there is nothing to run it.
+    "auto": kernels on CUDA, reference elsewhere and for what is not in `dtypes` (() = any). "triton": kernels, on a CPU
+    only where Triton interprets. Raises ValueError for another word, and for "triton" where they cannot run.
     """
+    known = not dtypes or tensor.dtype in dtypes
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}")
     if implementation == "triton" and not can_run(tensor.device):
         raise ValueError(f"{op}: implementation='triton' needs tensors on a CUDA device, not {tensor.device}")
-    return implementation == "triton" or (implementation == "auto" and tensor.device.type == "cuda")
+    if implementation == "triton" and not known:
+        raise ValueError(f"{op}: implementation='triton' needs one of {dtypes}, not {tensor.dtype}")
+    return implementation == "triton" or (implementation == "auto" and tensor.device.type == "cuda" and known)
 
 
 def num_programs(device: torch.device, per_processor: int, most: int) -> int:

@@ -94,24 +94,21 @@ class Draw(NamedTuple):
     light: np.ndarray | None  # (16, 16, 2) float32: image * light[..., 0] + light[..., 1]
 
 
-def generator(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
-    """Random numbers of one sample: Philox keyed by (seed, epoch), sample and repeat in the counter's top words.
+def generator(seed: int, epoch: int, index: int = 0, repeat: int = 0, stream: int = 0) -> np.random.Generator:
+    """Random numbers of one sample: Philox keyed by (seed, epoch), the others in the counter's top words.
 
     Streams are at least 2^128 draws apart, so they never meet (Salmon et al., "Parallel random numbers: as easy as
     1, 2, 3", SC 2011).
     """
     mask = (1 << 64) - 1
-    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, 0, repeat, index], np.uint64)
+    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, stream, repeat, index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def draw(config: AugmentConfig, seed: int, epoch: int, index: int, repeat: int = 0) -> Draw:
-    """All random numbers of sample `index` in `epoch`.
+    """All random numbers of sample `index` in `epoch`; the same key always gives the same draw.
 
-    Args:
-        config: what may happen, and how often.
-        seed, epoch, index: the key; the same key always gives the same draw.
-        repeat: how often the sample came already in this epoch (a data set with a weight above 1), part of the key.
+    `repeat`, how often the sample came already in this epoch (a data set with a weight above 1), is part of the key.
     """
     if not config.enabled:
         return Draw(False, 0.0, 1.0, 1.0, np.zeros(2), np.full((1, 2), 0.5), None, 0.0, 1.0, 0.0, (0, 0), None)

@@ -50,18 +50,8 @@ class Batch:
         return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
 
-def collate(
-    image: torch.Tensor,
-    labels: list[Labels],
-    rows: np.ndarray,
-    matrix: np.ndarray,
-) -> Batch:
-    """A batch from its pages' labels.
-
-    Args:
-        image, rows, matrix: `Batch.image`, `Batch.index` and `Batch.matrix`, taken as they are.
-        labels: of every page, canvas pixels; copied.
-    """
+def collate(image: torch.Tensor, labels: list[Labels], rows: np.ndarray, matrix: np.ndarray) -> Batch:
+    """A batch from its pages' labels in canvas pixels, copied; the rest is taken as it is."""
     bases = np.cumsum([0] + [len(page.points) for page in labels[:-1]])
     ends = [page.offsets[1:] + base for page, base in zip(labels, bases)]
     poly_offsets = np.concatenate([np.zeros(1, np.int64), *ends])

@@ -10,11 +10,7 @@ from pipelines.errors import UserError
 
 
 def refuse_full(out: Path) -> None:
-    """Refuses what is no folder, or a folder with something in it.
-
-    Raises:
-        UserError: it is.
-    """
+    """Raises UserError for what is no folder, or a folder with something in it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; name another --out")
 

@@ -52,14 +52,10 @@ def translation(dx: float, dy: float) -> np.ndarray:
 
 
 def orient(orientation: int, raw_wh: tuple[int, int]) -> np.ndarray:
-    """(2, 3) matrix from pixels as stored in the file to upright pixels, for EXIF orientation 1..8.
+    """(2, 3) matrix from pixels as stored (`raw_wh`) to upright ones, for EXIF orientation 1..8; 5 to 8 swap the sides.
 
     Decoding ignores the tag and this matrix is folded into the warp: it costs nothing, is the same for every codec and
     keeps clear of the decoders' own handling (nvImageCodec has had orientation faults, NVIDIA/DALI#6344).
-
-    Args:
-        orientation: EXIF tag 274; 5 to 8 swap width and height.
-        raw_wh: stored width and height.
     """
     w, h = raw_wh
     rows = {
@@ -111,13 +107,7 @@ def pack(polygons: list[np.ndarray], ignore: np.ndarray) -> Labels:
 def place(draw: Draw, size_wh: tuple[int, int], canvas_hw: tuple[int, int], labels: Labels) -> np.ndarray:
     """The (2, 3) matrix from the upright page to the canvas that a draw asks for (see the module's text).
 
-    With nothing drawn (no flip, rotation, scale or shift) it is exactly `letterbox`.
-
-    Args:
-        draw: the sample's random numbers.
-        size_wh: upright page size.
-        canvas_hw: canvas height and width.
-        labels: polygons in upright source pixels, in any number.
+    With nothing drawn (no flip, rotation, scale or shift) it is exactly `letterbox`. Labels are in upright pixels.
     """
     base = letterbox(size_wh, canvas_hw)
     plain = not draw.hflip and draw.angle_deg == 0 and draw.scale == 1 and draw.aspect == 1 and not np.any(draw.shift)
@@ -173,16 +163,10 @@ def _least_cutting(shifts: np.ndarray, low: np.ndarray, high: np.ndarray, canvas
 
 
 def transform(labels: Labels, matrix: np.ndarray, canvas_hw: tuple[int, int]) -> Labels:
-    """Polygons on the canvas: moved, those wholly outside dropped, those mostly outside ignored.
+    """Polygons moved by a (2, 3) matrix to canvas pixels; those wholly outside dropped, those mostly outside ignored.
 
-    Args:
-        labels: polygons in source pixels.
-        matrix: (2, 3) source to canvas. A mirroring matrix reverses the order of the vertices, so that a polygon keeps
-            its sense of rotation.
-        canvas_hw: canvas height and width.
-
-    Returns:
-        the labels that are left, in canvas pixels; points may lie beyond the border.
+    A mirroring matrix reverses the order of the vertices, so that a polygon keeps its sense of rotation. Points may lie
+    beyond the border.
     """
     points, offsets = apply(matrix, labels.points), labels.offsets
     sizes = np.diff(offsets)

@@ -24,18 +24,6 @@ MEAN = [0.485 * 255, 0.456 * 255, 0.406 * 255]
 STD = [0.229 * 255, 0.224 * 255, 0.225 * 255]
 LINEAR = DALIInterpType.INTERP_LINEAR
 
-# Of a sample's fields; what is not named is float32, and a scalar.
-_TYPES = {
-    "encoded": DALIDataType.UINT8, "resize": DALIDataType.BOOL, "offsets": DALIDataType.INT64,
-    "ignore": DALIDataType.BOOL, "row": DALIDataType.INT64, "matrix": DALIDataType.FLOAT64,
-    "colour_on": DALIDataType.BOOL, "tone_on": DALIDataType.BOOL, "blur_on": DALIDataType.BOOL,
-    "noise_on": DALIDataType.BOOL, "noise": DALIDataType.INT8, "light_on": DALIDataType.BOOL,
-}  # fmt: skip
-_NDIM = {
-    "encoded": 1, "size_hw": 1, "inverse": 2, "points": 2, "offsets": 1, "ignore": 1, "matrix": 2, "colour": 2,
-    "blur_kernel": 2, "noise": 3, "light_gain": 3, "light_offset": 3,
-}  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
@@ -84,10 +72,8 @@ def define(
 
     Args:
         source: callable of a BatchInfo giving the columns `source.fields_of(augment)`; picklable when workers > 0.
-        canvas_hw: canvas height and width.
         augment: decides which steps the graph has.
         batch_size: largest batch.
-        options: device, threads, workers, batches ahead.
         largest_wh: largest stored width and height: the hardware decoder's memory is taken once, for those.
     """
     decoder: dict[str, float] = {}
@@ -118,11 +104,7 @@ def device_bytes(
     sizes_wh: np.ndarray, canvas_hw: tuple[int, int], augment: AugmentConfig, batch_size: int, prefetch: int
 ) -> int:
     """GPU memory that a pipeline comes to hold, bytes: the batch with the largest page, twice (one is decoded while
-    another is warped), the canvas at each step, and the outputs that wait.
-
-    Args:
-        sizes_wh: (N, 2) sizes of all pages, pixels.
-        canvas_hw, augment, batch_size, prefetch: as `define`.
+    another is warped), the canvas at each step, and the outputs that wait. sizes_wh: (N, 2) pixels of all pages.
     """
     pixels = sizes_wh.astype(np.int64).prod(1)
     decoded = 3 * (int(pixels.max()) + (batch_size - 1) * int(np.median(pixels)))
@@ -142,8 +124,6 @@ def _graph(
         batch=True,
         batch_info=True,
         parallel=parallel,
-        dtype=[_TYPES.get(name, DALIDataType.FLOAT) for name in fields],
-        ndim=[_NDIM.get(name, 0) for name in fields],
     )
     sample = dict(zip(fields, given))
     # Orientation is in the matrix (geometry.orient), hence not adjusted here. Full frames: GPU ROI decode crashes with

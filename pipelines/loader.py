@@ -59,12 +59,8 @@ class _Stream:
         )
         self._pipeline.build()
 
-    def next(self) -> Batch:
-        """The next batch.
-
-        Raises:
-            UserError: more bad pages than the ledger allows.
-        """
+    def __next__(self) -> Batch:
+        """The next batch; raises UserError for more bad pages than the ledger allows."""
         start = time.perf_counter()
         if self._stale and self._pipeline is not None:
             self._start()
@@ -77,13 +73,8 @@ class _Stream:
         self.wait_seconds += time.perf_counter() - start
         return batch
 
-    def pass_over(self, rows: set[int]) -> None:
-        """See `TrainLoader.pass_over`."""
-        self._stale = self._stale or not rows <= self.source.maker.bad
-        self.source.maker.bad |= rows
-
     def close(self) -> None:
-        """Frees the pipeline, its workers and its memory; batches already handed out stay valid."""
+        """Frees the pipeline, its workers and its memory, for good; batches already handed out stay valid."""
         self._pipeline = None
 
     def _run(self) -> graph.Outputs | None:
@@ -184,7 +175,7 @@ def _preallocate(source: TrainSource | EvalSource, sizes_wh: np.ndarray, prefetc
         backend.PreallocatePinnedMemory(pinned)  # type: ignore[attr-defined]  # nor is this
 
 
-class TrainLoader:
+class TrainLoader(_Stream):
     """Endless iterator of `Batch`, one per micro-step; made by `train_loader`.
 
     Attributes:
@@ -193,34 +184,25 @@ class TrainLoader:
         wait_seconds: total time the consumer waited in `next`, seconds.
     """
 
-    def __init__(self, stream: _Stream, source: TrainSource) -> None:
-        self._stream, self._source = stream, source
-        self.steps_per_epoch = source.steps_per_epoch
-        self.canvas_hw = source.maker.canvas_hw
+    source: TrainSource
+
+    def __init__(self, source: TrainSource, options: LoaderOptions, ledger: Ledger) -> None:
+        super().__init__(source, options, ledger)
+        self.steps_per_epoch, self.canvas_hw = source.steps_per_epoch, source.maker.canvas_hw
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Batch:
-        return self._stream.next()
-
     @property
     def position(self) -> tuple[int, int, int]:
         """(epoch, step, micro) of the next batch."""
-        return self._source.position(self._stream.iteration)
+        return self.source.position(self.iteration)
 
     def pass_over(self, rows: Iterable[int]) -> None:
         """From the next batch on these rows are not even read; if any is new, a new pipeline begins there."""
-        self._stream.pass_over(set(rows))
-
-    @property
-    def wait_seconds(self) -> float:
-        """Total time spent in `next`, seconds."""
-        return self._stream.wait_seconds
-
-    def close(self) -> None:
-        """Frees the pipeline; the loader cannot be used afterwards."""
-        self._stream.close()
+        new = set(rows) - self.source.maker.bad
+        self._stale = self._stale or bool(new)
+        self.source.maker.bad |= new
 
 
 class EvalLoader:
@@ -241,9 +223,9 @@ class EvalLoader:
         if stream is None:
             return
         while stream.iteration % self._num_batches:
-            stream.next()
+            next(stream)
         for _ in range(self._num_batches):
-            yield stream.next()
+            yield next(stream)
 
     @property
     def wait_seconds(self) -> float:
@@ -280,13 +262,10 @@ def train_loader(
         index: the pages; a ConcatIndex's parts are data sets by themselves.
         image_size: canvas (H, W), pixels.
         batch_size: pages per rank and micro-step.
-        augment: what may happen to a page.
         seed: with the epoch it decides the order; with epoch and row, each page's augmentation.
         weights: how often each part of a ConcatIndex comes in an epoch; empty = once.
-        rank, world_size: global rank and number of ranks.
         accumulate: micro-steps per optimizer step.
         start_epoch, start_step: position of the first batch.
-        options: device, threads, workers, batches ahead.
         bad: rows found to be bad and why; those found now are added to it, in place.
         unread: those of them that are not read again; None = all. A row found now is read again where it comes again,
             unless it is the decoder that refuses it, until `TrainLoader.pass_over`.
@@ -306,7 +285,7 @@ def train_loader(
     source.maker.bad = set(bad if unread is None else unread)
     source.start = (start_epoch * source.steps_per_epoch + start_step) * accumulate
     ledger = Ledger(index, BadPages("another page takes its place", bad), max_bad_share, rank)
-    return TrainLoader(_Stream(source, options, ledger), source)
+    return TrainLoader(source, options, ledger)
 
 
 def eval_loader(
@@ -321,13 +300,10 @@ def eval_loader(
 ) -> EvalLoader:
     """Letterboxed pages of rows rank, rank + world_size, ...: each row on one rank, once; the last batch smaller.
 
-    Args: as `train_loader`, and
-        bad: what becomes of a bad page, which comes as a black one, and which are known; None = the first is refused.
-
-    Raises:
-        UserError: from iterating, a bad page that is refused.
+    Arguments as of `train_loader`. A bad page comes as a black one and `bad` tells what becomes of it; None = the first
+    is refused: iterating raises UserError.
     """
-    rows = sampler.eval_rows(len(index), rank, world_size)
+    rows = np.arange(rank, len(index), world_size, dtype=np.int64)
     if not len(rows):
         return EvalLoader(None, 0, rows)
     source = EvalSource(index, (int(image_size[0]), int(image_size[1])), rows, batch_size)

@@ -14,13 +14,9 @@ from pipelines.errors import UserError
 def option(
     default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple | None = None
 ) -> Any:
-    """A dataclass field with its meaning and allowed values.
+    """A dataclass field with its meaning (one line, with the unit) and allowed values.
 
-    Args:
-        default: default value; lists are copied for every instance.
-        help: one line, with the unit where there is one.
-        low, high: inclusive bounds for a number, or for every number of a list.
-        choices: the allowed values.
+    Lists are copied for every instance; low and high are inclusive bounds of a number, or of every number of a list.
     """
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
     if isinstance(default, list):
@@ -41,15 +37,8 @@ def allowed(metadata: Any) -> str:
 
 
 def check_options(config: Any, prefix: str = "") -> None:
-    """Refuses values outside their allowed range, NaN and infinity.
-
-    Args:
-        config: an instance of a dataclass made with `option`.
-        prefix: key of the section, e.g. `augment.`, for the message.
-
-    Raises:
-        UserError: naming the key, the value and what is allowed.
-    """
+    """Refuses values outside their allowed range, NaN and infinity, by a UserError that names the key (with `prefix`,
+    e.g. `augment.`), the value and what is allowed."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         for item in value if isinstance(value, (list, tuple)) else (value,):

@@ -4,13 +4,11 @@ import dataclasses
 import logging
 import math
 import os
-from typing import Any
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def
-from nvidia.dali.types import DALIDataType, DALIImageType
 
 from pipelines.errors import UserError
+from pipelines.images.jpeg import decoder
 from pipelines.index.pages import Pages
 from pipelines.source import open_file
 
@@ -58,22 +56,14 @@ def problem(index: Pages, row: int) -> str:
 class Ledger:
     """Writes down the bad pages of an index: each is named in a warning, the same fault only once.
 
-    Args:
-        index: the pages.
-        bad: what becomes of them, and which are known.
-        share: of the pages, rounded up, that may be bad; 0 refuses the first.
-        rank: for the warning.
+    `share` of the pages, rounded up, may be bad; 0 refuses the first.
     """
 
     def __init__(self, index: Pages, bad: BadPages, share: float, rank: int) -> None:
         self.index, self.bad, self.share, self.rank = index, bad, share, rank
 
     def add(self, row: int, reason: str) -> None:
-        """Names a row that is not known yet.
-
-        Raises:
-            UserError: there are now more than the share.
-        """
+        """Names a row that is not known yet; raises UserError when there are now more than the share."""
         bad = self.bad
         if row in bad.known:
             return
@@ -90,16 +80,7 @@ def paths_of(index: Pages, reasons: dict[int, str]) -> dict[str, str]:
 
 
 def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
-    """Stops when too many of a data set's pages are bad.
-
-    Args:
-        share: allowed share of the pages, rounded up.
-        pages: number of pages.
-        bad: path -> what is wrong with it.
-
-    Raises:
-        UserError: listing the first NAMED of them.
-    """
+    """Raises UserError, naming the first NAMED of `bad` (path -> reason), if it is more than `share` of the pages."""
     if len(bad) <= math.ceil(share * pages - 1e-9):  # 0.07 * 100 is a little above 7
         return
     listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED])
@@ -109,19 +90,13 @@ def refuse_above(share: float, pages: int, bad: dict[str, str]) -> None:
     raise UserError(f"{len(bad)} of {pages} pages cannot be read{limit}: {listed}{more}; {mend}")
 
 
-@pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
-def _decode_one(device: str) -> Any:
-    data = fn.external_source(name="data", dtype=DALIDataType.UINT8, ndim=1)
-    return fn.decoders.image(data, device=device, output_type=DALIImageType.RGB)
-
-
 def undecodable(pages: list[tuple[int, np.ndarray]], device_id: int | None) -> list[int]:
     """Rows of the pages (row, encoded bytes) that DALI cannot decode; one by one, so only for batches that failed."""
     bad, pipeline = [], None
     for row, encoded in pages:
         try:
             # A pipeline is of no use after an error.
-            pipeline = pipeline or _decode_one("cpu" if device_id is None else "mixed", device_id=device_id)
+            pipeline = pipeline or decoder(device_id)
             pipeline.feed_input("data", [encoded])
             pipeline.run()
         except RuntimeError:

@@ -8,9 +8,10 @@ import dataclasses
 
 import numpy as np
 
+from pipelines.augment import generator
 from pipelines.errors import UserError
 
-ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the per-sample ones of pipelines.augment
+ORDER_STREAM = 0x6F72646572  # "order": keeps this stream apart from the samples' own
 SUBSTITUTE_STREAM = 0x7377617073  # "swaps"
 TRIES = 100  # with half of a data set's pages gone, one row in 10^30 finds no substitute
 
@@ -37,19 +38,13 @@ def epoch_order(seed: int, epoch: int, lengths: list[int], weights: list[float] 
     """(M,) int64 shuffled sample numbers of one epoch over concatenated data sets.
 
     Args:
-        seed, epoch: the key; both together decide the order.
         lengths: number of samples of each data set; sample numbers run through them in turn.
-        weights: how often each data set's samples come in an epoch; [] or None = once each. A whole number is that
-            many passes, the fraction a random part of the data set, another one each epoch. M = sum of
-            round(length * weight).
-
-    Raises:
-        UserError: not one weight >= 0 per data set.
+        weights: how often each data set's samples come in an epoch; [] or None = once each, UserError unless one >= 0
+            for each. A whole number is that many passes, the fraction a random part of the data set, another one each
+            epoch. M = sum of round(length * weight).
     """
     weights = _checked(weights, lengths)
-    mask = (1 << 64) - 1
-    key, counter = np.array([seed & mask, epoch & mask], np.uint64), np.array([0, ORDER_STREAM, 0, 0], np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    rng = generator(seed, epoch, stream=ORDER_STREAM)
     parts, start = [], 0
     for length, weight in zip(lengths, weights):
         passes, rest = divmod(round(length * weight), length) if length else (0, 0)
@@ -74,18 +69,11 @@ def substitutes(seed: int, epoch: int, row: int, repeat: int, lengths: list[int]
     """(TRIES,) int64 rows of the same data set, the first good one of which takes the place of a row that is bad.
 
     A pure function of its arguments, so that it matters neither when, nor where, nor in which order bad rows are found.
-
-    Args:
-        seed, epoch, lengths: as `epoch_order`.
-        row: the bad sample number.
-        repeat: how often it came earlier in the epoch.
+    `row` came `repeat` times earlier in the epoch.
     """
     ends = np.cumsum(lengths)
     part = int(np.searchsorted(ends, row, side="right"))
-    mask = (1 << 64) - 1
-    key = np.array([seed & mask, epoch & mask], np.uint64)
-    counter = np.array([0, SUBSTITUTE_STREAM, repeat, row], np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    rng = generator(seed, epoch, row, repeat, SUBSTITUTE_STREAM)
     return rng.integers(ends[part] - lengths[part], ends[part], TRIES)
 
 
@@ -102,25 +90,9 @@ def _checked(weights: list[float] | None, lengths: list[int]) -> list[float]:
     return weights
 
 
-def steps_per_epoch(num_samples: int, global_batch: int) -> int:
-    """Optimizer steps per epoch; an incomplete last global batch is dropped, so every rank has the same number."""
-    return num_samples // global_batch
-
-
 def rank_batch(order: np.ndarray, step: int, micro: int, share: Share) -> np.ndarray:
-    """(batch_size,) int64 sample numbers of one micro-step of one rank.
-
-    Args:
-        order: the epoch's `epoch_order`.
-        step, micro: optimizer step in the epoch, and forward pass 0..accumulate-1 in the step.
-        share: which part of the step is this rank's.
-    """
+    """(batch_size,) int64 numbers out of the epoch's order: of forward pass `micro` (0..accumulate-1) of a step."""
     assert 0 <= share.rank < share.world_size and 0 <= micro < share.accumulate
     start = ((step * share.accumulate + micro) * share.world_size + share.rank) * share.batch_size
     assert start + share.batch_size <= len(order)
     return order[start : start + share.batch_size]
-
-
-def eval_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:
-    """(n,) int64 rows rank, rank + world_size, ... of an evaluation: every row on exactly one rank."""
-    return np.arange(rank, num_rows, world_size, dtype=np.int64)

@@ -71,11 +71,7 @@ def raw_sizes(index: Pages) -> np.ndarray:
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """An image file opened for reading, not a device or a pipe: those could block for ever.
-
-    Raises:
-        OSError: it cannot be opened, or is not a plain file.
-    """
+    """A plain file opened for reading; OSError for what is none: a device or a pipe could block for ever."""
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -98,15 +94,7 @@ def read_page(index: Pages, row: int) -> np.ndarray:
 
 
 class SampleMaker:
-    """Makes a `Sample` of an index row and a draw.
-
-    Args:
-        index: the pages.
-        canvas_hw: canvas height and width.
-
-    Attributes:
-        bad: rows that are not read.
-    """
+    """Makes a `Sample` of an index row and a draw; rows in `bad` are not read."""
 
     def __init__(self, index: Pages, canvas_hw: tuple[int, int]) -> None:
         self.index = index
@@ -218,15 +206,9 @@ def columns(samples: list[Sample], fields: tuple[str, ...]) -> tuple[list[np.nda
 
 
 class TrainSource:
-    """Training batches without end: batch i is micro-step start + i of this rank.
+    """Training batches without end: batch i is micro-step `start` + i of this rank, counted from epoch 0.
 
-    Args:
-        index: as `SampleMaker`; a ConcatIndex's `lengths` are what `weights` refer to.
-        canvas_hw, augment, seed, weights: as `loader.train_loader`.
-        share: which samples of each step are this rank's.
-
-    Attributes:
-        start: first micro-step, counted from the beginning of epoch 0; 0 until it is set.
+    Arguments as of `loader.train_loader`; `share` tells which samples of each step are this rank's.
     """
 
     def __init__(
@@ -246,7 +228,7 @@ class TrainSource:
         self.lengths = list(getattr(index, "lengths", [len(index)]))
         self.weights = weights
         self.num_samples = sampler.num_samples(self.lengths, weights)
-        self.steps_per_epoch = sampler.steps_per_epoch(self.num_samples, share.global_batch)
+        self.steps_per_epoch = self.num_samples // share.global_batch  # an incomplete one is dropped, on every rank
         self.first = 0  # batch number of the running pipeline's first batch
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -330,13 +312,7 @@ class TrainSource:
 
 
 class EvalSource:
-    """Evaluation batches: the given rows in order, the last batch smaller, then from the first row again, without end.
-
-    Args:
-        index, canvas_hw: as `SampleMaker`.
-        rows: (n,) index rows of this rank, at least one.
-        batch_size: rows in every batch but the last.
-    """
+    """Evaluation batches: (n >= 1,) index rows in order, the last batch smaller, then all of them again, for ever."""
 
     def __init__(self, index: Pages, canvas_hw: tuple[int, int], rows: np.ndarray, batch_size: int) -> None:
         self.maker = SampleMaker(index, canvas_hw)

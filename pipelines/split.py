@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipelines.errors import UserError
 from pipelines.folders import new_folder, refuse_full
@@ -31,10 +33,9 @@ FILE, VERSION = "split.json", 1
 
 
 def thumbnail(path: Path) -> tuple[str, np.ndarray]:
-    """SHA-256 of a file, and its standardised thumbnail (1024,) float32 of length 1, zeros for a blank or broken one.
+    """SHA-256 of a file, and its standardised thumbnail: (1024,) float32 of length 1, zeros if blank or broken.
 
-    Raises:
-        UserError: the file cannot be read.
+    Raises UserError for a file that cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -65,13 +66,10 @@ def find_copies(
     """(N,) int64 group of every page: the lowest row among its copies, copies of copies included.
 
     Args:
-        paths: images, read whole.
+        paths: images, read whole; UserError for one that cannot be.
         similarity: least correlation of thumbnails; above 1 only files of the same bytes are copies.
         workers: threads; 0 = one a core.
         progress: called with (done, total).
-
-    Raises:
-        UserError: a file cannot be read.
     """
     digests, thumbnails = [], np.zeros((len(paths), SIDE * SIDE), np.float32)
     count = min(workers or (os.cpu_count() or 1), MAX_WORKERS)
@@ -80,13 +78,14 @@ def find_copies(
             digests.append(digest)
             thumbnails[row] = thumb
             progress(row + 1, len(paths))
-    parent = np.arange(len(paths))
     first: dict[str, int] = {}
-    for row, digest in enumerate(digests):
-        _join(parent, first.setdefault(digest, row), row)
-    for a, b in _alike(thumbnails, similarity):
-        _join(parent, a, b)
-    return np.array([_root(parent, row) for row in range(len(paths))], np.int64)
+    same = [(first.setdefault(digest, row), row) for row, digest in enumerate(digests)]
+    a, b = np.array([*same, *_alike(thumbnails, similarity)], np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(paths), len(paths)))
+    _, group, of_page = np.unique(
+        connected_components(links, directed=False)[1], return_index=True, return_inverse=True
+    )
+    return group[of_page]
 
 
 def _alike(thumbnails: np.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
@@ -98,30 +97,12 @@ def _alike(thumbnails: np.ndarray, similarity: float) -> Iterator[tuple[int, int
             yield from ((start + a, other + b) for a, b in found.tolist() if start + a < other + b)
 
 
-def _root(parent: np.ndarray, row: int) -> int:
-    while parent[row] != row:
-        parent[row] = parent[parent[row]]
-        row = parent[row]
-    return int(row)
-
-
-def _join(parent: np.ndarray, a: int, b: int) -> None:
-    a, b = _root(parent, a), _root(parent, b)
-    parent[max(a, b)] = min(a, b)
-
-
 def assign(groups: np.ndarray, texts: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(N,) int64 fold of every page: groups, most texts first, each into the fold with the fewest so far.
+    """(N,) int64 fold of every page: groups, most of the (N,) texts first, each into the fold with the fewest so far.
 
     Equal ones are in an order drawn from `seed`; of folds with as many texts the one with fewer pages takes the group.
+    Raises UserError for fewer groups than folds.
     Method: Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
-
-    Args:
-        groups: from `find_copies`.
-        texts: (N,) texts of each page.
-
-    Raises:
-        UserError: fewer groups than folds.
     """
     names, inverse = np.unique(groups, return_inverse=True)
     if len(names) < folds:
@@ -155,8 +136,7 @@ def split(
         index: of all pages.
         out: a new or empty folder; complete or absent.
         folds: k, at least 2; each page is in the validation pages of one fold.
-        seed: of the order of equal pages.
-        similarity, workers, limits, progress: as `find_copies`.
+        seed, similarity, workers, limits, progress: as `assign` and `find_copies`.
 
     Returns:
         what split.json holds: seed, similarity, per fold pages and texts of its validation pages, and the groups of

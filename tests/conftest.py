@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 # One of several processes (pytest -n): a second thread only waits for a core (0.8 images/s where one thread gave 2.1).
@@ -47,22 +48,16 @@ TINY = (
 
 def run_module(module: str, *arguments: str, ranks: int = 0, cwd=None, timeout: float = 240, check: bool = False):
     """Runs `python -m module ...` from `cwd` (torchrun with `ranks` processes when above 0), output as text."""
-    launch = [sys.executable, "-m", module]
-    if ranks:
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={ranks}",
-            "-m",
-            module,
-        ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)  # a user's process has none
-    done = subprocess.run(
-        [*launch, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    if ranks:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        done = subprocess.run(
+            [*torchrun, "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True,
+            timeout=timeout, check=False,
+        )  # fmt: skip
+    else:
+        done = forked.run([module, *arguments], cwd=cwd or Path.cwd(), env=environment, timeout=timeout)
     if check:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done

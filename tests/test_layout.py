@@ -62,6 +62,48 @@ def test_the_top_of_engine_is_commands_rooms_and_few_shared_files():
     assert found == {"__init__", *ROOMS, *COMMANDS, *SHARED}
 
 
+# Modules whose tests stand with another's, because they are parts of it: where to look.
+TESTED_IN = {
+    "engine/evaluate.py": "tests/engine/evaluation/test_judge.py",
+    "engine/ensemble/figure.py": "tests/engine/ensemble/test_main.py",
+    "engine/export/program.py": "tests/engine/export/test_outputs.py",
+    "engine/export/rapid.py": "tests/engine/export/test_outputs.py",
+    "engine/report/judge.py": "tests/engine/report/test_main.py",
+    "engine/report/pictures.py": "tests/engine/report/test_main.py",
+    "engine/training/run.py": "tests/engine/test_train.py",
+    "engine/tune/figure.py": "tests/engine/tune/test_main.py",
+    "engine/tune/record.py": "tests/engine/tune/test_main.py",
+    "kernels/components/hulls.py": "tests/kernels/components/test_rectangles.py",
+    "kernels/components/runs.py": "tests/kernels/components/test_reference.py",
+    "kernels/components/table.py": "tests/kernels/components/test_tabulate.py",
+    "pipelines/index/pages.py": "tests/pipelines/test_source.py",  # types alone
+    "pipelines/worker_signals.py": "tests/faults/test_signals.py",
+    "bench/gpu/cases.py": "tests/bench/gpu/test_kernels.py",
+    "bench/gpu/pages.py": "tests/bench/gpu/test_step.py",
+    "bench/peers/classic_postprocess.py": "tests/engine/detection/test_postprocess.py",
+    "bench/peers/clipper_targets.py": "tests/kernels/db_targets/test_reference.py",
+    "bench/plain_loop.py": "tests/test_readme.py",
+    "bench/rapidocr_receipts.py": "tests/test_readme.py",
+    "bench/receipts.py": "tests/engine/detection/test_chain.py",
+    "bench/search/economy.py": "bench/bench_search_regret.py",
+    "bench/search/methods.py": "bench/bench_search_regret.py",
+    "bench/search/problems.py": "bench/bench_search_regret.py",
+}
+
+
+def test_the_tests_of_a_module_are_found_by_its_path():
+    """`engine/training/resume.py` has tests/engine/training/test_resume.py; the exceptions stand above, each true."""
+    for path in SOURCES:
+        module = str(path.relative_to(ROOT))
+        tested = path.name.startswith("bench_") or path.name in ("conftest.py", "__init__.py")
+        if tested or not any(functions(ast.parse(path.read_text()))):
+            continue
+        name = "main" if path.stem == "__main__" else path.stem
+        own = ROOT / "tests" / path.relative_to(ROOT).parent / f"test_{name}.py"
+        assert own.exists() != (module in TESTED_IN), own
+    assert all((ROOT / module).exists() and (ROOT / where).exists() for module, where in TESTED_IN.items())
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_says_what_it_is_for_and_what_comes_in(room):
     said = ast.get_docstring(ast.parse((ROOT / "engine" / room / "__init__.py").read_text()))

@@ -1,55 +1,36 @@
-"""Pages for `bench.gpu` without a data set: drawn receipts as JPEG files on disk, and an index of them in memory.
+"""Pages for benches without a data set: drawn receipts as JPEG files on disk, and an index of them in memory.
 
 Needs numpy and Pillow; nothing of `pipelines.index.build`, whose libraries a bare machine may lack.
 """
 
-import itertools
 from pathlib import Path
 
 import numpy as np
+from PIL import Image  # torchvision, and so timm, brings it
 
 from pipelines.geometry import Labels, pack
+from pipelines.index.bare import BareIndex
 
 LINES = 54  # of a page, as on a real receipt
 
 
-class Pages:
-    """`pipelines.index.pages.LabelledPages` in memory."""
+class Pages(BareIndex):
+    """Image files with the same lines on every page: `pipelines.index.pages.LabelledPages` in memory."""
 
-    def __init__(self, paths: list[Path], size_wh: tuple[int, int], polygons: list[np.ndarray]) -> None:
-        self._paths, self._polygons = paths, polygons
-        self.size_wh = np.tile(np.array(size_wh, np.int32), (len(paths), 1))
-        self.orientation = np.ones(len(paths), np.uint8)
-        self.lengths = [len(paths)]
-        self.bad: dict[int, str] = {}
+    def __init__(self, paths: list[Path], polygons: list[np.ndarray]) -> None:
+        super().__init__(paths)
+        self._polygons, self.lengths = polygons, [len(paths)]
 
     def repeated(self, count: int) -> "Pages":
         """`count` pages, these over and over."""
-        paths = list(itertools.islice(itertools.cycle(self._paths), count))
-        width, height = self.size_wh[0].tolist()
-        return Pages(paths, (width, height), self._polygons)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, row: int) -> Path:
-        """Path of a page."""
-        return self._paths[int(row)]
-
-    def name(self, row: int) -> str:
-        """File name of a page."""
-        return self._paths[int(row)].name
-
-    def num_bytes(self, row: int) -> int:
-        """Bytes of a page's file."""
-        return self.path(row).stat().st_size
+        return Pages([self._paths[row % len(self)] for row in range(count)], self._polygons)
 
     def labels(self, row: int) -> Labels:
         """LINES quads of a page, none to be ignored."""
-        return pack(self.polygons(row), self.ignore(row))
+        return pack(self._polygons, self.ignore(row))
 
     def polygons(self, row: int) -> list[np.ndarray]:
-        """(4, 2) float32 quads of a page's lines, pixel centres at i + 0.5; the same on every page."""
+        """(4, 2) float32 quads of a page's lines, pixel centres at i + 0.5."""
         return list(self._polygons)
 
     def ignore(self, row: int) -> np.ndarray:
@@ -77,11 +58,5 @@ def draw_pages(folder: Path, count: int, height: int = 1600, width: int = 900) -
             strokes = rng.random(right - left) < 0.5
             page[top:bottom, left:right][:, strokes] = rng.integers(10, 90)
         paths.append(folder / f"{number:03}.jpg")
-        _write(paths[-1], page)
-    return Pages(paths, (width, height), quads)
-
-
-def _write(path: Path, page: np.ndarray) -> None:
-    from PIL import Image  # torchvision, and so timm, brings it
-
-    Image.fromarray(page).save(path, quality=90)
+        Image.fromarray(page).save(paths[-1], quality=90)
+    return Pages(paths, quads)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import pyclipper
+
+from bench.peers.clipper_targets import offset_polygon
 
 
 def text_like_map(
@@ -16,11 +17,7 @@ def text_like_map(
 ) -> np.ndarray:
     """(H, W) float32 probabilities like a trained network's: soft-edged shrunken lines of text at one angle.
 
-    Args:
-        seed: decides all of it.
-        height, width: of the map in pixels.
-        num_lines: boxes tried; those that would touch another are left out.
-        max_angle: the page's greatest angle in degrees.
+    num_lines: boxes tried; those that would touch another are left out. max_angle: degrees, the greatest of the page.
     """
     rng = np.random.default_rng(seed)
     prob = np.zeros((height, width), np.float32)
@@ -85,8 +82,8 @@ def classic_quads(
         score = _mean_of_centres(prob, box) if exact_score else _mean_inside(prob, box)
         if score < box_thresh:
             continue
-        grown = _offset(box, size[0] * size[1] * unclip_ratio / (2 * (size[0] + size[1])), clipper_scale)
-        rectangle = cv2.minAreaRect(grown)
+        distance = size[0] * size[1] * unclip_ratio / (2 * (size[0] + size[1]))
+        rectangle = cv2.minAreaRect(offset_polygon(box, distance, clipper_scale)[0].astype(np.float32))
         if min(rectangle[1]) >= min_unclipped_px:
             quads.append(_ordered(cv2.boxPoints(rectangle)) + 0.5)
             scores.append(score)
@@ -127,9 +124,3 @@ def _mean_of_centres(prob: np.ndarray, box: np.ndarray) -> float:
     depth = [(e[0] * (y - p[1]) - e[1] * (x - p[0])) / np.hypot(*e) for p, e in zip(box, edges)]
     inside = np.min(depth, 0) >= -1e-3
     return float(prob[y0 : y1 + 1, x0 : x1 + 1][inside].mean()) if inside.any() else 0.0
-
-
-def _offset(box: np.ndarray, distance: float, scale: int) -> np.ndarray:
-    clipper = pyclipper.PyclipperOffset()
-    clipper.AddPath((box * scale).round().astype(np.int64).tolist(), pyclipper.JT_ROUND, pyclipper.ET_CLOSEDPOLYGON)
-    return (np.array(clipper.Execute(distance * scale)[0], np.float32) / scale).astype(np.float32)

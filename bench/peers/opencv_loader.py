@@ -78,11 +78,7 @@ class Batches(Dataset):
         self.source = source
 
     def __getitem__(self, iteration: int) -> Batch:
-        """Batch number `iteration`.
-
-        Raises:
-            UserError: naming a file that cannot be decoded.
-        """
+        """Batch number `iteration`; raises UserError that names a file which cannot be decoded."""
         maker, drawn = self.source.maker, self.source.draws(iteration)
         samples = [maker(row, numbers) for row, numbers in drawn]
         pages = []
@@ -146,11 +142,7 @@ def opencv_loader(
 ) -> OpenCVLoader:
     """The batches of `pipelines.loader.train_loader` of one rank, from the first on; float32 in host memory.
 
-    Args:
-        index: the pages; picklable where processes are not forked.
-        image_size, batch_size, augment, seed: as `train_loader`.
-        workers: processes, 0 = in this one.
-        prefetch: batches prepared ahead by each worker.
+    workers: processes, 0 = in this one, each of which prepares `prefetch` batches ahead.
     """
     source = TrainSource(index, image_size, augment, Share(batch_size), seed=seed)
     assert source.steps_per_epoch, "fewer pages than a batch"

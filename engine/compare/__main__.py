@@ -93,9 +93,9 @@ def resume(flags: argparse.Namespace, say) -> int:
         return dry_run(study, executor, flags.json, say)
     with contextlib.closing(ledger.Ledger(flags.out)) as book:
         events = [ledger.trial_event(trial) for trial in new]
-        book.append_all(
-            [*events, ledger.extend_event(study)]
-        )  # one write: a budget without its trials would ask the search's model
+        extended = {"budget": study.budget, "agents": study.agents, "runner": study.runner}
+        # One write: a budget without its trials would ask the search's model.
+        book.append_all([*events, ledger.extend_event(study, **extended)])
         say(f"resuming {flags.out}")
         return drive(book, executor, flags.json)
 

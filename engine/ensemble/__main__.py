@@ -50,8 +50,6 @@ from pipelines.index.build import ConcatIndex
 OPTIMISTIC = (
     "the soup was chosen on the pages it is reported on, which flatters it: name others to choose on with --select PATH"
 )
-
-
 TOP = 3  # trials of a study
 
 
@@ -156,8 +154,8 @@ def _place(path: str) -> Place:
     return Place(path.rstrip("/"), store.locate(path, key="member"))
 
 
-def best_trials(study: Path, top: int = TOP) -> list[Place]:
-    """The `top` finished trials of a study with the best values by its ledger, repeats of a configuration included.
+def best_trials(study: Path) -> list[Place]:
+    """The TOP finished trials of a study with the best values by its ledger, repeats of a configuration included.
 
     Raises:
         UserError: none has finished with a checkpoint of the engine's.
@@ -167,7 +165,7 @@ def best_trials(study: Path, top: int = TOP) -> list[Place]:
     ranked = sorted(((book.sign * t.value, t) for t in ended if t.value is not None), key=lambda pair: -pair[0])
     if not ranked:
         raise UserError(f"{study}: no trial of this study has finished")
-    return [_place(str(study / trial.folder)) for _, trial in ranked[:top]]
+    return [_place(str(study / trial.folder)) for _, trial in ranked[:TOP]]
 
 
 def numbers(flag: str, text: str) -> list[float]:

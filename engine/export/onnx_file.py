@@ -77,12 +77,12 @@ def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = 
     path.write_bytes(model.SerializeToString())
 
 
-def open_model(path: Path, threads: int = 0) -> Run:
-    """A written model on onnxruntime's CPU provider, to run; 0 threads: its own choice."""
+def open_model(path: Path) -> Run:
+    """A written model on onnxruntime's CPU provider, to run."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(["prob_map"], {"image": image})[0]
 

@@ -35,9 +35,7 @@ def write(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str,
 
 def open_program(path: Path) -> Run:
     """A written program, to run."""
-    extra = {FACTS: ""}
-    module = torch.export.load(path, extra_files=extra).module()
-    return _runner(module)
+    return _runner(torch.export.load(path).module())
 
 
 def need_compiler() -> None:

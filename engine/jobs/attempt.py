@@ -41,6 +41,7 @@ EXIT_FENCED = 75  # EX_TEMPFAIL
 EXIT_NO_COMMAND = 127
 GRACE_S = 20.0  # between SIGTERM and SIGKILL, unless `.stop` says otherwise
 GONE_GRACE_S = 2.0  # the same when the driver is gone: a checkpoint's last bytes are not worth a GPU held for nobody
+SWEEP_S = 10.0  # for killing what an attempt leaves
 TAIL_BYTES = 65536  # of the log, read for the reason
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -135,12 +136,12 @@ def _carriers(token: str) -> list[int]:
     return found
 
 
-def sweep(token: str, spare: int = 0, seconds: float = 10.0) -> None:
+def sweep(token: str, spare: int = 0) -> None:
     """SIGKILL to everything of the attempt until nothing is found three times in a row, a moment apart.
 
     Killing a parent shows its children, so this ends with the last of them. `spare` is a process to leave alone.
     """
-    deadline, clean = time.monotonic() + seconds, 0
+    deadline, clean = time.monotonic() + SWEEP_S, 0
     while clean < 3 and time.monotonic() < deadline:
         found = [pid for pid in _carriers(token) if pid != spare]
         for pid in found:

@@ -166,9 +166,8 @@ def _operator_pieces(frames: list[_Frame], marks: list[tuple]) -> list[Piece]:
 
 
 def _kernel_pieces(kernels: list[dict], frames: list[_Frame], marks: list[tuple]) -> list[Piece]:
-    launches = {
-        f.event["args"]["correlation"]: f for f in frames if "correlation" in (f.event.get("args") or {})
-    }  # cudaLaunchKernel and the like
+    # cudaLaunchKernel and the like
+    launches = {f.event["args"]["correlation"]: f for f in frames if "correlation" in (f.event.get("args") or {})}
     by_id = {(f.event.get("args") or {}).get("External id"): f.event for f in frames if f.event.get("cat") == "cpu_op"}
     pieces = []
     for event in kernels:
@@ -178,12 +177,9 @@ def _kernel_pieces(kernels: list[dict], frames: list[_Frame], marks: list[tuple]
         part = _part_at(marks, launch.event["ts"]) if launch else OTHER
         within = _by_name(operator)
         kind = classify(event["name"], within if within in OURS else part, operator or "unknown")
-        part = (
-            COMMUNICATION if kind == COMMUNICATION else OTHER if kind == DATA else part
-        )  # DALI has threads of its own
-        pieces.append(
-            Piece(event["name"], part, kind, event["dur"], *_layouts(by_id.get(given.get("External id"), {})))
-        )
+        part = {COMMUNICATION: COMMUNICATION, DATA: OTHER}.get(kind, part)  # DALI has threads of its own
+        source = by_id.get(given.get("External id"), {})
+        pieces.append(Piece(event["name"], part, kind, event["dur"], *_layouts(source)))
     return pieces
 
 
@@ -221,9 +217,8 @@ def part_rows(trace: Trace, steps: int) -> list[tuple[str, float, float, float]]
         rows.append((part, host / steps / 1e3, own / steps / 1e3, used / trace.whole_us))
     rest = max(0.0, trace.whole_us - named)
     label = "other, and the device's idle time" if trace.on_gpu else "other (the loop itself)"
-    rows.append(
-        (label, 0.0 if trace.on_gpu else rest / steps / 1e3, device[OTHER] / steps / 1e3, rest / trace.whole_us)
-    )
+    host = 0.0 if trace.on_gpu else rest / steps / 1e3
+    rows.append((label, host, device[OTHER] / steps / 1e3, rest / trace.whole_us))
     return rows
 
 

@@ -63,8 +63,8 @@ def axis(values: Sequence[float], log: bool = False, zero: bool = False) -> Axis
     return Axis(first * step, last * step, ticks)
 
 
-def _step(span: float, wanted: int = 5) -> float:
-    raw = span / wanted
+def _step(span: float) -> float:
+    raw = span / 5  # ticks
     power = 10.0 ** math.floor(math.log10(raw))
     return power * next(k for k in (1, 2, 5, 10) if k * power >= raw * 0.999)
 

@@ -60,7 +60,7 @@ def resume(named: str, options: Options, items: Sequence[str]) -> int:
         executor = trials.executor_of(study)
         print(f"resuming {folder}", flush=True)
         if changes:
-            book.append(**ledger.extend_event(study))
+            book.append(**ledger.extend_event(book.study, **changes))
         return drive(book, executor)
 
 

@@ -36,7 +36,7 @@ def confirming(book: Ledger) -> list[dict[str, Any]]:
     if study.confirmation.after != _last_searched(study):
         numbers = tuple(trial.number for trial in chosen(study, surrogate.fitted(study)))
         confirmation = dataclasses.replace(study.confirmation, chosen=numbers, after=_last_searched(study))
-        book.append(**extend_event(dataclasses.replace(study, confirmation=confirmation)))
+        book.append(**extend_event(study, confirmation=confirmation))
     there = {(trial.repeats, trial.seed) for trial in study.trials if trial.kind == "confirm"}
     events: list[dict[str, Any]] = []
     for seed in range(study.seed + 1, study.seed + 1 + study.confirmation.seeds):

@@ -202,7 +202,10 @@ def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
     key = field_of(study.metric)
     epoch, value = record["epoch"], record.get(key)
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        reason = f"{study.metric} is no number at epoch {epoch}" if key in record else _no_metric(study.metric, record)
+        measured = ", ".join(name for name in SCORES if name in record) or "nothing"
+        reason = f"no {study.metric} among what was measured ({measured})"
+        if key in record:
+            reason = f"{study.metric} is no number at epoch {epoch}"
         run.verdict = {"state": "infeasible", "reason": reason}
         return
     if dict(trial.curve).get(epoch) == value:
@@ -216,11 +219,6 @@ def _epoch(driver: Driver, run: Running, record: dict[str, Any]) -> None:
     decision = stopping.decide(trial, study)
     if decision.stop:
         run.verdict = {"state": "stopped", "reason": decision.reason, "estimate": decision.estimate}
-
-
-def _no_metric(metric: str, record: dict[str, Any]) -> str:
-    known = ", ".join(name for name in SCORES if name in record)
-    return f"no {metric} among what was measured ({known or 'nothing'})"
 
 
 def _overdue(driver: Driver, run: Running) -> dict[str, Any] | None:

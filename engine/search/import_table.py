@@ -49,7 +49,7 @@ def read(path: Path | str, space: Space, metric: str = "val/hmean", goal: str = 
         if trial.state == "stopped" and trial.value is not None and 0 < trial.epochs < longest:
             # One point of its curve: what training curves do in general is all that carries it on.
             sign = 1.0 if goal == "maximize" else -1.0
-            trial.estimate = curves.extrapolate([(trial.epochs, trial.value)], [], longest, sign)
+            trial.estimate = curves.forecast([(trial.epochs, trial.value)], [], longest, sign).estimate
     if "order" in columns:
         trials.sort(key=lambda trial: trial.number)  # stable: equal places keep the order of the rows
     for number, trial in enumerate(trials):

@@ -164,9 +164,16 @@ def trial_event(trial: Trial) -> dict[str, Any]:
     return {"event": "trial", "trial": trial.number} | {name: getattr(trial, name) for name in TRIAL}
 
 
-def extend_event(study: Study) -> dict[str, Any]:
-    """The event that changes a study's budget, agents, runner or confirmation to what they are in `study`."""
-    return {"event": "extend", "budget": study.budget, "agents": study.agents, "runner": _runner_to_json(study)}
+def extend_event(study: Study, **changes: Any) -> dict[str, Any]:
+    """The event that gives some of a study's budget, agents, runner and confirmation other values; it names no others.
+
+    The last two are one object in the file.
+    """
+    changed = dataclasses.replace(study, **changes)
+    event = {name: value for name, value in changes.items() if name in ("budget", "agents")}
+    if len(event) < len(changes):
+        event["runner"] = _runner_to_json(changed)
+    return {"event": "extend"} | event
 
 
 def _runner_to_json(study: Study) -> dict[str, Any]:

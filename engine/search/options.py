@@ -107,7 +107,7 @@ def parse(argv: list[str], describe: str = "") -> tuple[Options, list[str]]:
     items = values.pop("items")
     if unknown:
         flag = unknown[0].partition("=")[0]
-        hint = did_you_mean(flag, FIELDS, 0.5) or f"flags are {', '.join(FIELDS)}"
+        hint = did_you_mean(flag, FIELDS) or f"flags are {', '.join(FIELDS)}"
         raise UserError(f"unknown flag {flag}; {hint}")
     for word in items:
         if "=" not in word:

@@ -108,14 +108,7 @@ def _refined(named: str, options: Options, items: Sequence[str]) -> tuple[Study,
 
 
 def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]:
-    """A study from a sweep file and settings.
-
-    Args:
-        options: the flags.
-        items: `preset=... key=value ...` of every trial.
-
-    Returns:
-        the study, without trials; notices to print, one line each.
+    """A study from a sweep file and settings, without trials, and notices to print, one line each.
 
     Raises:
         UserError: whatever is wrong.

@@ -199,10 +199,6 @@ class Space:
             columns.append(np.eye(len(p.values))[nearest] * math.sqrt(0.5))  # two values are 1 apart
         return np.hstack(columns)
 
-    def contains(self, values: Mapping[str, Any]) -> bool:
-        """Whether every parameter has a value here and can take it."""
-        return all(p.name in values and p.contains(values[p.name]) for p in self.parameters)
-
 
 def space_to_json(space: Space) -> list[dict[str, Any]]:
     """The space as plain JSON; the inverse of `space_from_json`."""

@@ -12,9 +12,8 @@ from typing import Any
 
 from engine.search.space import Space, all_values, size
 
-# asked: its values are decided; running: an attempt is under way; finished: trained to its end; stopped: ended early on
-# purpose; infeasible: failed, diverged, timed out. Cut attempts go back to asked.
-STATES = ("asked", "running", "finished", "stopped", "infeasible")
+# States of a trial. asked: its values are decided; running: an attempt is under way; finished: trained to its end;
+# stopped: ended early on purpose; infeasible: failed, diverged, timed out. Cut attempts go back to asked.
 ENDED = ("finished", "stopped", "infeasible")
 # Where a trial's values come from: the preset's own configuration, near it, the surrogate, a uniform draw, a grid,
 # the model's recommendation once the budget is spent, another study or a table, a repeat with another seed; given: by
@@ -60,7 +59,7 @@ class Trial:
     kind: str
     seed: int  # of the training
     repeats: int | None = None  # confirm: number of the trial whose values these are
-    state: str = "asked"
+    state: str = "asked"  # or running, or one of ENDED
     attempts: int = 0  # started so far
     retries: int = 0  # attempts lost to an outside cause: killed, out of memory, node lost
     curve: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (epochs done, metric), epochs ascending

@@ -23,10 +23,6 @@ FILE = "bad_pages.json"
 def gathered(pages: ConcatIndex, epoch_over: bool) -> list[list]:
     """Brings together what the ranks have found, and at an epoch's end puts it out of use. Call it on every rank.
 
-    Args:
-        pages: the training pages; `bad` and `unread` are brought up to date.
-        epoch_over: whether the ranks stand between two epochs.
-
     Returns:
         [row, file name, what is wrong, not read any more] of every bad row, for `state.json`.
     """

@@ -52,8 +52,7 @@ def renew(train_state: TrainState, pages: ConcatIndex, config: Config, ranks: Ra
     models = [model for model in (train_state.model, train_state.averaged) if model is not None]
     # at the size that is evaluated, also where the run ended at a smaller one
     full = changed(config, {"data.progressive": []})
-    loader = build_train_loader(full, pages, ranks, epoch, 0)
-    with contextlib.closing(loader):
+    with contextlib.closing(build_train_loader(full, pages, ranks, epoch, 0)) as loader:
         images = (next(loader).to(ranks.device).image for _ in range(batches))
         estimate(models, names, images, config)
     return f"BatchNorm statistics of {len(names)} layers estimated anew from {batches} batches a rank"

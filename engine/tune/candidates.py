@@ -152,10 +152,6 @@ class Judge:
         every = judged(zip(rows.tolist(), found, strict=True), self.pages, self.protocol)
         return counts_of([result for _, _, result in every])
 
-    def page_counts(self, row: int, polygons: list[np.ndarray]) -> list[int]:
-        """COUNTS of one page with these detections."""
-        return list(evaluate_page(*cleval_arguments(polygons, row, self.pages, self.protocol)).counts.values())
-
 
 class Growth:
     """Pages with the regions of one growth."""
@@ -192,5 +188,7 @@ class _Page:
             self._quads = all(len(text) == 4 for text in sided[1])
         # Official CLEval has another way for pages of quads alone; seldom are only such left of polygons.
         if self._relations.kind == "poly" and self._quads and self._four[kept].all():
-            return self._judge.page_counts(self._row, [self._regions.polygons[i] for i in kept])
+            left = [self._regions.polygons[i] for i in kept]
+            sided = cleval_arguments(left, self._row, self._judge.pages, self._judge.protocol)
+            return list(evaluate_page(*sided).counts.values())
         return list(count_some(self._relations, kept).values())

@@ -36,7 +36,7 @@ def overlay(
     scores: Sequence[float] | np.ndarray | None = None,
     gt_status: Sequence[str] | None = None,
     pred_status: Sequence[str] | None = None,
-    title: str = "",
+    title: str | None = "",
 ) -> np.ndarray:
     """A page with its ground truth and detections, below a header with title and legend.
 
@@ -47,10 +47,11 @@ def overlay(
         scores: one for each of `pred`, written at its first corner.
         gt_status: as CLEval gives them: matched, split, merged, missed, ignored or skipped; None = matched.
         pred_status: matched, false_positive, dont_care or skipped; None = matched.
-        title: file name, H-mean.
+        title: file name, H-mean; None leaves out the header: LEGEND says what the colours mean.
 
     Returns:
-        (k H + header, max(k W, 640), 3) uint8 RGB; k = 1, for pages narrower than 800 px 2 or 3.
+        (k H + header, max(k W, 640), 3) uint8 RGB, without a header (k H, k W, 3); k = 1, for pages narrower than
+        800 px 2 or 3.
 
     Raises:
         ValueError: image of another shape or type, lists of unequal length, an unknown status.
@@ -62,46 +63,34 @@ def overlay(
     ignored = ignore if ignore is not None else [False] * len(gt)
     if not len(gt) == len(gt_status) == len(ignored) or len(pred) != len(pred_status):
         raise ValueError("overlay: polygons, ignore and statuses must have one entry each")
-    canvas, shown = _annotated(image, gt, ignored, pred, scores, gt_status, pred_status)
-    return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
-
-
-def annotated(
-    image: np.ndarray,
-    gt: Sequence[np.ndarray],
-    ignore: Sequence[bool] | np.ndarray,
-    pred: Sequence[np.ndarray],
-    gt_status: Sequence[str],
-    pred_status: Sequence[str],
-) -> np.ndarray:
-    """As `overlay`, without scores and without the header: LEGEND says what the colours mean."""
-    return _annotated(image, gt, ignore, pred, None, gt_status, pred_status)[0]
-
-
-def _annotated(
-    image: np.ndarray,
-    gt: Sequence[np.ndarray],
-    ignored: Sequence[bool] | np.ndarray,
-    pred: Sequence[np.ndarray],
-    scores: Sequence[float] | np.ndarray | None,
-    gt_status: Sequence[str],
-    pred_status: Sequence[str],
-) -> tuple[np.ndarray, set[tuple]]:
-    """The page (enlarged when narrow) with its outlines, and the colours in it."""
     unknown = {*gt_status, *pred_status} - {*GT_COLOURS, *PRED_COLOURS}
     if unknown:
         raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
-    canvas, gt, pred = _enlarged(image, gt, pred)
-    thick = _thickness(canvas, gt)
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
+    canvas, gt, pred = _enlarged(image, gt, pred)
+    _outline_all(canvas, gt, gt_colours, pred, pred_colours)
+    if scores is not None:
+        _labels(canvas, pred, scores, pred_colours)
+    if title is None:
+        return canvas
+    shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
+    return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
+
+
+def _outline_all(
+    canvas: np.ndarray,
+    gt: Sequence[np.ndarray],
+    gt_colours: Sequence[tuple],
+    pred: Sequence[np.ndarray],
+    pred_colours: Sequence[tuple],
+) -> None:
+    """Draws both kinds of polygons in place; what is wrong is tinted."""
+    thick = _thickness(canvas, gt)
     _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
     # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
     _outlines(canvas, gt, gt_colours, thick + 1)
     _outlines(canvas, pred, pred_colours, thick)
-    if scores is not None:
-        _labels(canvas, pred, scores, pred_colours)
-    return canvas, {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
 
 
 def _thickness(canvas: np.ndarray, gt: Sequence[np.ndarray]) -> int:
@@ -175,7 +164,7 @@ def _with_header(canvas: np.ndarray, title: str, legend: Sequence[tuple[str, tup
     return page
 
 
-def save_image(path: Path | str, image: np.ndarray, quality: int = 88) -> Path:
+def save_image(path: Path | str, image: np.ndarray) -> Path:
     """Writes (H, W, 3) uint8 RGB as JPEG or PNG, by the name's ending; makes the folder.
 
     Raises:
@@ -184,7 +173,7 @@ def save_image(path: Path | str, image: np.ndarray, quality: int = 88) -> Path:
     path = Path(path)
     if path.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise UserError(f"{path}: pictures end in .jpg or .png")
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() != ".png" else []
+    options = [cv2.IMWRITE_JPEG_QUALITY, 88] if path.suffix.lower() != ".png" else []
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,14 +45,8 @@ BOXES_PER_SM, MEANS_PER_SM = 16, 8
 def find_quads_on_device(table: Table, prob_map: Tensor, rules: QuadRules) -> Quads:
     """The quads of a table's components, as reference.find_quads_reference computes them; never waits for the device.
 
-    Args:
-        table: components of N pages.
-        prob_map: (N, H, W) probabilities the table was made from, any float dtype, contiguous. NaN counts as 0 and
-            values are clamped to 0..1.
-        rules: checked settings; bin_thresh and connectivity are already in the table.
-
-    Returns:
-        Quads in one buffer, see table.empty_quads.
+    prob_map: contiguous (N, H, W) maps the table was made from, any float dtype. The Quads are in one buffer, see
+    table.empty_quads.
     """
     (pages, capacity), (_, height, width) = table.top.shape, prob_map.shape
     device, fast = prob_map.device, rules.score_mode == "fast"

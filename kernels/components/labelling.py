@@ -283,12 +283,8 @@ def _resolve_kernel(
 def resolved_runs(values: Tensor, threshold: float, connectivity: int, totals: RootSums | None = None) -> DeviceRuns:
     """The runs of (N, H, W) values above the threshold (NaN is not) and their roots; fills `totals` where given.
 
-    Args:
-        values: contiguous, bool or float of 16, 32 or 64 bits.
-        threshold: rounded to float32, for float64 values it is not, as torch.gt does.
-        totals: of `run_arrays`.
-
-    Raises ValueError for 2^31 pixels a page, or rows in all, and more.
+    values: contiguous, bool or float of 16, 32 or 64 bits. threshold: rounded to float32, for float64 values it is not,
+    as torch.gt does. Raises ValueError for 2^31 pixels a page, or rows in all, and more.
     """
     pages, height, width = values.shape
     if width * height > MOST.value or pages * height > MOST.value - ROWS:  # the last tile's rows are counted to its end

@@ -108,18 +108,12 @@ def _lower_hull(value: Tensor) -> Tensor:
     return place
 
 
-def smallest_rectangles(hulls: Hulls, dtype: torch.dtype) -> Rectangles:
-    """Rectangle of least area around every hull, flush with one of its edges or with the rows.
+def smallest_rectangles(hulls: Hulls) -> Rectangles:
+    """Rectangle of least area around every hull, flush with one of its edges or with the rows; float64.
 
-    Points are complex numbers x + i y here: multiplying with the conjugate of an edge's unit vector gives the
-    coordinates along (real) and across (imaginary) that edge.
-
-    Args:
-        hulls: C hulls.
-        dtype: of the arithmetic and the result, float32 or float64.
-
-    Returns:
-        C rectangles through the outermost pixels' own coordinates; a side may be 0.
+    It goes through the outermost pixels' own coordinates; a side may be 0. Points are complex numbers x + i y here:
+    multiplying with the conjugate of an edge's unit vector gives the coordinates along (real) and across (imaginary)
+    that edge.
     """
     owner, begin, end = hulls.owner, hulls.begin, hulls.end
     index = torch.arange(len(owner), device=owner.device)
@@ -128,10 +122,11 @@ def smallest_rectangles(hulls: Hulls, dtype: torch.dtype) -> Rectangles:
     dx, dy = hulls.x.index_select(0, after) - hulls.x, hulls.y.index_select(0, after) - hulls.y
     # The edges along the bottom row (leftwards) and along the top row (rightwards, the last) may have no length.
     dx = torch.where(dy == 0, torch.where(last, 1, -1), dx)
-    angle = torch.atan2(dy.double(), dx.double())
+    dx, dy = dx.double(), dy.double()
+    angle = torch.atan2(dy, dx)
     angle = torch.where(angle > 0, angle, angle + 2 * math.pi)
-    unit = torch.sgn(torch.complex(dx.to(dtype), dy.to(dtype)))
-    vertex = torch.complex(hulls.x.to(dtype), hulls.y.to(dtype))
+    unit = torch.sgn(torch.complex(dx, dy))
+    vertex = torch.complex(hulls.x.double(), hulls.y.double())
     back = torch.conj_physical(unit)
     seen = vertex.index_select(0, _opposite(hulls, angle).view(-1)).view(3, -1) * back
     ahead, behind, far, near = seen[0].real, seen[2].real, seen[1].imag, (vertex * back).imag

@@ -87,19 +87,12 @@ class Boxes(NamedTuple):
     overflow: Tensor  # as Quads.overflow
 
 
-def find_boxes(
-    prob_map: Tensor,
-    bin_thresh: float,
-    min_size_px: float,
-    connectivity: int,
-    score_mode: str,
-    upcast: bool = True,
-) -> Boxes:
+def find_boxes(prob_map: Tensor, bin_thresh: float, min_size_px: float, connectivity: int, score_mode: str) -> Boxes:
     """Rectangles and scores of (N, H, W) float probability maps: all of `find_quads` that box_thresh, unclip_ratio,
     min_unclipped_px and max_candidates play no part in. Arguments as there and in `find_quads_reference`."""
     _, height, width = prob_map.shape
     table, overflow = _components(prob_map, bin_thresh, min_size_px, connectivity)
-    box = smallest_rectangles(convex_hulls(table.spans, width), torch.float64 if upcast else torch.float32)
+    box = smallest_rectangles(convex_hulls(table.spans, width))
     box = box.grow(half_pixel(box, table.area))
     large = (box.short_side() >= min_size_px).nonzero()[:, 0]
     box, page = box.select(large), table.page.index_select(0, large)
@@ -109,17 +102,9 @@ def find_boxes(
     return Boxes(box, score, page, overflow)
 
 
-def find_quads_reference(prob_map: Tensor, rules: QuadRules, upcast: bool = True) -> Quads:
-    """Text quadrilaterals of (N, H, W) float probability maps; see `op.find_quads`.
-
-    Args:
-        prob_map: contiguous, float32 or float64.
-        rules: checked settings.
-        upcast: geometry in float64 instead of float32.
-    """
-    found = find_boxes(
-        prob_map, rules.bin_thresh, rules.min_size_px, rules.connectivity, rules.score_mode, upcast=upcast
-    )
+def find_quads_reference(prob_map: Tensor, rules: QuadRules) -> Quads:
+    """`op.find_quads` of contiguous (N, H, W) float32 or float64 maps by checked settings; geometry in float64."""
+    found = find_boxes(prob_map, rules.bin_thresh, rules.min_size_px, rules.connectivity, rules.score_mode)
     wide = found.box.grow(unclip_distance(found.box, rules.unclip_ratio))
     good = (found.score >= rules.box_thresh) & (wide.short_side() >= rules.min_unclipped_px)
     kept = good.nonzero()[:, 0]

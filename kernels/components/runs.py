@@ -29,10 +29,6 @@ class Runs(NamedTuple):
     stop: Tensor  # (R,) position after the last pixel
     row: Tensor  # (R,) counted through the pages: page * (H + 1) + y
 
-    def select(self, index: Tensor) -> "Runs":
-        """The runs of an index."""
-        return Runs(*(part.index_select(0, index) for part in self))
-
 
 def find_runs(prob_map: Tensor, bin_thresh: float) -> Runs:
     """The runs of pixels above a threshold (NaN is not) of a contiguous (N, H, W) float map.
@@ -68,13 +64,10 @@ def find_runs(prob_map: Tensor, bin_thresh: float) -> Runs:
 
 
 def link_runs(runs: Runs, pitch: int, connectivity: int) -> tuple[Tensor, Tensor]:
-    """Pairs of touching runs in neighbouring rows, at most 2 R of them.
+    """Pairs of touching runs in neighbouring rows, L <= 2 R: (L,) int64 of the upper and (L,) of the lower runs.
 
     The runs of the next row that touch a run are consecutive: from the first that stops after its start to the last
     that starts before its stop; with 8 neighbours both bounds are one column wider.
-
-    Returns:
-        (L,) int64 indices of the upper and (L,) of the lower runs.
     """
     reach = 1 if connectivity == 8 else 0
     first = torch.searchsorted(runs.stop, runs.start + (pitch - reach), right=True)
@@ -130,11 +123,7 @@ def _flatten(parent: Tensor) -> Tensor:
 
 
 def number(parent: Tensor) -> tuple[Tensor, Tensor]:
-    """Consecutive numbers for components, ordered by their first run.
-
-    Returns:
-        (C,) int64 first run of each component, (R,) int64 component of each run.
-    """
+    """Components numbered by their first run: (C,) int64 first run of each, (R,) int64 component of each run."""
     index = torch.arange(len(parent), device=parent.device)
     roots = (parent == index).nonzero()[:, 0]
     rank = torch.empty_like(parent).scatter_(0, roots, index[: len(roots)])

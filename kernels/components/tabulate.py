@@ -27,15 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import runtime
-from kernels.components.labelling import (
-    LANES,
-    RootSums,
-    resolved_runs,
-    run_arrays,
-    run_capacity,
-    run_grid,
-    speakers,
-)
+from kernels.components.labelling import LANES, RootSums, resolved_runs, run_arrays, run_capacity, run_grid, speakers
 from kernels.components.reference import FIXED_POINT, MAX_COMPONENTS, QuadRules
 from kernels.components.table import Table
 
@@ -187,8 +179,7 @@ def _paint_kernel(
 def build_table(prob_map: Tensor, rules: QuadRules, places: int = MAX_COMPONENTS) -> Table:
     """The components of contiguous (N, H, W) maps of 16, 32 or 64 bit floats that may be large enough for the rules.
 
-    Reads nothing back from the device. `places` is the table's C. Raises ValueError for 2^31
-    pixels a page, or rows in all, and more.
+    Reads nothing back from the device. `places` is the table's C. Raises ValueError as `resolved_runs`.
     """
     pages, height, width = prob_map.shape
     capacity, device = run_capacity(height, width), prob_map.device

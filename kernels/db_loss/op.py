@@ -67,7 +67,8 @@ def db_loss(
     x, y = _flat_channels("db_loss", prob_logits, thresh_logits)
     _check(x, targets)
     weights = [float(value) for value in (db_k, negative_ratio, prob_weight, thresh_weight, binary_weight)]
-    losses, _ = _loss_op(x, y, *targets, weights, mode == "paper", _use_triton("db_loss", implementation, x))
+    triton = runtime.use_triton("db_loss", implementation, x, DTYPES)
+    losses, _ = _loss_op(x, y, *targets, weights, mode == "paper", triton)
     return DBLoss(losses[0], *losses.detach()[1:])
 
 
@@ -82,16 +83,8 @@ def binary_map(
     if not db_k > 0:
         raise ValueError(f"binary_map: need db_k > 0, not {db_k}")
     x, y = (logits.detach() for logits in _flat_channels("binary_map", prob_logits, thresh_logits))
-    binary: Tensor = _binary_op(x, y, float(db_k), _use_triton("binary_map", implementation, x))
+    binary: Tensor = _binary_op(x, y, float(db_k), runtime.use_triton("binary_map", implementation, x, DTYPES))
     return binary
-
-
-def _use_triton(name: str, implementation: str, x: Tensor) -> bool:
-    """As `runtime.use_triton`, but the kernels compute in float32: float64 logits are the reference's."""
-    triton = runtime.use_triton(name, implementation, x)
-    if implementation == "triton" and x.dtype not in DTYPES:
-        raise ValueError(f"{name}: implementation='triton' needs float32, bfloat16 or float16 logits, not {x.dtype}")
-    return triton and x.dtype in DTYPES
 
 
 def _flat_channels(name: str, prob_logits: Tensor, thresh_logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,12 +83,9 @@ class _Block(NamedTuple):
     thresh_mask: Tensor | None  # M', None: all ones
 
 
-def db_loss_reference(maps: Maps, weights: Weights, *, upcast: bool = False) -> tuple[Tensor, Stats]:
-    """Returns ((4,) total, prob, thresh, binary, and the sums for `db_loss_gradient`).
-
-    Computes in float32, or in float64 when the logits are float64 or with upcast=True; the result has that dtype.
-    """
-    dtype = _dtype(maps, upcast)
+def db_loss_reference(maps: Maps, weights: Weights) -> tuple[Tensor, Stats]:
+    """((4,) total, prob, thresh, binary in float32, float64 for float64 logits; the sums for `db_loss_gradient`)."""
+    dtype = _dtype(maps)
     n_pos, n_neg = _count(maps)
     wanted = torch.minimum(n_neg, (n_pos * weights.negative_ratio).floor())
     cut, tie = _worst_negatives(maps, wanted, dtype)
@@ -110,9 +107,7 @@ def db_loss_reference(maps: Maps, weights: Weights, *, upcast: bool = False) -> 
     return torch.stack((total, prob, thresh, dice)).to(dtype), stats
 
 
-def db_loss_gradient(
-    maps: Maps, weights: Weights, stats: Stats, grad_total: Tensor, *, upcast: bool = False
-) -> tuple[Tensor, Tensor]:
+def db_loss_gradient(maps: Maps, weights: Weights, stats: Stats, grad_total: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of total * grad_total with respect to both logit maps, in their shapes and dtypes.
 
     d prob / dx   = w (P - G) / (n_pos + K + eps)
@@ -121,7 +116,7 @@ def db_loss_gradient(
     d binary / dB = 2 M overlap / union^2 - 2 G M / union
                     dB/dx = k B (1 - B) P (1 - P),   dB/dy = -k B (1 - B) T (1 - T)
     """
-    dtype = _dtype(maps, upcast)
+    dtype = _dtype(maps)
     scale = grad_total + stats.poison
     prob_scale = (scale * weights.prob / stats.prob_count).to(dtype)
     thresh_scale = (scale * weights.thresh / stats.thresh_count).to(dtype)
@@ -144,8 +139,8 @@ def db_loss_gradient(
     return grads
 
 
-def _dtype(maps: Maps, upcast: bool) -> torch.dtype:
-    return torch.float64 if upcast or maps.prob_logits.dtype == torch.float64 else torch.float32
+def _dtype(maps: Maps) -> torch.dtype:
+    return torch.float64 if maps.prob_logits.dtype == torch.float64 else torch.float32
 
 
 def _split(pixels: Tensor) -> tuple[Tensor, ...]:

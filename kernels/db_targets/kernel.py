@@ -39,7 +39,7 @@ from torch import Tensor
 
 from kernels import runtime
 from kernels.db_targets.measure import drawable, extremes, offset_distance, span
-from kernels.db_targets.reference import DBTargets
+from kernels.db_targets.reference import DBTargets, Rules
 
 TILE = 32  # pixels; 2 warps hold 16 neighbouring pixels a thread: 16 bytes of a uint8 map, twice 16 of bfloat16
 CHUNK = 16  # vertices measured at once: a quad fills a quarter of it, 256 pairs are 2 a thread
@@ -262,14 +262,7 @@ def db_targets_triton(
     poly_offsets: Tensor,
     page_offsets: Tensor,
     ignore: Tensor,
-    *,
-    height: int,
-    width: int,
-    shrink_ratio: float,
-    thresh_min: float,
-    thresh_max: float,
-    min_text_size_px: float,
-    mode: str,
+    rules: Rules,
     thresh_dtype: torch.dtype,
 ) -> DBTargets:
     """See `kernels.db_targets.db_targets`. Offsets are not checked but held within range, so no read leaves the arrays.
@@ -278,6 +271,7 @@ def db_targets_triton(
     """
     points, poly_offsets, page_offsets = points_xy.contiguous(), poly_offsets.contiguous(), page_offsets.contiguous()
     pages, polygons, num_points = page_offsets.numel() - 1, ignore.numel(), points.shape[0]
+    height, width, shrink_ratio, thresh_min, thresh_max, min_text_size_px, mode = rules
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     tiles, num_words = tiles_x * tiles_y, polygons // 32 + pages
     shrink_map, shrink_mask, thresh_mask = (

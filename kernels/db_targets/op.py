@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import runtime
 from kernels.db_targets.kernel import db_targets_triton
-from kernels.db_targets.reference import DBTargets, db_targets_reference
+from kernels.db_targets.reference import DBTargets, Rules, db_targets_reference
 
 MODES = ("paper", "baseline")
 THRESH_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -64,27 +64,13 @@ def db_targets(
     """
     triton = runtime.use_triton("db_targets", implementation, points_xy)
     _check_tensors(points_xy, poly_offsets, page_offsets, ignore)
-    _check_parameters(height, width, shrink_ratio, thresh_min, thresh_max, min_text_size_px, mode)
+    rules = Rules(height, width, shrink_ratio, thresh_min, thresh_max, min_text_size_px, mode)
+    _check_rules(rules)
     if thresh_dtype is None:
         thresh_dtype = torch.bfloat16 if triton else torch.float32
     if thresh_dtype not in THRESH_DTYPES:
         raise ValueError(f"db_targets: thresh_dtype must be one of {THRESH_DTYPES} or None, not {thresh_dtype}")
-    maps = _targets_op(
-        points_xy,
-        poly_offsets,
-        page_offsets,
-        ignore,
-        height,
-        width,
-        shrink_ratio,
-        thresh_min,
-        thresh_max,
-        min_text_size_px,
-        mode,
-        thresh_dtype,
-        triton,
-    )
-    return DBTargets(*maps)
+    return DBTargets(*_targets_op(points_xy, poly_offsets, page_offsets, ignore, *rules, thresh_dtype, triton))
 
 
 @torch.library.custom_op("dbnet_engine::db_targets", mutates_args=())
@@ -106,27 +92,20 @@ def _targets_op(
     if not triton or points_xy.device.type == "cpu":  # the reference waits for the device anyway
         _check_offsets("poly_offsets", poly_offsets, points_xy.shape[0])
         _check_offsets("page_offsets", page_offsets, ignore.numel())
+    rules = Rules(height, width, shrink_ratio, thresh_min, thresh_max, min_text_size_px, mode)
     if triton:
-        maps = db_targets_triton(
-            points_xy, poly_offsets, page_offsets, ignore, height=height, width=width, shrink_ratio=shrink_ratio,
-            thresh_min=thresh_min, thresh_max=thresh_max, min_text_size_px=min_text_size_px, mode=mode,
-            thresh_dtype=thresh_dtype,
-        )  # fmt: skip
+        maps = db_targets_triton(points_xy, poly_offsets, page_offsets, ignore, rules, thresh_dtype)
     else:
-        maps = db_targets_reference(
-            points_xy, poly_offsets, page_offsets, ignore, height=height, width=width, shrink_ratio=shrink_ratio,
-            thresh_min=thresh_min, thresh_max=thresh_max, min_text_size_px=min_text_size_px, mode=mode,
-        )  # fmt: skip
+        maps = db_targets_reference(points_xy, poly_offsets, page_offsets, ignore, rules)
     # .to: the reference's map is float32. A plain tuple is what an operator may return.
     return maps.shrink_map, maps.shrink_mask, maps.thresh_map.to(thresh_dtype), maps.thresh_mask
 
 
 @_targets_op.register_fake
 def _(
-    points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor, height: int, width: int,
-    *parameters: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    *_, thresh_dtype, _ = parameters
+    points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor, *parameters: Any
+) -> tuple[Tensor, ...]:
+    height, width, *_, thresh_dtype, _ = parameters
     shape = (page_offsets.shape[0] - 1, height, width)
     dtypes = (torch.uint8, torch.uint8, thresh_dtype, torch.uint8)
     return tuple(points_xy.new_empty(shape, dtype=dtype) for dtype in dtypes)
@@ -151,15 +130,8 @@ def _check_offsets(name: str, offsets: Tensor, total: int) -> None:
         raise ValueError(f"db_targets: {name} must rise from 0 to {total}, not from {values[0]} to {values[-1]}")
 
 
-def _check_parameters(
-    height: int,
-    width: int,
-    shrink_ratio: float,
-    thresh_min: float,
-    thresh_max: float,
-    min_text_size_px: float,
-    mode: str,
-) -> None:
+def _check_rules(rules: Rules) -> None:
+    height, width, shrink_ratio, thresh_min, thresh_max, min_text_size_px, mode = rules
     if height < 1 or width < 1:
         raise ValueError(f"db_targets: height and width must be positive, not {height} and {width}")
     if not 0 < shrink_ratio < 1:

@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.components.runs import expand
+
 STRIP = 32  # pixels; 32 floats = two cache lines, and long enough to pay for the culling done once per strip
 MAX_STRIPS = 1 << 16  # strips drawn at once (2.1 M pixels, 8 MB per temporary): bounds memory for 1,000 large polygons
 FAR = 1e30  # squared pixels, stands for infinity: the square root of inf takes 6x longer
@@ -41,6 +43,18 @@ class DBTargets(NamedTuple):
     shrink_mask: Tensor  # (N, H, W) uint8
     thresh_map: Tensor  # (N, H, W) float32, bfloat16 or float16
     thresh_mask: Tensor  # (N, H, W) uint8
+
+
+class Rules(NamedTuple):
+    """Settings of `db_targets`, checked."""
+
+    height: int
+    width: int
+    shrink_ratio: float
+    thresh_min: float
+    thresh_max: float
+    min_text_size_px: float
+    mode: str
 
 
 class _Polygons(NamedTuple):
@@ -70,40 +84,22 @@ class _Strips(NamedTuple):
 
 
 def db_targets_reference(
-    points_xy: Tensor,
-    poly_offsets: Tensor,
-    page_offsets: Tensor,
-    ignore: Tensor,
-    *,
-    height: int,
-    width: int,
-    shrink_ratio: float,
-    thresh_min: float,
-    thresh_max: float,
-    min_text_size_px: float,
-    mode: str,
-    upcast: bool = False,
+    points_xy: Tensor, poly_offsets: Tensor, page_offsets: Tensor, ignore: Tensor, rules: Rules
 ) -> DBTargets:
-    """See `kernels.db_targets.db_targets`. `upcast=True` computes in float64 and returns thresh_map in float64."""
-    dtype = torch.float64 if upcast else torch.float32
-    pages, device = page_offsets.numel() - 1, points_xy.device
-    strips = -(-width // STRIP)
-    shape = (pages * height * strips, STRIP)
-    canvas = _Canvas(
-        torch.full(shape, -1.0, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=torch.uint8, device=device),
-        torch.zeros(shape, dtype=torch.uint8, device=device),
-        height,
-        width,
-        strips,
-    )
-    page = torch.repeat_interleave(torch.arange(pages, device=device), page_offsets.diff())
-    min_size = min_text_size_px if mode == "paper" else None
+    """See `kernels.db_targets.db_targets`. Computes, and returns thresh_map, in points_xy's dtype."""
+    pages, device, paper = page_offsets.numel() - 1, points_xy.device, rules.mode == "paper"
+    strips = -(-rules.width // STRIP)
+    shape = (pages * rules.height * strips, STRIP)
+    value = torch.full(shape, -1.0, dtype=points_xy.dtype, device=device)
+    core, ignored = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2))
+    canvas = _Canvas(value, core, ignored, rules.height, rules.width, strips)
+    page = torch.repeat_interleave(page_offsets.diff())
+    min_size = rules.min_text_size_px if paper else None
     for xy, chosen in _groups(points_xy, poly_offsets):
-        polygons = _measure(xy, page[chosen], ignore[chosen], shrink_ratio, min_size)
+        polygons = _measure(xy, page[chosen], ignore[chosen], rules.shrink_ratio, min_size)
         for part in _bounded(polygons, canvas):
-            _draw(part, canvas, keep_empty=mode == "baseline")
-    return _finish(canvas, pages, thresh_min, thresh_max, masked=mode == "paper")
+            _draw(part, canvas, keep_empty=not paper)
+    return _finish(canvas, pages, rules.thresh_min, rules.thresh_max, masked=paper)
 
 
 def _groups(points_xy: Tensor, poly_offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -230,7 +226,7 @@ def _cut(polygons: _Polygons, canvas: _Canvas) -> _Strips:
     ux, uy, half = edges = _directions(start)
     first_row = (polygons.xy[..., 1].amin(1) - reach - 0.5).ceil().clamp(0, canvas.height).long()
     last_row = (polygons.xy[..., 1].amax(1) + reach - 0.5).floor().clamp(-1, canvas.height - 1).long()
-    of_row, row = _ranges(first_row, (last_row - first_row + 1).clamp_min(0))  # (R,)
+    of_row, row = expand(first_row, (last_row - first_row + 1).clamp_min(0))  # (R,)
     origin_x, origin_y = origin.t().contiguous()
     y = (row + 0.5 - origin_y.index_select(0, of_row)).to(dtype)
     down = y - _at(ay, of_row)  # (E, R)
@@ -238,7 +234,7 @@ def _cut(polygons: _Polygons, canvas: _Canvas) -> _Strips:
     shift = origin_x.index_select(0, of_row)
     first = (left + shift).floor().clamp(0, canvas.width).long() // STRIP
     past = (right + shift).ceil().clamp(0, canvas.width).long() + STRIP - 1
-    of_strip, column = _ranges(first, (past // STRIP - first).clamp_min(0))  # (S,)
+    of_strip, column = expand(first, (past // STRIP - first).clamp_min(0))  # (S,)
     polygon = of_row.index_select(0, of_strip)
     x = (column * STRIP + STRIP / 2 - shift.index_select(0, of_strip)).to(dtype)
     line = _at(_at(ux, of_row) * down + _at(uy * ax, of_row), of_strip) - _at(uy, polygon) * x
@@ -261,13 +257,6 @@ def _directions(start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _at(per_item: Tensor, item: Tensor) -> Tensor:
     """(E, items) -> (E, M); index_select takes a fifth of the time of per_item[:, item]."""
     return per_item.index_select(1, item)
-
-
-def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Concatenates first[i], first[i] + 1, ... (count[i] of them); returns (which i, value)."""
-    which = torch.repeat_interleave(torch.arange(count.numel(), device=count.device), count)
-    skipped = count.cumsum(0) - count
-    return which, torch.arange(which.numel(), device=count.device) - (skipped - first).index_select(0, which)
 
 
 def _row_extent(start: Tensor, of_row: Tensor, y: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:

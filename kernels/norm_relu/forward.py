@@ -34,7 +34,6 @@ from kernels import runtime
 from kernels.norm_relu.rows import (
     TOTAL_BLOCK,
     WARPS,
-    Rows,
     channel_terms,
     lay_out,
     load_partials,
@@ -75,30 +74,15 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     given = (y, partials, rows.rows, rows.tiles)
     runtime.launch(_norm_moments_kernel, rows.grid, *given, num_warps=WARPS, **rows.constants, GROUP=rows.group)
     mean, var = (torch.empty(rows.channels, dtype=torch.float32, device=y.device) for _ in range(2))
-    _finish(partials, mean, var, rows)
+    sums = (partials, mean, var, rows.rows, rows.tiles, rows.programs, rows.channels)
+    constants = {"ROWS": rows.tile_rows, "PROGRAMS": triton.next_power_of_2(rows.programs), "BLOCK": TOTAL_BLOCK}
+    runtime.launch(_norm_finish_kernel, rows.total_grid, *sums, num_warps=WARPS, **constants)
     return mean, var
-
-
-def _finish(partials: Tensor, mean: Tensor, var: Tensor, rows: Rows) -> None:
-    given = (partials, mean, var, rows.rows, rows.tiles, rows.programs, rows.channels)
-    constants = {
-        "ROWS": rows.tile_rows,
-        "PROGRAMS": triton.next_power_of_2(rows.programs),
-        "BLOCK": TOTAL_BLOCK,
-    }
-    runtime.launch(_norm_finish_kernel, rows.total_grid, *given, num_warps=WARPS, **constants)
 
 
 @triton.jit
 def _norm_moments_kernel(
-    y,
-    partials,
-    rows,
-    tiles,
-    C: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,
+    y, partials, rows, tiles, C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr
 ):
     first, at, inside = row_tile(tl.program_id(0), rows, C, BLOCK, ROWS)
     tile = load_rows(y, first, at, inside)
@@ -118,16 +102,7 @@ def _norm_moments_kernel(
 
 @triton.jit
 def _norm_finish_kernel(
-    partials,
-    mean,
-    var,
-    rows,
-    tiles,
-    programs,
-    C,
-    ROWS: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    partials, mean, var, rows, tiles, programs, C, ROWS: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Joins the programs' moments of BLOCK channels."""
     program = tl.arange(0, PROGRAMS)

@@ -19,13 +19,7 @@ NHWC = torch.channels_last
 
 
 def norm_relu(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None = None,
-    *,
-    eps: float,
-    implementation: str = "auto",
+    y: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, *, eps: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training-mode BatchNorm, the sum with `residual` where there is one, and ReLU: one rounding, two readings of y.
 
@@ -42,12 +36,10 @@ def norm_relu(
     nn.BatchNorm2d refuses it), and for "triton" with float64.
     """
     _check(y, weight, bias, residual, eps)
-    triton = runtime.use_triton("norm_relu", implementation, y)
-    if implementation == "triton" and y.dtype not in DTYPES:
-        raise ValueError(f"norm_relu: implementation='triton' needs one of {DTYPES}, not {y.dtype}")
+    triton = runtime.use_triton("norm_relu", implementation, y, DTYPES)
     y = y.contiguous(memory_format=NHWC)
     residual = None if residual is None else residual.contiguous(memory_format=NHWC)
-    z, mean, var = _norm_op(y, weight, bias, residual, float(eps), triton and y.dtype in DTYPES)
+    z, mean, var = _norm_op(y, weight, bias, residual, float(eps), triton)
     return z, mean.detach(), var.detach()
 
 

@@ -19,30 +19,27 @@ AXES = (0, 2, 3)
 
 
 def norm_relu_reference(
-    y: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, *, upcast: bool = False
+    y: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(z, (C,) mean, (C,) biased variance); z as y in channels_last, the others float32.
-
-    Computes in float32, or in float64 where y is float64 or with upcast=True; the results then are float64.
-    """
-    dtype = _dtype(y, upcast)
+    """(z, (C,) mean, (C,) biased variance); z as y in channels_last, the others float32 (float64 for float64 y)."""
+    dtype = _dtype(y)
     up = y.to(dtype)
     var, mean = torch.var_mean(up, AXES, correction=0)
     raw = _normalised(up, mean, var, eps) * _wide(weight, dtype) + _wide(bias, dtype)
     if residual is not None:
         raw = raw + residual.to(dtype)
-    return _as_map(raw.relu(), y, dtype if upcast else y.dtype), mean, var
+    return _as_map(raw.relu(), y), mean, var
 
 
 def norm_relu_gradient(
     dz: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float,
-    more: Tensor | None = None, *, upcast: bool = False,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """(dy, dresidual or None, dweight, dbias), from what the forward pass took and gave; z only with a residual.
 
     more: a second part of dz, or None.
     """
-    dtype = _dtype(y, upcast)
+    dtype = _dtype(y)
     if more is not None:
         dz = dz.to(dtype) + more.to(dtype)
     normal = _normalised(y.to(dtype), mean, var, eps)
@@ -52,12 +49,11 @@ def norm_relu_gradient(
     dbias, dweight = masked.sum(AXES), (masked * normal).sum(AXES)
     scale = _wide(weight, dtype) * _rstd(var, eps, dtype)
     dy = (masked - _wide(dbias, dtype) / count - normal * (_wide(dweight, dtype) / count)) * scale
-    kept = dtype if upcast else y.dtype
-    return _as_map(dy, y, kept), None if z is None else _as_map(masked, y, kept), dweight, dbias
+    return _as_map(dy, y), None if z is None else _as_map(masked, y), dweight, dbias
 
 
-def _dtype(y: Tensor, upcast: bool) -> torch.dtype:
-    return torch.float64 if upcast or y.dtype == torch.float64 else torch.float32
+def _dtype(y: Tensor) -> torch.dtype:
+    return torch.float64 if y.dtype == torch.float64 else torch.float32
 
 
 def _wide(channels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,6 +68,6 @@ def _normalised(up: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     return (up - _wide(mean, up.dtype)) * _rstd(var, eps, up.dtype)
 
 
-def _as_map(values: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_map(values: Tensor, y: Tensor) -> Tensor:
     """`values` in the strides that a new channels_last map like y has; they are ambiguous where a size is 1."""
-    return torch.empty_like(y, dtype=dtype, memory_format=torch.channels_last).copy_(values)
+    return torch.empty_like(y, memory_format=torch.channels_last).copy_(values)

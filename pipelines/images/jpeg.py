@@ -105,19 +105,20 @@ def _restarts(data: bytes, start: int, end: int, interval: int) -> str:
     return ""
 
 
-@functools.lru_cache
-def _decoder() -> Any:
-    """A DALI pipeline that decodes one picture on the CPU: the decoder that training uses, on libjpeg-turbo."""
-    # Here, not above: only `check` needs it, and it takes half a second.
-    from nvidia.dali import fn, pipeline_def
+def decoder(device_id: int | None = None) -> Any:
+    """A DALI pipeline that decodes one picture, fed as "data": the decoder of training (on the CPU libjpeg-turbo)."""
+    from nvidia.dali import fn, pipeline_def  # takes half a second, which `check` alone pays
 
     @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
     def decode() -> Any:
-        return fn.decoders.image(fn.external_source(name="data"), device="cpu")
+        return fn.decoders.image(fn.external_source(name="data"), device="cpu" if device_id is None else "mixed")
 
-    made = decode(device_id=None)
+    made = decode(device_id=device_id)
     made.build()
     return made
+
+
+_decoder = functools.lru_cache(decoder)
 
 
 def decodes(data: bytes) -> bool:

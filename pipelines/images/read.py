@@ -136,11 +136,7 @@ def _megapixels(pixels: int) -> str:
 
 
 def read_rgb(path: Path, limits: Limits = DEFAULT) -> np.ndarray:
-    """Decodes one image for drawing: uint8 RGB (H, W, 3), EXIF orientation applied.
-
-    Raises:
-        UserError: missing, beyond the limits, or not decodable.
-    """
+    """One image for drawing: uint8 RGB (H, W, 3), upright. UserError if missing, beyond the limits or damaged."""
     with pixel_limit(limits.pixels):
         header = read_header(path, limits)
         if header.problem:
@@ -156,9 +152,7 @@ def as_rgb(image: Image.Image) -> np.ndarray:
     """An image of Pillow's as (H, W, 3) uint8 RGB, EXIF orientation applied.
 
     Grey of 16 bits is scaled as DALI does it, to the bit; Pillow's own conversion cuts at 255: a white page.
-
-    Raises:
-        what is in UNDECODABLE: its file is damaged, of which Pillow may tell only now.
+    Raises what is in UNDECODABLE: of a damaged file Pillow may tell only now.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):

@@ -81,15 +81,10 @@ def _system(probe: str) -> tuple[tuple[str, str], ...]:
 
 @functools.lru_cache
 def families(fonts: str = "bundled") -> tuple[tuple[str, str], ...]:
-    """(regular, bold) font files to draw with, in a fixed order.
+    """(regular, bold) font files to draw with, in a fixed order; UserError where there is none.
 
-    Args:
-        fonts: `bundled` (matplotlib's: pages are the same on every machine), `system` (those and every installed
-            Latin font) or `hangul` (installed fonts with Hangul only; the texts are Korean too). The last two
-            depend on the machine.
-
-    Raises:
-        UserError: no font of that kind.
+    fonts: `bundled` (matplotlib's: pages are the same on every machine), `system` (those and every installed Latin
+    font) or `hangul` (installed fonts with Hangul only; the texts are Korean too). The last two depend on the machine.
     """
     if fonts not in FONT_SETS:
         raise UserError(f"fonts {fonts!r}: allowed is {', '.join(FONT_SETS)}")

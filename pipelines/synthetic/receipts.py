@@ -259,14 +259,9 @@ def write_dataset(
     fonts: str = "bundled",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes pages 0 to num_pages - 1 as images/NNNNNN.jpg and annotations.json (the contest's format).
+    """Writes pages 0 to num_pages - 1 as images/NNNNNN.jpg and annotations.json (the contest's format), last; its path.
 
-    Args:
-        workers: threads; 0 = one a core.
-        progress: called with (done, total).
-
-    Returns:
-        Path of annotations.json, written last.
+    `workers` are threads, 0 = one a core; `progress` is called with (done, total).
     """
     out = Path(out)
     if num_pages < 1:
@@ -291,11 +286,7 @@ def write_dataset(
 
 
 def ensure(cache_dir: str | Path, num_pages: int, seed: int, height: int, width: int, workers: int = 0) -> Path:
-    """The built-in data set of these numbers, written once: complete or absent.
-
-    Returns:
-        Path of its annotations.json.
-    """
+    """Path of the annotations.json of the built-in data set of these numbers, written once: complete or absent."""
     folder = Path(cache_dir) / f"synthetic-v{VERSION}-{num_pages}x{height}x{width}-seed{seed}"
     path = folder / "annotations.json"
     if path.is_file():

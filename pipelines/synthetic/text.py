@@ -59,16 +59,11 @@ class Segment(NamedTuple):
 
 @dataclass
 class Row:
-    """One printed row.
+    """One printed row."""
 
-    Attributes:
-        kind: text, rule (dashes or a line), barcode, logo, or gap.
-        scale: font size relative to the body's.
-    """
-
-    kind: str
+    kind: str  # text, rule (dashes or a line), barcode or logo
     segments: list[Segment]
-    scale: float = 1.0
+    scale: float = 1.0  # font size relative to the body's
     bold: bool = False
     after: float = 0.0
 
@@ -195,13 +190,7 @@ def _footer(rng: np.random.Generator, words: dict) -> list[Row]:
 
 
 def compose(rng: np.random.Generator, max_rows: int, korean: bool = False) -> list[Row]:
-    """The rows of one receipt, top to bottom; about `max_rows` of them, so that it fills its paper.
-
-    Args:
-        rng: source of every choice.
-        max_rows: rows of body size that fit.
-        korean: Korean words and won amounts.
-    """
+    """The rows of one receipt, top to bottom; about `max_rows` of body size, so that it fills its paper."""
     words = HANGUL if korean else LATIN
     anchor = "m" if rng.random() < 0.8 else "l"
     rule = [Row("rule", [])]

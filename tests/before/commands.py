@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file
@@ -44,18 +45,23 @@ class Place(NamedTuple):
 
     def python(self, *words: str, **environment: str) -> str:
         """What `python WORDS` prints; AssertionError when it fails."""
-        known = os.environ | {"PYTHONPATH": str(self.code), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        known.pop("TRITON_INTERPRET", None)  # a user's process has none
         done = subprocess.run(
-            [sys.executable, *words], cwd=self.folder, env=known | environment, capture_output=True, text=True,
-            timeout=240, check=False,
+            [sys.executable, *words], cwd=self.folder, env=self._environment() | environment, capture_output=True,
+            text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr[-3000:]}"
         return done.stdout
 
     def module(self, *words: str) -> str:
         """What `python -m WORDS` prints."""
-        return self.python("-m", *words)
+        done = forked.run(words, cwd=self.folder, env=self._environment(), timeout=240, root=self.code)
+        assert done.returncode == 0, f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    def _environment(self) -> dict[str, str]:
+        known = os.environ | {"PYTHONPATH": str(self.code), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        known.pop("TRITON_INTERPRET", None)  # a user's process has none
+        return known
 
     def plain(self, value: Any) -> Any:
         """A value without what differs from one time or machine to the next."""

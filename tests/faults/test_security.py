@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -16,7 +15,6 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,8 +30,6 @@ from engine.config.load import load_config
 from engine.detection import results
 from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
-from engine.evaluation.cleval import PageResult
-from engine.evaluation.judge import Page
 from engine.export import __main__ as export
 from engine.export import foreign
 from engine.export.foreign import import_file
@@ -42,7 +38,6 @@ from engine.run.log import RunLog, open_run
 from engine.run.progress import Progress
 from engine.search import ledger, sweep
 from engine.search.dashboard import Dashboard
-from engine.training import summary
 from engine.training.resume import Position
 from engine.training.state import build
 from engine.visualization.document import Code, Heading, Items, Table, Text, to_html, to_markdown
@@ -235,9 +230,6 @@ def test_files_that_are_no_weights_are_one_line_each(tmp_path, capsys, weights, 
         foreign.read_foreign(tmp_path / "whole.pt")
 
 
-# ---- archives: nothing is extracted
-
-
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_archives_are_refused_and_extract_nothing(tmp_path, capsys, kind):
     inside = tmp_path / "inside"
@@ -312,9 +304,6 @@ def test_a_pipe_or_a_folder_is_no_settings_file(tmp_path):
     for name in ("pipe", "folder", "gone"):
         with pytest.raises(UserError, match=r"no regular file|cannot be read"):
             load_config([f"preset={tmp_path / name}.yaml"])
-
-
-# ---- checkpoints
 
 
 @pytest.fixture
@@ -562,37 +551,6 @@ def test_reports_escape_html_markdown_and_control_letters(tmp_path):
     assert "\nnext\n" in text and "\nnext<" in page
 
 
-def test_pictures_of_worst_pages_stay_in_their_folder(tmp_path):
-    """Names of 255 bytes and of control letters are those of pages; the picture's own is harmless and short."""
-
-    class Pages:
-        def __init__(self, name: str) -> None:
-            self.file = tmp_path / "page.jpg"
-            Image.new("RGB", (100, 80)).save(self.file)
-            self.text = name
-
-        def name(self, row: int) -> str:
-            return self.text
-
-        def path(self, row: int) -> Path:
-            return self.file
-
-        def polygons(self, row: int) -> list:
-            return []
-
-        def ignore(self, row: int) -> np.ndarray:
-            return np.zeros(0, bool)
-
-    result = PageResult(*[[] if f.name.endswith("status") else 0 for f in dataclasses.fields(PageResult)])
-    worst = [Page(0, Detections([], np.zeros(0, np.float32)), result)]
-    config = load_config(["preset=demo"])[0]
-    for name in ("x" * 250 + ".jpg", NASTY, "..", "=cmd.jpg", "a\\..\\b.jpg"):
-        run = SimpleNamespace(config=config, ranks=ALONE, folder=tmp_path, data=SimpleNamespace(val=Pages(name)))
-        summary.draw_worst(run, worst)
-        (made,) = (tmp_path / "overlays").iterdir()
-        assert made.name.startswith("00_") and made.name == printable(made.name) and len(made.name) < 60
-
-
 def test_predictions_stay_below_out_and_keep_names(tmp_path, capsys):
     found = Detections([np.zeros((4, 2), np.float32)], np.ones(1, np.float32))
     names = [NASTY, "=1+1.jpg", 'a"b,c.jpg']
@@ -608,9 +566,6 @@ def test_predictions_stay_below_out_and_keep_names(tmp_path, capsys):
     for given in (tmp_path / "in", tmp_path / "in" / ".." / "in" / "sub", tmp_path / "in" / "sub" / "a.jpg"):
         for name in predict.find_images([str(given)]).names():
             assert not os.path.isabs(name) and ".." not in name.split("/")
-
-
-# ---- secrets and sockets
 
 
 def test_secrets_of_the_environment_are_in_no_record(tmp_path, monkeypatch):

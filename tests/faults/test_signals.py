@@ -89,8 +89,7 @@ def signals(folder: Path, count: int) -> Outcome:
 @pytest.mark.parametrize(
     ("ranks", "numbers"),
     [
-        (0, SIGNALS[:1]),
-        pytest.param(0, SIGNALS[1:], marks=pytest.mark.slow),
+        pytest.param(0, SIGNALS, marks=pytest.mark.slow),
         pytest.param(2, SIGNALS, marks=pytest.mark.slow),
     ],
 )

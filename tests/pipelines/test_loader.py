@@ -87,7 +87,7 @@ def test_close_frees_the_pipeline(index):
     made = make(index)
     next(made)
     assert made.wait_seconds > 0
-    pipeline = weakref.ref(made._stream._pipeline)
+    pipeline = weakref.ref(made._pipeline)
     made.close()
     assert pipeline() is None  # at once, not when the garbage collector comes by
     with pytest.raises(AssertionError, match="closed"):

@@ -117,8 +117,8 @@ def test_torch_sees_dalis_own_buffer(tmp_path, augment):
     made = loader.train_loader(index, **given, options=LoaderOptions(device_id))
     stream = None if device_id is None else torch.cuda.current_stream()
     for _ in range(3):
-        outputs = graph.Outputs(*made._stream._pipeline.run(stream))
-        image = made._stream._batch(outputs).image
+        outputs = graph.Outputs(*made._pipeline.run(stream))
+        image = made._batch(outputs).image
         assert image.is_contiguous(memory_format=torch.channels_last) and image.shape == (4, 3, *CANVAS)
         assert [page.data_ptr() for page in image] == [outputs.image[n].data_ptr() for n in range(4)]
     made.close()

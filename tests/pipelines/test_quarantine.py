@@ -100,7 +100,7 @@ def test_within_an_epoch_a_new_pipeline_changes_nothing(tmp_path, workers):
         batches = [next(made) for _ in range(first + 1)]
         hidden(index.path(row)).rename(index.path(row))
         if rebuilt:
-            made._stream._start()
+            made._start()
         batches += take(made, 13 - first)
         assert row not in batches[first].index and row in batches[second].index
         results.append(pages_of(batches))

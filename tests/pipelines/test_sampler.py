@@ -46,7 +46,7 @@ def test_any_world_sees_the_same_global_batches(ranks, accumulate, samples):
     """24 samples a step, however they are spread over ranks and micro-steps."""
     order = sampler.epoch_order(0, 0, [samples])
     batch = 24 // (ranks * accumulate)
-    for step in range(sampler.steps_per_epoch(samples, 24)):
+    for step in range(samples // 24):
         seen = [
             sampler.rank_batch(order, step, micro, sampler.Share(batch, rank, ranks, accumulate))
             for micro in range(accumulate)
@@ -56,14 +56,6 @@ def test_any_world_sees_the_same_global_batches(ranks, accumulate, samples):
 
 
 def test_the_last_incomplete_step_is_dropped():
-    assert sampler.steps_per_epoch(100, 24) == 4 and sampler.steps_per_epoch(23, 24) == 0
     order = sampler.epoch_order(0, 0, [100])
     with pytest.raises(AssertionError):
         sampler.rank_batch(order, 4, 0, sampler.Share(24))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_evaluation_covers_every_row_once(world_size):
-    rows = [sampler.eval_rows(7, rank, world_size) for rank in range(world_size)]
-    assert sorted(np.concatenate(rows)) == list(range(7))
-    assert rows[-1].tolist() == list(range(world_size - 1, 7, world_size))

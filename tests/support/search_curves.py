@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from engine.search.model import curves
+
 EPOCHS = 15
 
 
@@ -16,3 +18,8 @@ def sample_curve(rng, final=None, epochs=EPOCHS, noise=4e-4):
 def some_curves(seed, number):
     rng = np.random.default_rng(seed)
     return [sample_curve(rng) for _ in range(number)]
+
+
+def extrapolate(curve, others, epochs) -> tuple[float, float]:
+    """(mean, sd) of the best value by the last epoch."""
+    return curves.forecast(curve, others, epochs).estimate

@@ -29,6 +29,11 @@ MIXED = Space(
 )
 
 
+def inside(space: Space, values: dict) -> bool:
+    """Whether every parameter can take its value."""
+    return all(p.contains(values[p.name]) for p in space.parameters)
+
+
 class Posterior:
     """A Gaussian process with fixed length scales (RBF, 0.4 of each range), zero mean after standardising."""
 

@@ -59,11 +59,6 @@ class Forecast:
         return float((self.sign * (self.draws - value) > 0).mean())
 
 
-def extrapolate(curve: Curve, others: Sequence[Curve], epochs: int, sign: float = 1.0) -> tuple[float, float]:
-    """(mean, sd) of the best value by epoch `epochs` of a trial whose curve so far is `curve`; see `forecast`."""
-    return forecast(curve, others, epochs, sign).estimate
-
-
 def forecast(curve: Curve, others: Sequence[Curve], epochs: int, sign: float = 1.0) -> Forecast:
     """The best value by the last epoch, in draws. Pure: the same curves, in any order, give the same draws.
 

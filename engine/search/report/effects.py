@@ -187,14 +187,11 @@ def boundary(parameter: Parameter, unit: float) -> str:
         end = "smallest" if at_low else "largest"
         more = "smaller" if at_low else "larger"
         return f"{name} {parameter.value(unit):g} is the {end} value that was searched: try {more} ones."
-    quarter = 0.25 if at_high else -0.25
+    side, bound, quarter = ("upper", parameter.high, 0.25) if at_high else ("lower", parameter.low, -0.25)
     if parameter.scale == "log":
-        beyond = (parameter.high if at_high else parameter.low) * math.exp(
-            quarter * math.log(parameter.high / parameter.low)
-        )
+        beyond = bound * (parameter.high / parameter.low) ** quarter
     else:
-        beyond = (parameter.high if at_high else parameter.low) + quarter * (parameter.high - parameter.low)
-    side, bound = ("upper", parameter.high) if at_high else ("lower", parameter.low)
+        beyond = bound + quarter * (parameter.high - parameter.low)
     best = show(digits2(parameter, parameter.value(unit)))
     advice = f"what lies beyond is unknown: widen it to {show(float(f'{beyond:.1e}'))}."
     return f"{name}: the optimum {best} is within 5 % of the {side} bound {show(bound)}; {advice}"

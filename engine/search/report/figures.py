@@ -236,10 +236,8 @@ def _parallel(study: Study, found: Findings) -> Any | None:
             axes.plot(places, space.coordinates(trial.values), color="#DFE3E7", lw=0.9, zorder=1)
             continue
         axes.plot(places, space.coordinates(trial.values), color=colours(norm(trial.result)), **style)
-    paper, style = (
-        {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
-        {"fontsize": 7.5, "color": "#333"},
-    )
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+    style = {"fontsize": 7.5, "color": "#333"}
     for place, parameter in zip(places, space.parameters, strict=True):
         axes.axvline(place, color=GREY, lw=0.8, zorder=0)
         for value in ticks_of(parameter):

@@ -17,35 +17,21 @@ import pytest
 import torch
 
 from engine.checkpoint import store
-from engine.checkpoint.writer import Writer
 from engine.config.load import load_config, to_dict, to_yaml
-from engine.training.ema import Ema
 from pipelines.errors import UserError
-
-
-def _trained(steps=2):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    ema = Ema(model, 0.9)
-    for step in range(steps):
-        model(torch.randn(2, 3, 8, 8)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(step)
-    return model, ema, optimizer
+from tests.engine.checkpoint.conftest import trained_model
 
 
 def _write(folder, step, score=None):
-    model, ema, optimizer = _trained()
+    model, ema, optimizer = trained_model()
     parts = store.snapshot(model, ema.model, optimizer)
     return store.write(folder, parts, {"step": step, "score": score}, "seed: 0\n")
 
 
 def test_round_trip_is_bit_exact_and_training_goes_on_alike(tmp_path):
-    model, ema, optimizer = _trained()
+    model, ema, optimizer = trained_model()
     path = store.write(tmp_path, store.snapshot(model, ema.model, optimizer), {"step": 2}, "seed: 0\n")
-    other, other_ema, other_optimizer = _trained(steps=0)
+    other, other_ema, other_optimizer = trained_model(steps=0)
     store.load_model(other, store.load_part(path, "model"), path)
     store.load_model(other_ema.model, store.load_part(path, "ema"), path)
     store.load_optimizer(other_optimizer, store.load_part(path, "optimizer"))
@@ -113,21 +99,9 @@ def test_another_model_is_refused(tmp_path):
         store.load_model(torch.nn.Linear(2, 2), store.load_part(path, "model"), path)
 
 
-def test_writer_survives_a_folder_it_cannot_write(tmp_path, capsys):
-    model, ema, optimizer = _trained()
-    (tmp_path / "file").write_text("in the way")
-    writer = Writer(tmp_path / "file" / "checkpoints", 1, 1)
-    writer.save(store.snapshot(model, ema.model, optimizer), {"step": 1}, "seed: 0\n")
-    writer.wait(0)
-    assert writer.failures == 1
-    assert "WARNING: checkpoint of step 1 not written" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"the last 1 checkpoints could not be written \(Not a directory\)"):
-        writer.refuse(1)
-
-
 def test_the_resolved_configuration_comes_back(tmp_path):
     config, _ = load_config(["preset=demo", "models.optimizer.lr=0.00123"])
-    model, _, optimizer = _trained()
+    model, _, optimizer = trained_model()
     path = store.write(tmp_path, store.snapshot(model, None, optimizer), {"step": 1}, to_yaml(config))
     assert store.load_settings(path) == to_dict(config)
     assert store.load_part(path, "ema") == {}
@@ -207,13 +181,6 @@ def test_a_step_written_again_never_deletes_the_one_before_it_is_complete(tmp_pa
     assert first != second and first.is_dir() and store.newest(tmp_path) == second
     store.prune(tmp_path, keep_last=3, keep_top_k=1)
     assert not first.exists() and store.newest(tmp_path) == second
-
-
-def test_a_bug_in_the_writer_is_raised_and_hangs_nobody(tmp_path):
-    writer = Writer(tmp_path, 1, 1)
-    writer.save({}, {"no step": 1}, "seed: 0\n")
-    with pytest.raises(RuntimeError, match="checkpoint writer failed"):
-        writer.wait()
 
 
 def _copy(trained, tmp_path) -> Path:

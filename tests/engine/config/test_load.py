@@ -24,6 +24,7 @@ from engine.config.load import (
 from engine.config.settings import Config
 from pipelines.errors import UserError
 from tests.conftest import ROOT
+from tests.engine.config.conftest import load, message
 
 # Every key a user can set. A new one is added here on purpose: it is an interface, and it is in the README.
 KEYS = """
@@ -57,17 +58,6 @@ def listed_keys() -> list[str]:
         else:
             found.append(section + word)
     return found
-
-
-def load(*argv: str) -> Config:
-    return load_config(list(argv))[0]
-
-
-def message(*argv: str, **others) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(list(argv), **others)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_list_of_keys():
@@ -247,64 +237,6 @@ def test_a_base_replaces_the_preset():
     assert "comes from" in message("preset=demo", base=base) or "come from" in message("preset=demo", base=base)
     assert "unknown key data.traim" in message(base={"data": {"traim": 1}})
     assert split_extra(["seed=1", "out=2"], {"out": ""}) == ({"out": "2"}, ["seed=1"])
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["models.scheduler.eta_min=0.01"], "above models.optimizer.lr"),
-        (["models.scheduler.T_max=30"], "never reaches eta_min"),
-        (["models.scheduler.warmup_epochs=20"], "lasts the whole run"),
-        (["models.scheduler.name=constant", "models.scheduler.T_max=9"], "models.scheduler.T_max=9 has no effect"),
-        (["models.scheduler.name=onecycle", "models.scheduler.warmup_epochs=1"], "onecycle's own climb"),
-        (["models.optimizer.momentum=0.5"], "only sgd"),
-        (["models.optimizer.lr=0"], "nothing will be learnt"),
-        (["loss.mode=baseline", "loss.min_text_size_px=3"], "ignores no text"),
-        (["augment.enabled=false", "augment.hflip=0"], "augment.hflip=0.0 has no effect"),
-        (["post.polygon_epsilon=0.01"], "regions are quads"),
-        (["post.max_candidates=900"], "the contest takes 500"),
-        (["data.train=x", "data.val=y", "data.synthetic_train=9"], "data.train is given"),
-        (["trainer.patience=20"], "ends before"),
-        (["eval.every_epochs=21"], "only the last epoch"),
-        (["trainer.ema=true", "eval.ema=false"], "neither judged"),
-        (["speed.fused_norms=true", "trainer.kernels=reference"], "slower than when off"),
-        (["speed.fused_norms=true", "trainer.device=cpu"], "slower than when off"),
-        (["data.progressive=[640,960]", "trainer.max_steps=5"], "may end before"),
-        (["init_from=x", "models.encoder.weights=timm"], "init_from replaces"),
-        (["init_from=x", "models.encoder.weights=", "resume=y"], "brings its own weights"),
-    ],
-)
-def test_doubtful_settings_run_with_one_warning(argv, words):
-    found = warnings(load(*argv))
-    assert len(found) == 1 and words in found[0], found
-
-
-def test_cuda_graphs_are_not_replayed_over_gradients_that_are_summed():
-    assert "trainer.accumulate=2" in message("speed.cuda_graphs=true", "trainer.accumulate=2")
-
-
-def test_fused_norms_on_the_device_at_hand():
-    config = load("speed.fused_norms=true")
-    assert warnings(config) == [] and warnings(config, 1, "cuda") == []
-    assert len(warnings(config, 1, "cpu")) == 1
-    assert warnings(load("speed.fused_norms=true", "trainer.kernels=triton"), 1, "cpu") == []
-
-
-def test_settings_that_cannot_work():
-    frozen = ("models.encoder.freeze=all", "models.decoder.freeze=true")
-    assert load(*frozen).models.decoder.freeze
-    assert "nothing is left to train" in message(*frozen, "models.head.freeze=true")
-    assert "nothing is left to learn" in message(*(f"loss.{part}_weight=0" for part in ("prob", "thresh", "binary")))
-    assert "one of them" in message("speed.fused_norms=true", "trainer.sync_bn=true")
-    assert "at least one" in message("data.train=[a,b]", "data.train_weights=[0,0]")
-
-
-def test_the_rate_is_never_scaled_silently():
-    config = load("preset=hrnet_w44_1280")
-    notice = global_batch_notice(config, 8)
-    assert "16" in notice and "2 of preset" in notice and "not scaled" in notice
-    assert global_batch_notice(load("data.batch_size=1", "trainer.accumulate=2"), 1) == ""
-    assert global_batch_notice(load("data.global_batch=0"), 8) == ""
 
 
 def test_import_needs_no_torch():

@@ -5,6 +5,7 @@ import pytest
 from engine.config import Config, changed
 from engine.config.load import from_dict, keys_and_values, load_config
 from pipelines.errors import UserError
+from tests.engine.config.conftest import load, message
 
 
 def test_changed_settings_differ_in_the_named_keys_alone():
@@ -25,3 +26,16 @@ def test_changed_settings_are_checked_together():
         changed(config, {"data.batch_size": 0})
     with pytest.raises(TypeError):
         changed(config, {"data.batchsize": 1})
+
+
+def test_cuda_graphs_are_not_replayed_over_gradients_that_are_summed():
+    assert "trainer.accumulate=2" in message("speed.cuda_graphs=true", "trainer.accumulate=2")
+
+
+def test_settings_that_cannot_work():
+    frozen = ("models.encoder.freeze=all", "models.decoder.freeze=true")
+    assert load(*frozen).models.decoder.freeze
+    assert "nothing is left to train" in message(*frozen, "models.head.freeze=true")
+    assert "nothing is left to learn" in message(*(f"loss.{part}_weight=0" for part in ("prob", "thresh", "binary")))
+    assert "one of them" in message("speed.fused_norms=true", "trainer.sync_bn=true")
+    assert "at least one" in message("data.train=[a,b]", "data.train_weights=[0,0]")

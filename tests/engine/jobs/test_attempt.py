@@ -1,8 +1,6 @@
 """An attempt's processes: whoever is killed, whenever, nothing of it is left; of two attempts the newer one writes."""
 
 import dataclasses
-import errno
-import fcntl
 import json
 import os
 import random
@@ -10,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 
 import pytest
 from search_attempts import TREE, attempt_at, tree, wait_for
@@ -18,30 +15,14 @@ from search_attempts import TREE, attempt_at, tree, wait_for
 from engine.jobs import attempt as wrapper
 from engine.jobs import executor as executors
 from engine.jobs import fence
-from engine.jobs.local import LocalExecutor
 from engine.jobs.tail import Tail
 from engine.run.log import read_metrics
 from engine.search import objective
 from pipelines.errors import UserError
 from tests.conftest import ROOT, SUPPORT, TINY
+from tests.engine.jobs.conftest import trainings, wrappers
 
 SURVIVE_S = 5.0
-
-
-@pytest.fixture
-def local():
-    executor = LocalExecutor(4)
-    yield executor
-    executor.close()
-
-
-def _wrappers(processes: dict[int, str]) -> list[int]:
-    """Wrapper and keeper, in the order they were started."""
-    return sorted(pid for pid, words in processes.items() if "engine.jobs.attempt" in words)
-
-
-def _trainings(processes: dict[int, str]) -> list[int]:
-    return sorted(pid for pid in set(processes) - set(_wrappers(processes)) if "search.objective" in processes[pid])
 
 
 def _gone(attempt) -> None:
@@ -106,9 +87,9 @@ def test_a_killed_keeper_is_replaced(tmp_path, local):
     attempt = attempt_at(tmp_path, mode="children", SEARCH_TEST_SLEEP="0.1", SEARCH_TEST_EPOCHS="50")
     handle = local.start(attempt)
     wait_for(lambda: any("time.sleep(300)" in line for line in tree(attempt).values()))
-    keeper = next(pid for pid in _wrappers(tree(attempt)) if pid != handle.process.pid)
+    keeper = next(pid for pid in wrappers(tree(attempt)) if pid != handle.process.pid)
     os.kill(keeper, signal.SIGKILL)
-    wait_for(lambda: keeper not in tree(attempt) and len(_wrappers(tree(attempt))) == 2)
+    wait_for(lambda: keeper not in tree(attempt) and len(wrappers(tree(attempt))) == 2)
     handle.process.kill()
     _gone(attempt)
 
@@ -117,7 +98,7 @@ def test_a_killed_training_is_an_outside_cause_and_its_children_go(tmp_path, loc
     attempt = attempt_at(tmp_path, mode="children", SEARCH_TEST_SLEEP="0.1", SEARCH_TEST_EPOCHS="50")
     handle = local.start(attempt)
     wait_for(lambda: any("time.sleep(300)" in line for line in tree(attempt).values()))
-    os.kill(_trainings(tree(attempt))[0], signal.SIGKILL)
+    os.kill(trainings(tree(attempt))[0], signal.SIGKILL)
     assert wait_for(lambda: local.poll(handle)) == executors.Exit(137, "killed (SIGKILL)", True)
     assert not tree(attempt)  # an end is only told when nothing is left
     record = executors.read_record(attempt)
@@ -143,7 +124,7 @@ def test_a_training_that_is_deaf_to_sigterm_is_killed_after_the_grace(tmp_path, 
 def test_a_sigterm_from_elsewhere_is_an_outside_cause(tmp_path, local):
     attempt = attempt_at(tmp_path, SEARCH_TEST_SLEEP="30")
     handle = local.start(attempt)
-    wait_for(lambda: _trainings(tree(attempt)))
+    wait_for(lambda: trainings(tree(attempt)))
     handle.process.terminate()
     assert wait_for(lambda: local.poll(handle)) == executors.Exit(143, "killed (SIGTERM)", True)
 
@@ -154,7 +135,7 @@ def test_a_stop_file_ends_an_attempt_and_no_other(tmp_path, local):
     stop.parent.mkdir()
     stop.write_text(json.dumps({"id": "of an earlier attempt", "grace": 0}))
     handle = local.start(attempt)
-    wait_for(lambda: _trainings(tree(attempt)))
+    wait_for(lambda: trainings(tree(attempt)))
     time.sleep(1.5)
     assert local.poll(handle) is None
     wrapper.write_json(stop, {"id": attempt.id, "grace": 1.0})
@@ -234,87 +215,6 @@ def test_what_an_end_means(status, cause, tail, expected):
     assert (code, number, reason[: len(expected[2])], outside) == expected
 
 
-def test_of_two_attempts_the_newer_one_writes(tmp_path, local):
-    first = attempt_at(tmp_path, number=1, SEARCH_TEST_SLEEP="0.05", SEARCH_TEST_EPOCHS="10000")
-    second = attempt_at(tmp_path, number=2)
-    old = local.start(first)
-    metrics = first.folder / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and read_metrics(metrics))
-    new = local.start(second)
-    assert wait_for(lambda: local.poll(new)) == executors.Exit(0, "", False)
-    assert not tree(first)  # it had to be gone before the second began
-    assert [r["epoch"] for r in read_metrics(metrics)] == [1, 2, 3, 4, 5]
-    assert wait_for(lambda: local.poll(old)).outside and executors.read_record(first) == {}
-    late = local.start(attempt_at(tmp_path, number=1))
-    end = wait_for(lambda: local.poll(late))
-    assert (end.code, end.outside) == (wrapper.EXIT_FENCED, True)
-    assert executors.read_record(second)["code"] == 0  # its record stays
-
-
-def test_a_requeued_job_fences_its_first_life(tmp_path, local):
-    first = attempt_at(tmp_path, SEARCH_TEST_SLEEP="30")
-    again = dataclasses.replace(
-        first, environment={**first.environment, TREE: uuid.uuid4().hex, "SEARCH_TEST_SLEEP": "0"}
-    )
-    local.start(first)
-    wait_for(lambda: _trainings(tree(first)))
-    new = local.start(again)
-    assert wait_for(lambda: local.poll(new)).code == 0
-    assert not tree(first)
-
-
-def test_an_older_attempt_that_is_stopped_is_killed(tmp_path, local):
-    first, second = attempt_at(tmp_path, SEARCH_TEST_SLEEP="30"), attempt_at(tmp_path, number=2)
-    old = local.start(first)
-    wait_for(lambda: _trainings(tree(first)))
-    os.kill(old.process.pid, signal.SIGSTOP)
-    new = local.start(second)
-    assert wait_for(lambda: local.poll(new)).code == 0
-    assert not tree(first)
-
-
-def test_a_takeover_from_another_host_waits_for_it_to_notice(tmp_path, monkeypatch):
-    """flock may not reach from host to host; the token does."""
-    monkeypatch.setattr(fence, "OTHER_HOST_S", 0.3)
-    monkeypatch.setattr(fence, "WAIT_S", 0.3)
-    folder = tmp_path / "007"
-
-    def enter(token):
-        return fence.enter(folder, 2, "b", token, lambda: "")
-
-    record = {"attempt": 1, "id": "a", "token": "old", "host": "elsewhere", "pid": os.getpid()}
-    for end, least, most in [({"token": "old"}, 0.0, 0.2), ({"token": "older"}, 0.3, 2.0), ({}, 0.3, 2.0)]:
-        fence.side_file(folder, "lock").write_text(json.dumps(record))
-        fence.side_file(folder, "exit").write_text(json.dumps(end))
-        begin = time.monotonic()
-        lock = enter("new")
-        assert least <= time.monotonic() - begin < most
-        assert fence.current(folder, "new") and not fence.current(folder, "old")
-        os.close(lock)
-    with open(fence.side_file(folder, "lock")) as held, pytest.raises(fence.Fenced, match=r"still held by .* on vm-7"):
-        fence.side_file(folder, "lock").write_text(json.dumps({**record, "host": "vm-7"}))
-        fcntl.flock(held, fcntl.LOCK_EX)
-        enter("third")
-
-
-def test_without_flock_the_token_decides(tmp_path, monkeypatch):
-    def no_flock(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_flock)
-    monkeypatch.setattr(fence, "OTHER_HOST_S", 0.3)
-    folder, begin = tmp_path / "007", time.monotonic()
-    os.close(fence.enter(folder, 1, "a", "first", lambda: ""))
-    assert time.monotonic() - begin < 0.2
-    os.close(fence.enter(folder, 1, "a", "second", lambda: ""))  # on the same host, but nothing tells of the first
-    assert time.monotonic() - begin >= 0.3 and not fence.current(folder, "first")
-
-
-def test_a_torn_fence_changes_nothing(tmp_path):
-    fence.side_file(tmp_path / "007", "lock").write_text('{"attempt": 1, "tok')
-    assert fence.current(tmp_path / "007", "mine")
-
-
 def test_the_value_an_objective_returns(tmp_path):
     def records(function, metric="val/hmean"):
         objective.run(function, {"x": 1}, tmp_path / "run", metric)
@@ -374,7 +274,7 @@ def test_two_ranks_under_torchrun_go_too(tmp_path, local, victim):
             next(
                 p
                 for p, line in tree(attempt).items()
-                if "torch.distributed.run" in line and p not in _wrappers(tree(attempt))
+                if "torch.distributed.run" in line and p not in wrappers(tree(attempt))
             ),
             signal.SIGKILL,
         )

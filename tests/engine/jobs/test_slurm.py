@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import slurm_cluster
@@ -145,3 +146,38 @@ def test_a_requeued_training_goes_on_from_its_checkpoint(tmp_path, on_slurm, how
     resumed = int(re.search(r"resumed from .*: epoch (\d+)", attempt.log.read_text())[1])
     assert resumed >= reached - 1 and epochs() == list(range(1, 61))
     print(f"requeued at epoch {reached}, resumed from epoch {resumed}")
+
+
+def test_slurm_forgets_a_trial_by_cancelling_the_job_that_an_earlier_driver_left(tmp_path, monkeypatch):
+    from engine.jobs import slurm
+
+    for program in ("sbatch", "srun", "squeue", "scancel"):
+        path = tmp_path / program
+        path.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/{program}.log\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "_import_submitit", lambda: None)
+    executor = slurm.SlurmExecutor(1, {})
+    executor.forget(tmp_path / "006")  # never submitted
+    note = tmp_path / "007.job"
+    note.write_text("4711\n")
+    executor.forget(tmp_path / "007")
+    jobs = [SimpleNamespace(job=SimpleNamespace(job_id=text)) for text in "1234"]
+    executor._states = {"1": "PENDING", "2": "RUNNING", "3": "COMPLETED"}  # Slurm knows nothing of 4
+    assert [executor.waits(job) for job in jobs] == [True, False, False, False]
+    assert not note.exists() and (tmp_path / "scancel.log").read_text() == "4711\n"
+
+
+def test_a_slurm_job_says_in_its_log_why_it_could_not_start_and_no_other_line_counts(tmp_path, capsys):
+    from engine.jobs import slurm
+
+    attempt, log = attempt_at(tmp_path), tmp_path / "job.out"
+    mark = slurm.fault_mark(attempt)
+    log.write_text("fault: a line of the trial's own\n")
+    assert slurm._fault(log, mark) == "" == slurm._fault(tmp_path / "none", mark)
+    order = {**remote.prepare(attempt), "cwd": str(tmp_path / "elsewhere")}
+    slurm.Job(order, mark)()
+    log.write_text(log.read_text() + capsys.readouterr().out + "fault: another\nattempt 0 could not start: x\n")
+    assert slurm._fault(log, mark).endswith(
+        f"cannot see {tmp_path}/elsewhere: the study and the code must be on a folder that all nodes share"
+    )

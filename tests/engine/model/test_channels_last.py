@@ -35,8 +35,13 @@ def _is_nhwc(tensor):
 
 
 ENCODER = "models.encoder."
-CASES = [(), (f"{ENCODER}pad_widths=48",), (f"{ENCODER}hrnet_incre_head=false",), ("models.head.smooth=true",)]
-CASES.append(("speed.fused_norms=true",))  # it does not call 112 activations behind a shortcut
+CASES = [
+    (),
+    pytest.param((f"{ENCODER}pad_widths=48",), marks=pytest.mark.slow),
+    (f"{ENCODER}hrnet_incre_head=false",),
+    pytest.param(("models.head.smooth=true",), marks=pytest.mark.slow),
+    ("speed.fused_norms=true",),  # it does not call 112 activations behind a shortcut
+]
 
 
 @pytest.mark.parametrize("items", CASES, ids=lambda i: i[0].split(".")[-1] if i else "default")

@@ -99,6 +99,7 @@ def test_alike_blocks_share_a_graph_and_compute_the_same(graphs):
     assert graphs["graphs"] <= len(list(blocks(model))) - 3
 
 
+@pytest.mark.slow
 def test_no_block_falls_back_to_eager(graphs, monkeypatch):
     """Blocks compiled in place share one limit of graphs: sizes and modes times blocks must fit into it."""
     # Two sizes, two modes: a limit of 4 would be gone after four blocks.

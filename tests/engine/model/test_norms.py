@@ -205,6 +205,7 @@ def test_one_graph_and_no_waiting():
     assert all(torch.equal(a, b) for a, b in zip(fused.buffers(), wanted[2]))
 
 
+@pytest.mark.slow
 def test_sums_of_gradients_are_folded_and_change_nothing_but_rounding():
     """By the pass that speed.fused_norms gives Inductor, in a backend that stops where Inductor would go on."""
     assert inductor_options(_config().speed) == {}

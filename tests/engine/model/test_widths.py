@@ -94,7 +94,7 @@ def in_order(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("incre", [True, False])
+@pytest.mark.parametrize("incre", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name, width", [("hrnet_w18_small", 48), pytest.param("hrnet_w18_small", 64, marks=pytest.mark.slow)]
 )

@@ -25,7 +25,7 @@ def test_confirming_takes_the_same_new_seeds_for_each(place, monkeypatch):
     monkeypatch.setattr(confirm, "chosen", lambda study, posterior: [study.trials[2]])  # the choice stands
     again = ledger.Ledger(study.folder)
     more = dataclasses.replace(again.study.confirmation, seeds=3)
-    again.append(**ledger.extend_event(dataclasses.replace(again.study, confirmation=more)))
+    again.append(**ledger.extend_event(again.study, confirmation=more))
     assert [(event["repeats"], event["seed"]) for event in confirm.confirming(again)] == [(1, 3), (2, 3), (0, 3)]
     again.close()
 

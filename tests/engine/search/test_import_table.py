@@ -10,6 +10,7 @@ from search_studies import (
     MIXED,
     PUBLISHED,
     TMAX,
+    inside,
     published,
 )
 
@@ -61,7 +62,7 @@ def test_a_column_order_sorts_and_numbers_count_from_zero(tmp_path):
 def test_values_beyond_the_space_are_kept(tmp_path):
     (trial,) = read(tmp_path, HEADER, "1e-3,4e-5,12,1e-5,0.97,15")
     assert (trial.values[LR], trial.values[TMAX]) == (1e-3, 12)
-    assert not PUBLISHED.contains(trial.values)
+    assert not inside(PUBLISHED, trial.values)
 
 
 @pytest.mark.parametrize(

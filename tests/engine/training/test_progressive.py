@@ -48,6 +48,7 @@ def test_sizes_that_make_no_sense_are_refused(items, words):
 SETTINGS = (*TINY, "data.image_size=[128,96]", "data.progressive=[64,96]", "trainer.max_epochs=3", "trainer.device=cpu")
 
 
+@pytest.mark.slow
 def test_one_graph_for_each_size_and_mode(tmp_path, monkeypatch):
     """With torch's own default the second size would compile a graph of any size, slower for all that follow."""
     shapes = []

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from search_studies import inside
 
 from engine.config import PostConfig
 from engine.config.load import load_config
@@ -78,7 +79,7 @@ def test_what_is_tried_has_the_start_in_it():
     assert grid(start)[0] == start and len({growth_of(post) for post in grid(start)}) == len(grid(start)) == 81
     assert all(options(name, start)[0] == getattr(start, name) for name in FILTERS)
     assert least_filters(start).min_size_px == 1.5 and least_filters(start).box_thresh == 0.05
-    assert space(start).contains(keyed(space(start), start))
+    assert inside(space(start), keyed(space(start), start))
     assert growth_of(asked([Found(start, 0.9)], space(start), start)) != growth_of(start)
 
 

@@ -104,7 +104,7 @@ def test_shapes_equal_the_reference(min_size_px, score_mode):
     assert found.counts.min() >= (10 if min_size_px == 0 else 4)
 
 
-@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("connectivity", [pytest.param(4, marks=pytest.mark.slow), 8])
 def test_noise_equals_the_reference(connectivity):
     mask = np.random.default_rng(connectivity).random((2, 18, 24)) < 0.35
     found = check(with_values(mask), EVERYTHING._replace(connectivity=connectivity, unclip_ratio=0.7))

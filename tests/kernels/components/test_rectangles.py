@@ -20,7 +20,7 @@ def test_rectangles_of_digital_lines_and_random_rows_are_exact():
         tuple(np.sort(rng.integers(0, width, (2, height)), 0)),
     ]
     hulls = convex_hulls(spans_of(sides), width)
-    expected = smallest_rectangles(hulls, torch.float64)
+    expected = smallest_rectangles(hulls)
     ellipse = slice(hulls.begin[2], hulls.end[2])
     dx, dy = hulls.x[ellipse].diff(), hulls.y[ellipse].diff()
     (ux, uy), length = expected.axis[2], torch.hypot(dx.double(), dy.double())

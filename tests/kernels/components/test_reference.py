@@ -157,7 +157,7 @@ def test_rectangles_are_as_small_as_opencvs(seed):
     rng = np.random.default_rng(seed)
     masks = [blobs(seed), rng.random((60, 80)) < 0.35, spiral(31, 44), blobs(seed + 9, share=0.1)]
     components = [c + (0, 100 * k) for k, mask in enumerate(masks) for c in components_of(mask)]
-    box = smallest_rectangles(convex_hulls(spans_of(components), 96), torch.float64)
+    box = smallest_rectangles(convex_hulls(spans_of(components), 96))
     corners = box.grow(torch.full((len(components),), 1e-6)).corners().numpy()
     for component, corner, half in zip(components, corners, box.half.numpy(), strict=True):
         _, size, _ = cv2.minAreaRect(component.astype(np.float32))
@@ -364,7 +364,7 @@ def test_sizes_are_judged_before_and_after_growing():
     assert find_quads(prob, min_size_px=6.1).counts.item() == 0
 
 
-def test_layout_dtype_batch_and_precision_change_nothing():
+def test_layout_dtype_and_batch_change_nothing():
     probs = torch.from_numpy(np.stack([text_like_map(k, 200, 264, 14) for k in range(4)]))
     whole = find_quads(probs)
     assert whole.counts.min() > 2
@@ -377,8 +377,6 @@ def test_layout_dtype_batch_and_precision_change_nothing():
         assert torch.equal(other.quads, whole.quads) or torch.allclose(other.quads, whole.quads, atol=1e-4)
         assert torch.equal(other.counts, whole.counts) and torch.equal(other.scores, whole.scores)
     assert all(torch.equal(alone[k].quads[0], whole.quads[k]) for k in range(4))
-    single = find_quads_reference(probs, rules, upcast=False)
-    torch.testing.assert_close(single.quads, whole.quads, atol=0.01, rtol=0)
     assert find_quads(probs.bfloat16()).counts.tolist() == pytest.approx(whole.counts.tolist(), abs=1)
 
 

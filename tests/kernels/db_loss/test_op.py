@@ -62,5 +62,5 @@ def test_auto_takes_the_kernels_on_a_gpu_only(monkeypatch):
 @pytest.mark.parametrize("function", [binary_map, lambda x, y, **rest: db_loss(x, y, example((1, 7, 13))[2], **rest)])
 def test_the_kernels_refuse_float64(function):
     x, y, _ = example((1, 7, 13), torch.float64)
-    with pytest.raises(ValueError, match="needs float32, bfloat16 or float16 logits"):
+    with pytest.raises(ValueError, match="needs one of"):
         function(x, y, implementation="triton")

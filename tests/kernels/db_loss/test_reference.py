@@ -248,10 +248,11 @@ def test_only_the_total_has_a_gradient_and_nothing_of_full_size_is_kept():
     assert all(tensor.data_ptr() in given or tensor.numel() < 10 for tensor in kept)
 
 
-def test_upcast_is_the_float64_result():
+def test_float64_logits_give_a_float64_result():
     x, y, targets = example()
-    maps = Maps(x, y, targets.shrink_map, targets.thresh_map, targets.shrink_mask, targets.thresh_mask)
-    got, _ = db_loss_reference(maps, Weights(), upcast=True)
+    masks = (targets.shrink_mask, targets.thresh_mask)
+    maps = Maps(x.double(), y.double(), targets.shrink_map, targets.thresh_map, *masks)
+    got, _ = db_loss_reference(maps, Weights())
     doubled = targets._replace(thresh_map=targets.thresh_map.double())
     torch.testing.assert_close(got[0], original(x.double(), y.double(), doubled, masked=True)[0])
 

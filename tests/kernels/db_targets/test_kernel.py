@@ -11,7 +11,7 @@ from no_sync import no_sync
 from target_pages import drawn
 
 from kernels import runtime
-from kernels.db_targets import db_targets, db_targets_reference, kernel
+from kernels.db_targets import Rules, db_targets, db_targets_reference, kernel
 from tests.conftest import DEVICE
 from tests.kernels.db_targets.test_reference import (
     BAD,
@@ -57,7 +57,8 @@ def check(layout, height, width, ignore=None, dtype=torch.float32, **change):
     options = {**DEFAULTS, **change, "height": height, "width": width}
     flags = ignore if ignore is not None else [False] * sum(len(page) for page in layout)
     got = drawn(layout, ignore, dtype, **options)
-    want, exact = (db_targets_reference(*csr(layout, ignore), upcast=upcast, **options) for upcast in (False, True))
+    points, *others = csr(layout, ignore)
+    want, exact = (db_targets_reference(given, *others, Rules(**options)) for given in (points, points.double()))
     assert got.thresh_map.dtype == dtype and all(a.shape == b.shape for a, b in zip(got, want))
     for n, page in enumerate(layout):
         first = sum(len(other) for other in layout[:n])
@@ -193,8 +194,8 @@ def test_strided_inputs():
         assert torch.equal(a, b)
 
 
-def options_of(height, width):
-    return {**DEFAULTS, "height": height, "width": width, "thresh_dtype": torch.bfloat16}
+def rules_of(height, width, mode="paper"):
+    return Rules(**{**DEFAULTS, "height": height, "width": width, "mode": mode})
 
 
 @pytest.mark.parametrize("mode", ["paper", "baseline"])
@@ -203,7 +204,7 @@ def test_host_code_of_the_kernels_waits_for_nothing(monkeypatch, mode):
     monkeypatch.setattr(runtime, "launch", lambda kernel, grid, *args, **constants: started.append(grid))
     tensors = [tensor.to(DEVICE) for tensor in csr([[GOOD], [], [GOOD, GOOD]])]
     with no_sync():
-        kernel.db_targets_triton(*tensors, **{**options_of(80, 130), "mode": mode})
+        kernel.db_targets_triton(*tensors, rules_of(80, 130, mode), torch.bfloat16)
     assert started == [(3,), (3, 1), (3 * 3 * 5,)]
 
 
@@ -225,7 +226,7 @@ def test_wrong_offsets_are_held_within_range(poly_offsets, page_offsets, same_as
 
     def run(polygons, pages):
         offsets = (torch.tensor(values, device=DEVICE) for values in (polygons, pages))
-        return kernel.db_targets_triton(points, *offsets, ignore, **options_of(33, 50))
+        return kernel.db_targets_triton(points, *offsets, ignore, rules_of(33, 50), torch.bfloat16)
 
     got, want = run(poly_offsets, page_offsets), run(*same_as)
     for a, b in zip(got, want):

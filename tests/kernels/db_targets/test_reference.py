@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.peers.clipper_targets import clipper_targets, offset_distance, offset_polygon
-from kernels.db_targets import DBTargets, db_targets, db_targets_reference, reference
+from kernels.db_targets import DBTargets, Rules, db_targets, db_targets_reference, reference
 
 DEFAULTS = {"shrink_ratio": 0.4, "thresh_min": 0.3, "thresh_max": 0.7, "min_text_size_px": 8.0, "mode": "paper"}
 
@@ -145,7 +145,9 @@ def test_equals_the_definition(mode, upcast, page):
     polygons, ignore, height, width = page
     for min_size in (0.0, 8.0):
         options = {**DEFAULTS, "mode": mode, "min_text_size_px": min_size}
-        got = db_targets_reference(*csr([polygons], ignore), height=height, width=width, upcast=upcast, **options)
+        points, *others = csr([polygons], ignore)
+        rules = Rules(height=height, width=width, **options)
+        got = db_targets_reference(points.double() if upcast else points, *others, rules)
         *want, tie = by_definition(polygons, ignore, height, width, mode, min_size)
         for name, expected in zip(DBTargets._fields, want):
             actual = getattr(got, name)[0].numpy()
