@@ -20,7 +20,7 @@ from pipelines import loader
 from pipelines.augment import AugmentConfig, draw
 from pipelines.graph import LoaderOptions
 from pipelines.index.build import open_index
-from pipelines.index.pages import LabelledPages
+from pipelines.index.pages import Pages
 from pipelines.source import SampleMaker
 
 THREADS = 2
@@ -35,7 +35,7 @@ AUGMENT = {
 PAGES = "receipts" if "DBNET_RECEIPTS" in os.environ else "drawn pages"
 
 
-def open_pages(folder: Path) -> LabelledPages:
+def open_pages(folder: Path) -> Pages:
     """The index of DBNET_RECEIPTS, else of 24 pages drawn in `folder`."""
     if "DBNET_RECEIPTS" in os.environ:
         return open_index(Path(os.environ["DBNET_RECEIPTS"]), cache_dir=folder)
