@@ -132,7 +132,7 @@ TABLE = (
 EVENTS = [
     {
         "event": "study",
-        "version": index_store.VERSION,
+        "version": ledger.VERSION,
         "time": 1.0,
         "name": "s",
         "metric": "val/hmean",

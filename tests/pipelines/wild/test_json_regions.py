@@ -217,3 +217,19 @@ def test_contest_word_without_points_is_refused(tmp_path):
 
 def test_flat_outline_with_a_box_is_the_box(tmp_path):
     assert opened(coco(tmp_path, {"polygon": FLAT, "bbox": [1, 2, 3, 4]}), tmp_path)[1].num_usable == 2
+
+
+# PPOCRLabel writes a placeholder into every new box; converters write the class into every word.
+@pytest.mark.parametrize("said, kept", [("待识别", False), ("text", False), (None, True)])
+def test_paddle_text_of_all_words_is_none(tmp_path, said, kept):
+    words = [{"transcription": said or f"W{k}", "points": [[10 + k, 20], [110, 20], [110, 40]]} for k in range(11)]
+    index = opened(paddle(tmp_path, ("train/a.jpg", words), ("train/b.jpg", words[:2])), tmp_path)[1]
+    assert index.has_texts == kept and index.num_usable == 13
+
+
+# A label file that an editor of Windows saved: one line in Latin-1 among lines of UTF-8.
+def test_paddle_line_that_is_no_utf8_keeps_its_regions(tmp_path):
+    path = paddle(tmp_path, ("train/a.jpg", [{"transcription": "A", "points": QUAD}]))
+    line = f'train/b.jpg\t[{{"transcription": "Gebühr", "points": {QUAD}}}]\n'
+    path.write_bytes(path.read_bytes() + line.encode("latin-1"))
+    assert opened(path, tmp_path)[1].texts(1) == ["Gebühr"]
