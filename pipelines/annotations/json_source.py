@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.annotations.marks import share_a_text
+from pipelines.annotations.marks import settle
 from pipelines.annotations.page import ROOT_PROBES, Finding, Page, Source, find_root
 from pipelines.errors import UserError
 
@@ -114,8 +114,6 @@ def finish(
     """
     if not pages:
         raise UserError(f"{path}: no pages")
-    if share_a_text(pages):
-        for page in pages:
-            page.texts = None
+    settle(pages)
     findings = [Finding(str(path), "duplicate-key", key) for key in repeated] + findings
     return Source(name, locate(root, path, [page.path for page in pages]), pages, findings)

@@ -170,6 +170,13 @@ def test_labelme_two_files_of_one_image_are_refused(tmp_path):
     assert "a.jpg is listed twice, by file a copy.json and by file a.json" in refused(tmp_path, tmp_path / "x")
 
 
+# Total-Text marks by one #; where ### is the mark, # is what stands on the page (a receipt's `# 12`).
+@pytest.mark.parametrize("mark, ignored", [("###", False), ("A", True)])
+def test_one_sign_is_a_mark_only_where_three_are_not(tmp_path, mark, ignored):
+    items = [{"bbox": [10, 20, 100, 20], "text": "#"}, {"bbox": [10, 60, 100, 20], "text": mark}]
+    assert opened(coco(tmp_path, *items), tmp_path)[1].ignore(0).tolist() == [ignored, not ignored]
+
+
 def paddle(tmp_path, *lines):
     pages(tmp_path / "train")
     path = tmp_path / "Label.txt"
@@ -184,7 +191,7 @@ def test_paddle_word_without_points_is_refused(tmp_path):
 
 
 def test_paddle_marks(tmp_path):
-    marks = enumerate(("*", "###", "#", "A"))
+    marks = enumerate(("*", "##", "#", "A"))
     words = [{"transcription": t, "points": [[10 + k, 20], [110, 20], [110, 40]]} for k, t in marks]
     words += [{"transcription": "B", "points": OTHER, "difficult": True}]
     index = opened(paddle(tmp_path, ("train/a.jpg", words[3:]), ("train/b.jpg", words[:3])), tmp_path)[1]
