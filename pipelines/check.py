@@ -3,7 +3,7 @@
 import hashlib
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipelines.annotations.page import Finding, Page
+from pipelines.annotations.page import Finding, Page, in_pixels
 from pipelines.annotations.read import read_source
 from pipelines.images.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
 from pipelines.images.read import PILLOW_FORMATS, Header, pixel_limit, read_header
@@ -48,7 +48,7 @@ KINDS = {
     "orphan": "annotation without an image",
     "categories": "several classes; which are read as text",
     "annotators": "several annotations of one image; one is read",
-    "bad-line": "line does not fit the layout, left out",
+    "bad-line": "line does not fit the layout; what it states is masked",
 }
 # Starting a process costs about 1.5 s (it loads DALI for its libjpeg), a page about 30 ms.
 PAGES_PER_PROCESS = 200
@@ -166,7 +166,7 @@ def check_polygons(page: Page, width: int, height: int, limits: Limits = DEFAULT
     return found, len(cleaned.page.ignore) - sum(cleaned.page.ignore)
 
 
-def _repeated(polygons: list[np.ndarray]) -> list[int]:
+def _repeated(polygons: Sequence[np.ndarray]) -> list[int]:
     """Regions with the very points of an earlier one."""
     seen: dict[bytes, int] = {}
     return [k for k, polygon in enumerate(polygons) if seen.setdefault(polygon.tobytes(), k) != k]
@@ -238,6 +238,7 @@ def check(
         sizes.append((image.header.width, image.header.height))
         size = _size_finding(page, image.header)
         report.findings += [size] if size else []
+        in_pixels(page, image.header.width, image.header.height)
         found, usable = check_polygons(page, image.header.width, image.header.height, limits)
         report.findings += found
         if any(kind in FATAL_KINDS for kind in [kind for kind, _ in image.problems] + [f.kind for f in found]):

@@ -16,6 +16,13 @@ Formats:
     icdar     text lines, 4 points: x1,y1,...,x4,y4[,text]; SROIE is this one
     polygon   text lines, n >= 3 points: x1,y1,...,xn,yn[,text]
     ltrb      text lines, boxes: left,top,right,bottom[,text]
+    xywh      text lines, boxes: left,top,width,height[,text]
+    td500     text lines of MSRA-TD500: index difficulty x y w h theta
+    ctw1500   text lines of CTW1500: xmin,ymin,xmax,ymax and 14 offsets
+    yolo      text lines, shares of the page: class cx cy w h, or class x1 y1 x2 y2 ... (OBB, segments)
+    totaltext text files of Total-Text: x: [[...]], y: [[...]], ornt: [u'c'], transcriptions: [u'...']
+    voc       one XML an image: PASCAL VOC, roLabelImg (ctw1500 has such files too)
+    cvat      one XML: CVAT for images
 
 Text lines come as a folder with image (img/, images/) and label (box/, gt/, labels/, annotations/) subfolders, a
 folder with gt_IMG.txt beside the images, or an id list (one id a line) next to such subfolders. `###` = ignore.
@@ -25,24 +32,25 @@ from pathlib import Path
 
 from pipelines.annotations.json_lines import is_paddle, stream_lines
 from pipelines.annotations.json_read import JSON_FORMATS, LINE_READERS, PAGE_READERS, WHOLE_READERS, json_format
-from pipelines.annotations.links import refuse_image_links, refuse_label_links
+from pipelines.annotations.links import ANNOTATION_SUFFIXES, refuse_image_links, refuse_label_links
+from pipelines.annotations.names import Spelling, files_in, is_clutter
 from pipelines.annotations.page import Source
-from pipelines.annotations.text_formats import (
+from pipelines.annotations.text_folders import (
     LABEL_FOLDERS,
-    images_in,
-    is_text_line,
-    label_files,
-    label_of,
+    NO_LABELS,
+    TEXT_FORMATS,
+    find_places,
+    label_folder,
     read_folder,
-    read_lines,
     read_list,
-    subfolder,
 )
+from pipelines.annotations.text_formats import is_text_line, read_lines
+from pipelines.annotations.total_text import is_record
+from pipelines.annotations.xml_formats import read_cvat
 from pipelines.errors import UserError
 from pipelines.limits import DEFAULT
 
-TEXT_FORMATS = ("icdar", "polygon", "ltrb")
-FORMATS = (*JSON_FORMATS, *TEXT_FORMATS)
+FORMATS = (*JSON_FORMATS, *TEXT_FORMATS, "cvat")
 
 
 def _unknown(path: Path, seen: str) -> UserError:
@@ -68,7 +76,7 @@ def _read_text(path: Path, format: str, root: str | Path | None) -> Source:
         if format not in ("auto", "paddle"):
             raise UserError(f"{path}: asked to read as {format}, but the content is paddle")
         return LINE_READERS["paddle"](path, root)
-    if is_text_line(first):
+    if is_text_line(first) or is_record(first):
         raise UserError(f"{path}: holds the boxes of one page; name the folder that has its images and label files")
     if "," in first or "\t" in first or "\0" in first or format not in ("auto", *TEXT_FORMATS):
         raise _unknown(path, "text of no known annotation format")
@@ -79,7 +87,7 @@ def _page_files(folder: Path, format: str) -> tuple[str, list[Path]]:
     """The JSON files of a folder, or of its label subfolder, when the first of them holds one page; and its format."""
     wanted = PAGE_READERS if format == "auto" else [format]
     for place in [folder] + [folder / name for name in (*LABEL_FOLDERS, "json", "jsons")]:
-        files = sorted(p for p in place.glob("[!.]*.json") if p.is_file()) if place.is_dir() else []
+        files = files_in(place, (".json",)) if place.is_dir() else []
         found = json_format(files[0]) if files else None
         if found in wanted:
             return str(found), files
@@ -87,29 +95,25 @@ def _page_files(folder: Path, format: str) -> tuple[str, list[Path]]:
 
 
 def _one_file(folder: Path) -> list[Path]:
-    """The annotation files among which a folder's reader must choose: PPOCRLabel's own, else JSON and text files."""
+    """The annotation files among which a folder's reader must choose: PPOCRLabel's own, else all that are no lists."""
     label = folder / "Label.txt"
     if label.is_file() and is_paddle(next((line for _, line in stream_lines(label)), "")):
         return [label]  # beside it lie fileState.txt, rec_gt.txt
-    for place in [folder] + [folder / name for name in LABEL_FOLDERS]:
-        inside = sorted(place.iterdir()) if place.is_dir() else []
-        suffixes = (".json", ".jsonl", ".txt") if place == folder else (".json", ".jsonl")
-        inside = [p for p in inside if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith(".")]
-        if inside:
-            return inside
-    return []
+    found = files_in(folder, (".json", ".jsonl", ".txt", ".xml"))
+    inside = [path for path in found if path.name.lower() not in NO_LABELS or _has_pages(path)]
+    for name in LABEL_FOLDERS:
+        inside = inside or (files_in(folder / name, (".json", ".jsonl")) if (folder / name).is_dir() else [])
+    return inside
 
 
-def _has_text_lines(folder: Path, root: str | Path | None) -> bool:
-    labels = label_files(subfolder(folder, LABEL_FOLDERS) or folder)
-    if subfolder(folder, LABEL_FOLDERS):
-        return bool(labels)
-    images = images_in(Path(root) if root is not None else folder)
-    return any(label_of(image.name, labels) for image in images)
+def _has_pages(path: Path) -> bool:
+    """Whether a text file has a page a line: WildReceipt's train.txt is no list of ids."""
+    first = next((line for _, line in stream_lines(path)), "")
+    return is_paddle(first) or first.startswith("{")
 
 
 def _read_folder(folder: Path, format: str, root: str | Path | None) -> Source:
-    if format in TEXT_FORMATS or (format == "auto" and _has_text_lines(folder, root)):
+    if format in TEXT_FORMATS or (format == "auto" and find_places(folder, root, deep=False)):
         return read_folder(folder, root, format)
     found, files = _page_files(folder, format) if format in ("auto", *PAGE_READERS) else ("", [])
     if files:
@@ -117,9 +121,11 @@ def _read_folder(folder: Path, format: str, root: str | Path | None) -> Source:
     inside = _one_file(folder)
     if len(inside) == 1:
         return _read_file(inside[0], format, root)
-    if len(inside) > 1:
+    if len(inside) > 1 and not (format == "auto" and label_folder(folder)):
         names = ", ".join(p.name for p in inside[:5])
         raise UserError(f"{folder}: several annotation files ({names}); name one of them")
+    if format == "auto" and (find_places(folder, root) or any((folder / name).is_dir() for name in LABEL_FOLDERS)):
+        return read_folder(folder, root, format)
     raise _unknown(folder, "no pages: no annotation file and no label folder in it")
 
 
@@ -130,6 +136,10 @@ def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
         head = file.read(4096)
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _unknown(path, "a binary file")
+    if path.suffix.lower() == ".xml":
+        if format not in ("auto", "cvat"):
+            raise UserError(f"{path}: asked to read as {format}, but the content is XML of one file: cvat")
+        return read_cvat(path, root)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[{")):
         return _read_json(path, format, root)
     return _read_text(path, format, root)
@@ -141,8 +151,9 @@ def annotation_files(path: Path) -> list[Path]:
     folder = path if path.is_dir() else path.parent
     # An id list depends on the label files next to it; a JSON or PaddleOCR file on itself only.
     if path.is_dir() or path.suffix.lower() == ".txt":
-        folders = [folder] + [p for p in sorted(folder.iterdir()) if p.is_dir()]
-        places += [p for f in folders for p in sorted(f.iterdir()) if p.suffix.lower() in (".txt", ".csv", ".json")]
+        folders = [folder] + [p for p in sorted(folder.iterdir()) if p.is_dir() and not is_clutter(p.name)]
+        nested = label_folder(path)
+        places += [p for f in [*folders, *([nested] if nested else [])] for p in files_in(f, ANNOTATION_SUFFIXES)]
     return list(dict.fromkeys(places))
 
 
@@ -196,9 +207,12 @@ def read_source(
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{path}: neither a file nor a folder")
     if not follow_links:
-        refuse_label_links(path)
+        refuse_label_links(path, label_folder(path))
     _refuse_large(path, max_annotation_mb)
     made = _read_folder(path, format, root) if path.is_dir() else _read_file(path, format, root)
+    names = Spelling(made.root).settle([page.path for page in made.pages], str(path))
+    for page, name in zip(made.pages, names, strict=True):
+        page.path = name
     if not follow_links:
         refuse_image_links(made.root, (page.path for page in made.pages))
     return made

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.annotations.page import Page, Source
+from pipelines.annotations.page import Page, Source, in_pixels
 from pipelines.annotations.read import annotation_files, read_source
 from pipelines.errors import UserError, printable
 from pipelines.folders import new_folder
@@ -103,7 +103,9 @@ def _refuse_nowhere(pages: list[Page], headers: list[Header]) -> list[Header]:
             continue
         lost = next((k for k, region in enumerate(page.polygons) if not np.isfinite(region).all(1).any()), None)
         if lost is not None and not header.problem:
-            header = header._replace(problem="nowhere", detail=f"region {lost + 1} has no coordinates: mend or delete it")
+            header = header._replace(
+                problem="nowhere", detail=f"region {lost + 1} has no coordinates: mend or delete it"
+            )
         made.append(header)
     return made
 
@@ -213,6 +215,8 @@ def build(
     made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
     headers = read_headers([made.root / page.path for page in made.pages], workers, limits, progress)
     headers, kept = _keep_known(made, headers, known)
+    for page, header in zip(made.pages, headers, strict=True):
+        in_pixels(page, header.width, header.height)
     headers = _refuse_nowhere(made.pages, _refuse_crowded(made.pages, headers, limits.polygons))
     odd = other_convention(made.pages, [(header.width, header.height) for header in headers])
     if odd:

@@ -15,6 +15,7 @@ What is stated and cannot be read never becomes background, where a detector wou
     out-of-page         clamped to the page
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -79,7 +80,7 @@ def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points)
     return Cleaned(made, {kind: problems[kind] for kind in PROBLEMS if problems.get(kind)})
 
 
-def _all_sound(polygons: list[np.ndarray], most: int) -> bool:
+def _all_sound(polygons: Sequence[np.ndarray], most: int) -> bool:
     """Whether all are outlines of at most so many points: nearly always so, and asked at once it costs a tenth."""
     lengths = [len(polygon) for polygon in polygons]
     if not lengths or min(lengths) < 3 or max(lengths) > most:
