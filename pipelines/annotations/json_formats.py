@@ -10,6 +10,7 @@ from pipelines.annotations.json_source import Pages, finish
 from pipelines.annotations.json_stream import walk
 from pipelines.annotations.json_values import box, expect, open_line, points, size, text
 from pipelines.annotations.marks import flagged, ignored_name, ignored_text, named_classes
+from pipelines.annotations.packed import pack
 from pipelines.annotations.page import Finding, Page, Source, has_area, safe_relative
 from pipelines.errors import UserError
 
@@ -34,7 +35,7 @@ def read_contest(path: Path, root: str | Path | None) -> Source:
             said = text(word.get("transcription"))
             outline = points(word.get("points") or [], f"{where}: word {key}")
             page.add(outline, flagged(word) or ignored_text(said), said)
-        pages[name] = page
+        pages[name] = pack(page) if page.polygons else page
     listed = Pages(path, "image")
     for name, page in pages.items():
         listed.add(page, name)
@@ -167,5 +168,7 @@ def read_coco(path: Path, root: str | Path | None) -> Source:
             f"{path}: {len(orphans)} of {total} annotations are of images that it does not list ({orphans[0].detail}); "
             "the annotations of another file?"
         )
+    for page in pages.values():
+        pack(page)
     findings += orphans + (named_classes(str(path), classes) if names else [])
     return finish("coco", path, root, list(pages.values()), findings, repeated)

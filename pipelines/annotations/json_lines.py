@@ -28,13 +28,22 @@ def stream_lines(path: Path) -> Iterator[tuple[int, str]]:
     warned = False
     with path.open(encoding=encoding, errors=errors) as lines:
         for number, line in enumerate(lines, 1):
-            if not wide and any("\udc80" <= letter <= "\udcff" for letter in line if not letter.isascii()):
+            if not line.isascii() and not _is_text(line):
                 if not warned:
                     logger.warning("%s: line %d is not UTF-8, read as Latin-1", printable(path), number)
                 warned = True
                 line = line.encode("utf-8", "surrogateescape").decode("latin-1")
             if line.strip():
                 yield number, line
+
+
+def _is_text(line: str) -> bool:
+    """Whether no byte had to be escaped."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parsed(line: str, where: str, what: str) -> Any:

@@ -20,7 +20,7 @@ from pipelines.annotations.json_values import (
     spanned,
     text,
 )
-from pipelines.annotations.marks import are_classes, flagged, ignored_name, ignored_text, named_classes
+from pipelines.annotations.marks import are_classes, flagged, ignored_name, ignored_text, named_classes, settle
 from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
 from pipelines.errors import UserError
 
@@ -78,6 +78,7 @@ def read_labelme(folder: Path, files: list[Path], root: str | Path | None) -> So
         labels.update(label for label in made[0] if label and not ignored_text(label))
         said.append(made[1])
         listed.add(page, path.name)
+    settle(listed.pages)
     if labels and are_classes(labels):
         for page, descriptions in zip(listed.pages, said, strict=True):
             page.texts = descriptions if any(map(any, said)) else None
@@ -170,6 +171,7 @@ def _read_named(name: str, files: list[Path], root: str | Path | None) -> Source
         page = Page(safe_relative(image, str(path)))
         fill(page, data, str(path))
         listed.add(page, path.name)
+    settle(listed.pages)
     return Source(name, folder, listed.pages, findings)
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pipelines.annotations.marks import settle
+from pipelines.annotations.packed import pack
 from pipelines.annotations.page import ROOT_PROBES, Finding, Page, Source, find_root
 from pipelines.errors import UserError
 
@@ -30,7 +32,8 @@ class Pages:
             twice = f"by {self._by} {self._listed[page.path]} and by {self._by} {key}"
             raise UserError(f"{self._path}: {page.path} is listed twice, {twice}; delete one, or join their regions")
         self._listed[page.path] = key
-        self.pages.append(page)
+        # COCO's regions come later; all others are complete, and take a third packed
+        self.pages.append(pack(page) if page.polygons and isinstance(page.polygons, list) else page)
         return page
 
 
@@ -113,5 +116,6 @@ def finish(
     """
     if not pages:
         raise UserError(f"{path}: no pages")
+    settle(pages)
     findings = [Finding(str(path), "duplicate-key", key) for key in repeated] + findings
     return Source(name, locate(root, path, [page.path for page in pages]), pages, findings)

@@ -72,7 +72,7 @@ def read_via(path: Path, root: str | Path | None) -> Source:
     repeated: list[str] = []
     labels: Counter[str] = Counter()
     for place, key, entry in walk(path, repeated):
-        if place != "_via_img_metadata" and (place or not isinstance(entry, dict) or "regions" not in entry):
+        if place != "_via_img_metadata" and str(key).startswith("_via_"):  # settings of a project
             continue
         where = f"{path}: {key}"
         if not isinstance(expect(entry, dict, where, "an object").get("filename"), str):

@@ -105,8 +105,8 @@ def ellipse(x: float, y: float, rx: float, ry: float, theta: float = 0.0) -> np.
         with np.errstate(over="ignore"):
             return np.array([[x, y]], np.float32)
     turn = np.linspace(0, 2 * np.pi, CIRCLE_POINTS, endpoint=False)
-    along, across = rx * np.cos(turn), ry * np.sin(turn)
     with np.errstate(over="ignore", invalid="ignore"):
+        along, across = rx * np.cos(turn), ry * np.sin(turn)
         made = np.stack(
             [x + along * np.cos(theta) - across * np.sin(theta), y + along * np.sin(theta) + across * np.cos(theta)], 1
         )

@@ -1,9 +1,10 @@
 """What others write for "don't care", and whether a label is a class or a transcription."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from pipelines.annotations.page import Finding
+from pipelines.annotations.page import Finding, Page
 
 FLAGS = ("ignore", "ignored", "difficult", "illegible", "illegibility", "iscrowd", "dont_care", "dontcare")
 # Names of classes that are not to be learnt, letters only: `don't care`, `DO_NOT_CARE`.
@@ -16,8 +17,8 @@ CLASS_NAMES = frozenset(("text", "texts", "word", "words", "line", "lines", "tex
 
 
 def ignored_text(text: str | None) -> bool:
-    """Whether a transcription is a mark: `###` (ICDAR), `#` (Total-Text), `####`; `####HOTEL` is a text of CTW1500."""
-    return text is not None and text != "" and not text.strip("#")
+    """Whether a transcription is a mark: `###` (ICDAR), `####`, but for `#`, see `settle`. `####HOTEL` is a text."""
+    return text is not None and len(text) > 1 and not text.strip("#")
 
 
 def ignored_name(name: Any) -> bool:
@@ -48,6 +49,37 @@ def are_classes(labels: "Counter[str]") -> bool:
     if total < FEWEST_SHAPES or usual >= MOST_SHAPES * total:
         return usual >= MOST_SHAPES * total
     return max(labels.values()) >= MOST_SHAPES * total or len(labels) <= FEW_LABELS * total
+
+
+def settle(pages: list[Page]) -> None:
+    """What only the whole set tells, in place: whether `#` is a mark, and whether texts are texts.
+
+    `#` is one for Total-Text, which has no `###`; who writes `###` means the sign itself.
+    """
+    if not any(len(text) > 2 and not text.strip("#") for page in pages for text in page.texts or ()):
+        for page in pages:
+            for k, text in enumerate(page.texts or ()):
+                page.ignore[k] |= text == "#"
+    if share_a_text(pages):
+        for page in pages:
+            page.texts = None
+
+
+def share_a_text(pages: list[Page]) -> bool:
+    """Whether nearly all texts are the same: a class, or what PPOCRLabel writes before anybody has typed (待识别)."""
+    likely, votes = "", 0  # the majority, by one count up and down (Boyer and Moore): a table would cost memory
+    for text in _said(pages):
+        votes += 1 if text == likely else -1
+        if votes < 0:
+            likely, votes = text, 1
+    total = same = 0
+    for text in _said(pages):
+        total, same = total + 1, same + (text == likely)
+    return total >= FEWEST_SHAPES and same >= MOST_SHAPES * total
+
+
+def _said(pages: list[Page]) -> Iterator[str]:
+    return (text for page in pages for text in page.texts or () if text.strip("#"))
 
 
 def named_classes(where: str, classes: "Counter[str]") -> list[Finding]:

@@ -23,7 +23,15 @@ class Polygons(Sequence[np.ndarray]):
 
     def __init__(self, polygons: Sequence[np.ndarray]) -> None:
         self._ends = array("I", accumulate(map(len, polygons)))
+        if isinstance(polygons, Polygons):
+            self._points = polygons.points
+            return
         self._points = np.concatenate([np.zeros((0, 2), np.float32), *polygons])
+
+    @property
+    def points(self) -> np.ndarray:
+        """(n, 2) float32 points of all of them, end to end."""
+        return self._points
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -95,17 +95,21 @@ def _page_files(folder: Path, format: str) -> tuple[str, list[Path]]:
 
 
 def _one_file(folder: Path) -> list[Path]:
-    """The annotation files among which a folder's reader must choose: PPOCRLabel's own, else all that may be one."""
+    """The annotation files among which a folder's reader must choose: PPOCRLabel's own, else all that are no lists."""
     label = folder / "Label.txt"
     if label.is_file() and is_paddle(next((line for _, line in stream_lines(label)), "")):
         return [label]  # beside it lie fileState.txt, rec_gt.txt
-    for place in [folder] + [folder / name for name in LABEL_FOLDERS]:
-        suffixes = (".json", ".jsonl", ".txt", ".xml") if place == folder else (".json", ".jsonl")
-        inside = files_in(place, suffixes) if place.is_dir() else []
-        inside = [file for file in inside if file.name.lower() not in NO_LABELS]
-        if inside:
-            return inside
-    return []
+    found = files_in(folder, (".json", ".jsonl", ".txt", ".xml"))
+    inside = [path for path in found if path.name.lower() not in NO_LABELS or _has_pages(path)]
+    for name in LABEL_FOLDERS:
+        inside = inside or (files_in(folder / name, (".json", ".jsonl")) if (folder / name).is_dir() else [])
+    return inside
+
+
+def _has_pages(path: Path) -> bool:
+    """Whether a text file has a page a line: WildReceipt's train.txt is no list of ids."""
+    first = next((line for _, line in stream_lines(path)), "")
+    return is_paddle(first) or first.startswith("{")
 
 
 def _read_folder(folder: Path, format: str, root: str | Path | None) -> Source:

@@ -88,7 +88,7 @@ def _add(page: Page, record: str) -> str:
         points = np.array(list(zip(x, y, strict=False)), np.float64).reshape(-1, 2).astype(np.float32)
     text = _word(record)
     problem = "" if len(x) == len(y) >= 3 else f"{len(x)} numbers x and {len(y)} numbers y are no outline"
-    page.add(points, bool(problem) or is_mark(text or ""), text)
+    page.add(points, bool(problem) or is_mark(text or "", fewest=1), text)
     return problem
 
 

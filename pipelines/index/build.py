@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.annotations.packed import Polygons, pack
 from pipelines.annotations.page import Page, Source, in_pixels
 from pipelines.annotations.read import annotation_files, read_source
 from pipelines.errors import UserError, printable
@@ -49,14 +50,15 @@ def _offsets(lengths: list[int]) -> np.ndarray:
 
 
 def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
-    polygons = [polygon for page in pages for polygon in page.polygons]
+    points = [Polygons(page.polygons).points for page in pages]
+    lengths = [len(polygon) for page in pages for polygon in page.polygons]
     names, name_offsets = _blob([page.path for page in pages])
     made: dict[str, np.ndarray] = {
         "size_wh": np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2),
         "orientation": np.array([h.orientation for h in headers], np.uint8),
         "file_stat": np.array([(h.mtime_ns, h.num_bytes) for h in headers], np.int64).reshape(-1, 2),
-        "points": np.concatenate([np.zeros((0, 2), np.float32), *polygons]).astype(np.float32, copy=False),
-        "point_offsets": _offsets([len(polygon) for polygon in polygons]),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *points]).astype(np.float32, copy=False),
+        "point_offsets": _offsets(lengths),
         "page_offsets": _offsets([len(page.polygons) for page in pages]),
         "ignore": np.array([flag for page in pages for flag in page.ignore], bool),
         "names": names,
@@ -174,7 +176,7 @@ def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int
         cleaned = clean(page, *size, limits.points)
         for kind, regions in cleaned.problems.items():
             counts[kind.replace("-", "_")] += len(regions)
-        pages[row] = cleaned.page
+        pages[row] = pack(cleaned.page)
         page.polygons = []  # held by the source as well: both at once took twice the memory
     counts |= {"pages": len(pages), "polygons": sum(len(p.polygons) for p in pages)}
     counts["ignored"] = sum(sum(p.ignore) for p in pages)

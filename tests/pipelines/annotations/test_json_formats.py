@@ -75,7 +75,7 @@ def test_coco(tmp_path):
     source = read_source(path)
     page = source.pages[0]
     assert source.format == "coco" and (page.width, page.height) == (200, 100)
-    for polygon in page.polygons[:3]:
+    for polygon in list(page.polygons)[:3]:
         np.testing.assert_array_equal(polygon, SQUARE)
     assert len(page.polygons[3]) == 5  # hull of the two triangles
     assert page.ignore == [False, True, False, False] and page.texts == ["A", "", "", ""]

@@ -170,6 +170,13 @@ def test_labelme_two_files_of_one_image_are_refused(tmp_path):
     assert "a.jpg is listed twice, by file a copy.json and by file a.json" in refused(tmp_path, tmp_path / "x")
 
 
+# Total-Text marks by one #; where ### is the mark, # is what stands on the page (a receipt's `# 12`).
+@pytest.mark.parametrize("mark, ignored", [("###", False), ("A", True)])
+def test_one_sign_is_a_mark_only_where_three_are_not(tmp_path, mark, ignored):
+    items = [{"bbox": [10, 20, 100, 20], "text": "#"}, {"bbox": [10, 60, 100, 20], "text": mark}]
+    assert opened(coco(tmp_path, *items), tmp_path)[1].ignore(0).tolist() == [ignored, not ignored]
+
+
 def paddle(tmp_path, *lines):
     pages(tmp_path / "train")
     path = tmp_path / "Label.txt"
@@ -184,7 +191,7 @@ def test_paddle_word_without_points_is_refused(tmp_path):
 
 
 def test_paddle_marks(tmp_path):
-    marks = enumerate(("*", "###", "#", "A"))
+    marks = enumerate(("*", "##", "#", "A"))
     words = [{"transcription": t, "points": [[10 + k, 20], [110, 20], [110, 40]]} for k, t in marks]
     words += [{"transcription": "B", "points": OTHER, "difficult": True}]
     index = opened(paddle(tmp_path, ("train/a.jpg", words[3:]), ("train/b.jpg", words[:3])), tmp_path)[1]
@@ -217,3 +224,19 @@ def test_contest_word_without_points_is_refused(tmp_path):
 
 def test_flat_outline_with_a_box_is_the_box(tmp_path):
     assert opened(coco(tmp_path, {"polygon": FLAT, "bbox": [1, 2, 3, 4]}), tmp_path)[1].num_usable == 2
+
+
+# PPOCRLabel writes a placeholder into every new box; converters write the class into every word.
+@pytest.mark.parametrize("said, kept", [("待识别", False), ("text", False), (None, True)])
+def test_paddle_text_of_all_words_is_none(tmp_path, said, kept):
+    words = [{"transcription": said or f"W{k}", "points": [[10 + k, 20], [110, 20], [110, 40]]} for k in range(11)]
+    index = opened(paddle(tmp_path, ("train/a.jpg", words), ("train/b.jpg", words[:2])), tmp_path)[1]
+    assert index.has_texts == kept and index.num_usable == 13
+
+
+# A label file that an editor of Windows saved: one line in Latin-1 among lines of UTF-8.
+def test_paddle_line_that_is_no_utf8_keeps_its_regions(tmp_path):
+    path = paddle(tmp_path, ("train/a.jpg", [{"transcription": "A", "points": QUAD}]))
+    line = f'train/b.jpg\t[{{"transcription": "Gebühr", "points": {QUAD}}}]\n'
+    path.write_bytes(path.read_bytes() + line.encode("latin-1"))
+    assert opened(path, tmp_path)[1].texts(1) == ["Gebühr"]

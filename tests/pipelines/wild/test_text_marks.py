@@ -16,6 +16,18 @@ def test_signs_alone_are_no_text(tmp_path, mark):
     assert index.counts["ignored"] == 1 and index.texts(1) == ["#1", "B"]
 
 
+def test_a_number_sign_is_a_text_where_the_mark_is_another(tmp_path):
+    # CLEval's own test set of documents: 72 times ###, and 2 texts that are one #
+    _, index = judge(pages_of(tmp_path / "set", f"{QUAD},A\n{OTHER},###\n{THIRD},#", f"{QUAD},#"))
+    assert index.ignore(0).tolist() == [False, True, False] and index.ignore(1).tolist() == [False]
+
+
+def test_a_number_sign_is_a_text_where_it_is_rare(tmp_path):
+    lines = "".join(f"10,{y},50,{y},50,{y + 3},10,{y + 3},T{y}\n" for y in range(0, 444, 4))
+    _, index = judge(pages_of(tmp_path / "set", lines + "100,20,110,20,110,40,100,40,#", lines))
+    assert not index.ignore_flags.any()
+
+
 def test_ctw1500_writes_four_signs_before_every_text(tmp_path):
     # SCUT-CTW1500's test labels: 14 points, then `####TEXT`; `#######` is one nobody can read
     outline = ",".join(f"{10 + 40 * k},20" for k in range(7)) + "," + ",".join(f"{250 - 40 * k},60" for k in range(7))
