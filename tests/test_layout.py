@@ -92,10 +92,8 @@ TESTED_IN = {
             ("text_marks", "text_marks"),
             ("total_text", "text_folders"),
             ("xml_formats", "xml_formats"),
-        )  # fmt: skip
+        )
     },
-    "pipelines/index/clean.py": "tests/pipelines/index/test_build.py",
-    "pipelines/index/conventions.py": "tests/pipelines/wild/test_json_regions.py",
     "pipelines/index/pages.py": "tests/pipelines/test_source.py",  # types alone
     "pipelines/worker_signals.py": "tests/faults/test_signals.py",
     "bench/gpu/cases.py": "tests/bench/gpu/test_kernels.py",
