@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.config import Config
 from engine.config.settings import rounded
+from engine.console import warn
 from engine.distributed import Ranks, on_main_first
 from pipelines.errors import UserError
 from pipelines.graph import LoaderOptions
@@ -60,6 +61,9 @@ def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val")
     """
     cache, limits = Path(config.run_root) / ".index", config.data.limits
     indexes = on_main_first(ranks, lambda: [open_index(s, config.data.format, cache, limits) for s in specs])
+    for spec, index in zip(specs, indexes, strict=True):
+        if ranks.main and index.oddities:
+            warn(f"note: data.{key}={spec}: {index.oddities}; `python -m pipelines.dataset check {spec}` names them")
     pages = ConcatIndex(indexes)
     if len(pages) == 0:
         raise UserError(f"data.{key}={','.join(specs)}: no pages in it")

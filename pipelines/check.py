@@ -2,8 +2,8 @@
 
 import hashlib
 import multiprocessing
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import shapely
 from PIL import Image
 
-from pipelines.annotations.page import Finding, Page
+from pipelines.annotations.page import Finding, Page, in_pixels
 from pipelines.annotations.read import read_source
 from pipelines.images.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
 from pipelines.images.read import PILLOW_FORMATS, Header, pixel_limit, read_header
-from pipelines.index.build import reduce_points
+from pipelines.index.clean import clean
+from pipelines.index.conventions import other_convention
 from pipelines.limits import DEFAULT, Limits
 
 # The decoder of the training pipeline stops at these, so training would. It repairs `corrupt` JPEGs as libjpeg does.
-FATAL_KINDS = ("missing", "unreadable", "too-large", "too-many-scans", "too-many-polygons", "truncated")
+FATAL_KINDS = ("missing", "unreadable", "too-large", "too-many-scans", "too-many-polygons", "truncated", "nowhere")
 KINDS = {
     "missing": "image file is not there",
     "unreadable": "cannot be decoded",
@@ -34,17 +34,21 @@ KINDS = {
     "wrong-size": "annotation states another size",
     "exif-size": "annotation states the size before EXIF rotation",
     "out-of-page": "points outside the page (training clamps them)",
-    "few-points": "fewer than 3 points (training drops them)",
-    "not-finite": "NaN or infinite coordinates (training drops them)",
-    "many-points": "more points than --max-points (drawn with fewer, or masked out)",
-    "zero-area": "no area (training masks them out)",
-    "self-intersection": "outline crosses itself (training masks them out)",
+    "boxed": "no outline; the box beside it is used",
+    "masked": "no outline; ignored where it lies",
+    "nowhere": "no coordinates, so that nobody knows where it lies",
+    "many-points": "more points than --max-points (drawn with fewer)",
+    "too-many-points": "more points than --max-points, and fewer move the outline (ignored)",
+    "zero-area": "no area (ignored)",
+    "self-intersection": "outline crosses itself (ignored)",
     "duplicate": "listed or drawn twice",
     "duplicate-image": "same bytes as another image",
     "duplicate-key": "key twice in one JSON object; the last wins",
     "no-labels": "image without annotation, left out",
     "orphan": "annotation without an image",
-    "bad-line": "line does not fit the layout, left out",
+    "categories": "several classes; which are read as text",
+    "annotators": "several annotations of one image; one is read",
+    "bad-line": "line does not fit the layout; what it states is masked",
 }
 # Starting a process costs about 1.5 s (it loads DALI for its libjpeg), a page about 30 ms.
 PAGES_PER_PROCESS = 200
@@ -145,7 +149,7 @@ def _regions(rows: list[int], detail: str) -> str:
 
 
 def check_polygons(page: Page, width: int, height: int, limits: Limits = DEFAULT) -> tuple[list[Finding], int]:
-    """Findings of a page's polygons, one a kind, and how many regions training can use.
+    """Findings of a page's polygons, one a kind, and how many regions training can use, both by `index.clean`.
 
     Args:
         width, height: of the image, oriented pixels; 0 when it could not be read (nothing is outside then).
@@ -154,36 +158,23 @@ def check_polygons(page: Page, width: int, height: int, limits: Limits = DEFAULT
     if len(page.polygons) > limits.polygons:
         detail = f"{len(page.polygons)} are more than the {limits.polygons} allowed"
         return [Finding(page.path, "too-many-polygons", detail)], 0
-    bad: dict[str, list[int]] = defaultdict(list)
-    limit = np.array([width, height], np.float32) if width else np.float32(np.inf)
+    cleaned = clean(page, width, height, limits.points)
+    bad = cleaned.problems | {"duplicate": _repeated(page.polygons)}
+    outside = [_outside(page.polygons[k], width, height) for k in bad.get("out-of-page", [])]
+    details = {"out-of-page": f"up to {max(outside, default=0):.1f} px"}
+    found = [Finding(page.path, kind, _regions(rows, details.get(kind, ""))) for kind, rows in bad.items() if rows]
+    return found, len(cleaned.page.ignore) - sum(cleaned.page.ignore)
+
+
+def _repeated(polygons: Sequence[np.ndarray]) -> list[int]:
+    """Regions with the very points of an earlier one."""
     seen: dict[bytes, int] = {}
-    furthest, usable = 0.0, 0
-    for k, polygon in enumerate(page.polygons):
-        if not np.isfinite(polygon).all():
-            bad["not-finite"].append(k)
-            continue
-        if len(polygon) < 3:
-            bad["few-points"].append(k)
-            continue
-        outside = float(np.maximum(-polygon, polygon - limit).max())
-        if outside > 0:
-            bad["out-of-page"].append(k)
-            furthest = max(furthest, outside)
-        drawn, exact = reduce_points(np.clip(polygon, 0, limit), limits.points)
-        if len(polygon) > limits.points:
-            bad["many-points"].append(k)
-        shape = shapely.Polygon(drawn)
-        # A bow-tie's two halves cancel in `area`, so the hull decides; a flat outline is not valid either.
-        if shape.convex_hull.area == 0:
-            bad["zero-area"].append(k)
-        elif not shape.is_valid:
-            bad["self-intersection"].append(k)
-        else:
-            usable += exact and not page.ignore[k]
-        if seen.setdefault(polygon.tobytes(), k) != k:
-            bad["duplicate"].append(k)
-    details = {"out-of-page": f"up to {furthest:.1f} px"}
-    return [Finding(page.path, kind, _regions(rows, details.get(kind, ""))) for kind, rows in bad.items()], usable
+    return [k for k, polygon in enumerate(polygons) if seen.setdefault(polygon.tobytes(), k) != k]
+
+
+def _outside(polygon: np.ndarray, width: int, height: int) -> float:
+    """How far the furthest point lies outside the page, pixels."""
+    return float(np.maximum(-polygon, polygon - np.array([width, height], np.float32)).max())
 
 
 def _size_finding(page: Page, header: Header) -> Finding | None:
@@ -208,7 +199,7 @@ def _fatal(report: Report, unusable: list[str]) -> list[str]:
         more = f" and {len(unusable) - 3} more" if len(unusable) > 3 else ""
         reasons.append(f"{len(unusable)} unusable pages: {', '.join(unusable[:3])}{more}")
     if not report.usable:
-        reasons.append("no usable text: every region is ignored, dropped or without area")
+        reasons.append("no usable text: every region is ignored")
     return reasons
 
 
@@ -236,7 +227,7 @@ def check(
     made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
     report = Report(str(source), made.format, str(made.root), len(made.pages), findings=list(made.findings))
     first_with: dict[str, str] = {}
-    unusable = []
+    unusable, sizes = [], []
     paths = [made.root / page.path for page in made.pages]
     reports = inspect_images(paths, workers, limits)
     for done, (page, image) in enumerate(zip(made.pages, reports, strict=True), 1):
@@ -244,8 +235,10 @@ def check(
         twin = first_with.setdefault(image.digest, page.path) if image.digest else page.path
         if twin != page.path:
             report.findings.append(Finding(page.path, "duplicate-image", f"same bytes as {twin}"))
+        sizes.append((image.header.width, image.header.height))
         size = _size_finding(page, image.header)
         report.findings += [size] if size else []
+        in_pixels(page, image.header.width, image.header.height)
         found, usable = check_polygons(page, image.header.width, image.header.height, limits)
         report.findings += found
         if any(kind in FATAL_KINDS for kind in [kind for kind, _ in image.problems] + [f.kind for f in found]):
@@ -254,5 +247,6 @@ def check(
         report.usable += usable
         if progress is not None:
             progress(done, len(made.pages))
-    report.fatal = _fatal(report, unusable)
+    odd = other_convention(made.pages, sizes)
+    report.fatal = _fatal(report, unusable) + ([f"{odd}; another --format may read it"] if odd else [])
     return report

@@ -76,6 +76,24 @@ TESTED_IN = {
     "kernels/components/hulls.py": "tests/kernels/components/test_rectangles.py",
     "kernels/components/runs.py": "tests/kernels/components/test_reference.py",
     "kernels/components/table.py": "tests/kernels/components/test_tabulate.py",
+    **{
+        f"pipelines/annotations/{module}.py": f"tests/pipelines/wild/test_{where}.py"
+        for module, where in (
+            ("json_lines", "json_sets"),
+            ("json_pages", "json_sets"),
+            ("json_read", "json_sets"),
+            ("json_source", "json_sets"),
+            ("json_tools", "json_sets"),
+            ("json_values", "json_regions"),
+            ("marks", "json_regions"),
+            ("names", "text_names"),
+            ("text_folders", "text_folders"),
+            ("text_layouts", "text_lines"),
+            ("text_marks", "text_marks"),
+            ("total_text", "text_folders"),
+            ("xml_formats", "xml_formats"),
+        )
+    },
     "pipelines/index/pages.py": "tests/pipelines/test_source.py",  # types alone
     "pipelines/worker_signals.py": "tests/faults/test_signals.py",
     "bench/gpu/cases.py": "tests/bench/gpu/test_kernels.py",

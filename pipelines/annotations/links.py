@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 
-ANNOTATION_SUFFIXES = (".txt", ".csv", ".json")
+ANNOTATION_SUFFIXES = (".txt", ".csv", ".json", ".gt", ".xml")
 
 
 def _refuse(path: Path, root: Path) -> None:
@@ -24,21 +24,29 @@ def _refuse(path: Path, root: Path) -> None:
         )
 
 
-def refuse_label_links(source: Path) -> None:
+def _refuse_links_in(folder: Path, root: Path) -> None:
+    for link in [Path(entry.path) for entry in os.scandir(folder) if entry.is_symlink()]:
+        if link.suffix.lower() in ANNOTATION_SUFFIXES:
+            _refuse(link, root)
+
+
+def refuse_label_links(source: Path, labels: Path | None = None) -> None:
     """Looks at the files that are read as annotations beside or below a source, before any is read.
+
+    Args:
+        labels: the folder of its label files, where it lies deeper, or beside the source.
 
     Raises:
         UserError: one is a link out of the source's folder (its content could end up in a message).
     """
     root = source.resolve()
     root = root if root.is_dir() else root.parent
-    if not source.is_dir() and source.suffix.lower() == ".json":
-        return  # a JSON file is read alone
+    if not source.is_dir() and source.suffix.lower() in (".json", ".xml"):
+        return  # such a file is read alone
+    if labels is not None and labels.resolve().parent != root:
+        _refuse_links_in(labels, labels.resolve())
     for folder in (root, *(entry for entry in root.iterdir() if entry.is_dir())):
-        links = [Path(entry.path) for entry in os.scandir(folder) if entry.is_symlink()]
-        for link in links:
-            if link.suffix.lower() in ANNOTATION_SUFFIXES:
-                _refuse(link, root)
+        _refuse_links_in(folder, root)
         if folder.is_symlink() and any(p.suffix.lower() in ANNOTATION_SUFFIXES for p in folder.iterdir()):
             _refuse(folder, root)
 

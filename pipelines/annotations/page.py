@@ -3,13 +3,14 @@
 import ntpath
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.annotations.names import Spelling
 from pipelines.errors import UserError
 
 IGNORE_TEXT = "###"  # instead of a transcription: neither to be found nor wrong to find
@@ -34,26 +35,74 @@ class Page:
     Attributes:
         path: image file relative to the source's root, with forward slashes.
         width, height: size the annotation claims, oriented pixels; 0 = not stated.
-        polygons: one (n, 2) float32 array of x, y a region, in oriented (EXIF applied) pixels; not yet cleaned.
+        polygons: one (n, 2) float32 array of x, y a region, in oriented (EXIF applied) pixels; as stated, so not all
+            of them are outlines: `pipelines.index.clean` decides what becomes of the others.
         ignore: one flag a region; true = not to be learnt and not to be scored.
         texts: one transcription a region ("" = none for this region); None where the source has none at all.
+        boxed: regions whose outline could not be read, so that the box stated beside it is the polygon.
+        normalized: coordinates are shares of the image, 0 to 1, until `in_pixels`.
     """
 
     path: str
     width: int = 0
     height: int = 0
-    polygons: list[np.ndarray] = field(default_factory=list)
+    polygons: Sequence[np.ndarray] = field(default_factory=list)
     ignore: list[bool] = field(default_factory=list)
-    texts: list[str] | None = None
+    texts: Sequence[str] | None = None
+    boxed: list[int] = field(default_factory=list)
+    normalized: bool = False
 
-    def add(self, polygon: np.ndarray, ignore: bool, text: str | None) -> None:
-        """Appends a region; keeps the three lists in step."""
+    def add(self, polygon: np.ndarray, ignore: bool, text: str | None, box: np.ndarray | None = None) -> None:
+        """Appends a region; keeps the lists in step.
+
+        Args:
+            polygon: (n, 2) float32, also one that is no outline: too few points, NaN, none at all. Leave none out.
+            ignore: whether it is marked as not to be learnt.
+            text: its transcription, None for none.
+            box: (4, 2) float32, for where the polygon is no outline.
+        """
+        if box is not None and not has_area(polygon) and has_area(box):
+            self.boxed.append(len(self.polygons))
+            polygon = box
         if text is not None and self.texts is None:
             self.texts = [""] * len(self.polygons)
+        assert isinstance(self.polygons, list)  # not packed yet
         self.polygons.append(polygon)
         self.ignore.append(ignore)
         if self.texts is not None:
+            assert isinstance(self.texts, list)
             self.texts.append(text or "")
+
+
+def has_area(polygon: np.ndarray) -> bool:
+    """Whether (n, 2) points are an outline: at least three, finite, not all on one axis-parallel line."""
+    return len(polygon) >= 3 and bool(np.isfinite(polygon).all()) and bool((np.ptp(polygon, axis=0) > 0).all())
+
+
+def box_corners(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """(4, 2) float32 corners of a box, clockwise from the top left."""
+    with np.errstate(over="ignore"):
+        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+
+
+def rotated_box(cx: float, cy: float, width: float, height: float, angle: float) -> np.ndarray:
+    """(4, 2) float32 corners of a box around (cx, cy), turned by an angle in radians, clockwise as a page is seen."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (width / 2, height / 2)
+        cos, sin = np.cos(angle), np.sin(angle)
+        return (corners @ np.array([[cos, sin], [-sin, cos]]) + (cx, cy)).astype(np.float32)
+
+
+def in_pixels(page: Page, width: int, height: int) -> Page:
+    """The page with coordinates in pixels, changed in place where they were shares of the image.
+
+    Args:
+        width, height: of the image, oriented pixels; 0 = not known, then nothing changes.
+    """
+    if page.normalized and width:
+        page.polygons = [polygon * np.array([width, height], np.float32) for polygon in page.polygons]
+        page.normalized = False
+    return page
 
 
 @dataclass
@@ -109,7 +158,8 @@ def find_root(root: str | Path | None, candidates: Iterable[Path], names: list[s
     folders = [c for c in dict.fromkeys(candidates) if c.is_dir()]
     best, hits = None, 0
     for folder in folders:
-        found = sum((folder / name).is_file() for name in probes)
+        spelling = Spelling(folder)
+        found = sum((folder / spelling.find(name)).is_file() for name in probes)
         if found > hits:
             best, hits = folder, found
     if best is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.annotations.names import is_clutter
 from pipelines.annotations.page import IMAGE_SUFFIXES
 from pipelines.errors import UserError
 
@@ -116,6 +117,8 @@ def _walk(root: str, follow_links: bool) -> Iterator[_Found]:
         seen.add(folder)
         with os.scandir(os.path.join(root, below)) as entries:
             for entry in entries:
+                if is_clutter(entry.name):
+                    continue
                 name, link = f"{below}{entry.name}", entry.is_symlink()
                 if os.path.isdir(entry.path) if link else entry.is_dir():  # entry's own raises for a link to itself
                     if not link:

@@ -11,97 +11,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
-from pipelines.annotations.page import Page, Source
+from pipelines.annotations.packed import Polygons, pack
+from pipelines.annotations.page import Page, Source, in_pixels
 from pipelines.annotations.read import annotation_files, read_source
 from pipelines.errors import UserError, printable
 from pipelines.folders import new_folder
+from pipelines.index.clean import PROBLEMS, clean
+from pipelines.index.conventions import other_convention
 from pipelines.index.store import KIND, VERSION, ConcatIndex, Index, is_index, load
 from pipelines.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     from pipelines.images.read import Header
 
-__all__ = ["ConcatIndex", "Index", "build", "clean", "is_index", "load", "open_index", "read_headers", "subset"]
+__all__ = ["ConcatIndex", "Index", "build", "is_index", "load", "open_index", "read_headers", "subset"]
 
 logger = logging.getLogger(__name__)
 
 # More threads than this only queue at the disk; a header costs about 0.2 ms.
 MAX_WORKERS = 32
-# Below one pixel a text has no pixel to be learnt from; the targets would mask it out, so it must not count as usable.
-MIN_AREA_PX = 1.0
-# A polygon with too many points is drawn with fewer, which moves its outline by this much at most.
-MAX_SHIFT_PX = 0.5
-# With more points that is not tried: the time goes with their square for a zigzag, 0.9 s for 20,000.
-MAX_TRACED = 10_000
 Progress = Callable[[int, int], None]
 
 
-COUNTS = (
-    "dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "reduced_points", "too_many_points",
-    "wrong_size",
-)  # fmt: skip
-
-
-def clean(page: Page, width: int, height: int, counts: dict[str, int], max_points: int = DEFAULT.points) -> Page:
-    """A page fit for the index: only finite polygons of 3 to max_points points, clamped to the page.
-
-    Flat ones, and those whose outline cannot be drawn with max_points, are ignored.
-
-    Args:
-        width, height: of the image, oriented pixels; coordinates may span 0..width and 0..height.
-        counts: COUNTS (all but the last) are added up here.
-        max_points: most points of a polygon.
-    """
-    made = Page(page.path, width, height, texts=None if page.texts is None else [])
-    limit = np.array([width, height], np.float32)
-    for k, polygon in enumerate(page.polygons):
-        if not np.isfinite(polygon).all():
-            counts["dropped_not_finite"] += 1
-            continue
-        if len(polygon) < 3:
-            counts["dropped_few_points"] += 1
-            continue
-        inside = np.clip(polygon, 0, limit)
-        counts["clamped"] += int((inside != polygon).any())
-        inside, exact = reduce_points(inside, max_points)
-        counts["reduced_points"] += int(exact and len(inside) < len(polygon))
-        counts["too_many_points"] += int(not exact)
-        flat = _area(inside) < MIN_AREA_PX
-        counts["zero_area"] += int(flat)
-        ignore = bool(page.ignore[k]) or flat or not exact
-        made.add(inside, ignore, page.texts[k] if page.texts is not None else None)
-    return made
-
-
-def reduce_points(polygon: np.ndarray, most: int) -> tuple[np.ndarray, bool]:
-    """A polygon of at most `most` points, and whether its outline is within MAX_SHIFT_PX of the given one.
-
-    Where that takes more points it is the convex hull, simplified until it fits: a place to be masked out. Method:
-    Ramer-Douglas-Peucker (cv2.approxPolyDP).
-
-    Args:
-        polygon: (n, 2) float32 pixels, finite.
-        most: points, at least 16.
-    """
-    if len(polygon) <= most:
-        return polygon, True
-    if len(polygon) <= MAX_TRACED:
-        fewer = cv2.approxPolyDP(polygon, MAX_SHIFT_PX, closed=True)[:, 0]
-        if 3 <= len(fewer) <= most:
-            return fewer, True
-    hull, shift = cv2.convexHull(polygon)[:, 0], MAX_SHIFT_PX
-    while len(hull) > most:
-        hull, shift = cv2.approxPolyDP(hull, shift, closed=True)[:, 0], 2 * shift
-    return np.resize(hull, (max(3, len(hull)), 2)), False  # the hull of a line has two
-
-
-def _area(polygon: np.ndarray) -> float:
-    """Shoelace area of (n, 2) points, pixels."""
-    x, y = polygon.astype(np.float64).T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+# What an index counts besides findings of the reader: regions by their problem, pages of another size than stated.
+COUNTS = (*(kind.replace("-", "_") for kind in PROBLEMS), "wrong_size")
 
 
 def _blob(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,14 +50,15 @@ def _offsets(lengths: list[int]) -> np.ndarray:
 
 
 def _arrays(pages: list[Page], headers: list[Header]) -> dict[str, np.ndarray]:
-    polygons = [polygon for page in pages for polygon in page.polygons]
+    points = [Polygons(page.polygons).points for page in pages]
+    lengths = [len(polygon) for page in pages for polygon in page.polygons]
     names, name_offsets = _blob([page.path for page in pages])
     made: dict[str, np.ndarray] = {
         "size_wh": np.array([(h.width, h.height) for h in headers], np.int32).reshape(-1, 2),
         "orientation": np.array([h.orientation for h in headers], np.uint8),
         "file_stat": np.array([(h.mtime_ns, h.num_bytes) for h in headers], np.int64).reshape(-1, 2),
-        "points": np.concatenate([np.zeros((0, 2), np.float32), *polygons]).astype(np.float32),
-        "point_offsets": _offsets([len(polygon) for polygon in polygons]),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *points]).astype(np.float32, copy=False),
+        "point_offsets": _offsets(lengths),
         "page_offsets": _offsets([len(page.polygons) for page in pages]),
         "ignore": np.array([flag for page in pages for flag in page.ignore], bool),
         "names": names,
@@ -158,6 +94,22 @@ def _refuse_crowded(pages: list[Page], headers: list[Header], most: int) -> list
         else header
         for page, header in zip(pages, headers, strict=True)
     ]
+
+
+def _refuse_nowhere(pages: list[Page], headers: list[Header]) -> list[Header]:
+    """Headers in which a page has the problem `nowhere` when nothing in one of its regions is a number."""
+    made = []
+    for page, header in zip(pages, headers, strict=True):
+        if not page.polygons or (min(map(len, page.polygons)) and np.isfinite(np.concatenate(page.polygons)).all()):
+            made.append(header)  # nearly always
+            continue
+        lost = next((k for k, region in enumerate(page.polygons) if not np.isfinite(region).all(1).any()), None)
+        if lost is not None and not header.problem:
+            header = header._replace(
+                problem="nowhere", detail=f"region {lost + 1} has no coordinates: mend or delete it"
+            )
+        made.append(header)
+    return made
 
 
 def _keep_known(source: Source, headers: list[Header], known: Index | None) -> tuple[list[Header], dict[str, Any]]:
@@ -217,15 +169,18 @@ def _write(out: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], repla
 
 
 def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int], limits: Limits) -> list[Page]:
-    """Cleaned pages with the images' own sizes; fills in the rest of the counts."""
-    made = []
-    for page, header in zip(pages, headers, strict=True):
+    """Cleaned pages with the images' own sizes, in place of the stated ones; fills in the rest of the counts."""
+    for row, (page, header) in enumerate(zip(pages, headers, strict=True)):
         size = (header.width, header.height)
         counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
-        made.append(clean(page, *size, counts, limits.points))
-    counts |= {"pages": len(made), "polygons": sum(len(p.polygons) for p in made)}
-    counts["ignored"] = sum(sum(p.ignore) for p in made)
-    return made
+        cleaned = clean(page, *size, limits.points)
+        for kind, regions in cleaned.problems.items():
+            counts[kind.replace("-", "_")] += len(regions)
+        pages[row] = pack(cleaned.page)
+        page.polygons = []  # held by the source as well: both at once took twice the memory
+    counts |= {"pages": len(pages), "polygons": sum(len(p.polygons) for p in pages)}
+    counts["ignored"] = sum(sum(p.ignore) for p in pages)
+    return pages
 
 
 def build(
@@ -262,7 +217,12 @@ def build(
     made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
     headers = read_headers([made.root / page.path for page in made.pages], workers, limits, progress)
     headers, kept = _keep_known(made, headers, known)
-    headers = _refuse_crowded(made.pages, headers, limits.polygons)
+    for page, header in zip(made.pages, headers, strict=True):
+        in_pixels(page, header.width, header.height)
+    headers = _refuse_nowhere(made.pages, _refuse_crowded(made.pages, headers, limits.polygons))
+    odd = other_convention(made.pages, [(header.width, header.height) for header in headers])
+    if odd:
+        raise UserError(f"{source}: {odd}; read as {made.format}, another data.format (--format) may read it")
     counts = dict.fromkeys(COUNTS, 0)
     rows = _drop_bad(made, headers, skip_bad, counts)
     headers = [headers[i] for i in rows]

@@ -22,8 +22,9 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.geometry import Labels
 
-VERSION = 1
+VERSION = 2  # 1 left regions out that it could not read
 KIND = "dbnet-index"
+EXPECTED = ("pages", "polygons", "ignored")  # counts of what every data set has
 ARRAYS = (
     "size_wh", "orientation", "file_stat", "points", "point_offsets", "page_offsets", "ignore", "names", "name_offsets",
 )  # fmt: skip
@@ -60,6 +61,12 @@ class Index:
     def has_texts(self) -> bool:
         """Whether the source has transcriptions."""
         return self._texts is not None
+
+    @property
+    def oddities(self) -> str:
+        """What was odd in the source, `3 masked, 1 no labels`; "" for nothing."""
+        odd = {kind: count for kind, count in self.counts.items() if count and kind not in EXPECTED}
+        return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in odd.items())
 
     @property
     def num_usable(self) -> int:

@@ -25,14 +25,16 @@ from engine.search.space import Parameter, Space
 from engine.training import bad_pages
 from engine.training.resume import Position
 from pipelines.annotations import text_formats
-from pipelines.annotations.json_formats import points
+from pipelines.annotations.json_values import points
 from pipelines.annotations.page import Page, safe_relative
 from pipelines.annotations.read import FORMATS, read_source
+from pipelines.annotations.text_folders import TEXT_FORMATS
 from pipelines.images.jpeg import is_jpeg, scan_markers
 from pipelines.images.read import pixel_limit, read_header
 from pipelines.index import store as index_store
-from pipelines.index.build import COUNTS, clean
+from pipelines.index.clean import clean
 from pipelines.limits import Limits
+from tests.faults import fuzz_json
 from tests.faults.fuzz import NASTY, SCALARS, TEXTS, Target, damaged, near
 
 QUAD = [[10, 10], [90, 10], [90, 30], [10, 30]]
@@ -100,6 +102,31 @@ LINES = {
     "mlt": "10,10,90,10,90,30,10,30,Latin,TOTAL\n10,40,90,40,90,60,10,60,Korean,x\n",
     "polygon": "10,10,50,8,90,10,90,30,50,32,10,30,x\n10,40,50,38,90,40,90,60,50,62,10,60\n",
     "ltrb": '10 10 90 30 "x"\n10, 40, 90, 60, x\n',
+    "td500": "0 0 10 10 60 20 0.1\n1 1 20 40 50 20 -1.2\n",
+    "flags": "10,10,90,10,90,30,10,30,0\n10,40,90,40,90,60,10,60,1\n",
+    "rctw": '10,10,90,10,90,30,10,30,0,"a, b"\n10,40,90,40,90,60,10,60,1,"###"\n',
+    "ctw1500": ",".join(map(str, [10, 10, 90, 60, *range(0, 70, 5), *range(14)])) + "\n",
+    "ctw1500 text": ",".join(map(str, range(28))) + ",####TEXT\n",
+    "yolo": "0 0.5 0.5 0.2 0.1\n0 0.2 0.2 0.1 0.1\n",
+    "yolo obb": "0 0.1 0.1 0.3 0.15 0.29 0.25 0.09 0.2\n",
+    "totaltext": "x: [[10 90 90\n 10]], y: [[ 10  10 30 30]], ornt: [u'c'], transcriptions: [u'a', u\"b\"]\n" * 2,
+}
+CVAT = b"""<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version><meta><task><name>t</name></task></meta>
+<image id="0" name="a.jpg" width="100" height="80">
+<box label="text" xtl="10" ytl="20" xbr="60" ybr="40" rotation="30"><attribute name="text">a &amp; b</attribute></box>
+<polygon label="text" points="10.0,60.0;50,60;50,70"></polygon><tag label="x"/>
+<mask label="ignore" rle="1,2" left="3" top="2" width="5" height="10"></mask></image>
+<image id="1" name="b.jpg" width="100" height="80"><ellipse label="text" cx="50" cy="20" rx="20" ry="10"/></image>
+</annotations>
+"""
+XML_PAGES = {
+    "voc": b"""<annotation><filename>a.jpg</filename><size><width>100</width><height>80</height></size>
+<object><name>text</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax>
+</bndbox></object><object><robndbox><cx>5</cx><cy>9</cy><w>8</w><h>4</h><angle>1.5</angle></robndbox></object>
+</annotation>""",
+    "ctw1500": b"""<Annotations><image file="a.jpg"><box height="20" left="1" top="4" width="30"><label>x</label>
+<segs>1,4,10,4,30,4,30,24,10,24,1,24</segs><pts x="3" y="5"/></box></image></Annotations>""",
 }
 SWEEP = {
     "method": "bayes",
@@ -131,7 +158,7 @@ TABLE = (
 EVENTS = [
     {
         "event": "study",
-        "version": 1,
+        "version": ledger.VERSION,
         "time": 1.0,
         "name": "s",
         "metric": "val/hmean",
@@ -214,15 +241,28 @@ def _folder(folder: Path) -> Path:
 
 def _read(path: Path, format: str = "auto", root: Path | None = None) -> None:
     made = read_source(path, format, root)
-    counts = dict.fromkeys(COUNTS, 0)
     for page in made.pages:
         assert (made.root / page.path).resolve().is_relative_to(made.root)
-        clean(page, 100, 80, counts)
+        clean(page, 100, 80)
 
 
 def _json_file(document: Any, folder: Path) -> None:
     path = _folder(folder) / "data.json"
     path.write_bytes(_dump(document))
+    _read(path)
+
+
+def _page_file(document: Any, folder: Path) -> None:
+    """A JSON file of one page, beside another in its folder."""
+    (_folder(folder) / "json").mkdir(exist_ok=True)
+    (folder / "json" / "a.json").write_bytes(_dump(document))
+    _read(folder / "json", root=folder / "images")
+    _read(folder / "json" / "a.json")
+
+
+def _json_line(document: Any, folder: Path) -> None:
+    path = _folder(folder) / "lines.txt"
+    path.write_bytes(_dump(document) + b"\n")
     _read(path)
 
 
@@ -243,6 +283,23 @@ def _label_file(case: tuple, folder: Path) -> None:
     _read(folder, format)
 
 
+def _xml_file(case: tuple, folder: Path) -> None:
+    """CVAT's file, or one of a page where a set's is expected; and an XML a page, in a set of two."""
+    (name, data), format = case
+    _folder(folder)
+    (folder / "data.xml").write_bytes(data)
+    place = folder / "pages"
+    for page in ("a", "b"):
+        (place / "labels").mkdir(parents=True, exist_ok=True)
+        (place / f"{page}.jpg").write_bytes(b"")
+        (place / "labels" / f"{page}.xml").write_bytes(data if page == "a" else XML_PAGES.get(name, data))
+    for source in (folder / "data.xml", place):
+        try:
+            _read(source, format)
+        except text_formats.UserError:
+            continue
+
+
 def _id_list(case: tuple, folder: Path) -> None:
     lines, end = case
     path = _folder(folder) / "ids.txt"
@@ -255,7 +312,7 @@ def _parsers(case: tuple, folder: Path) -> None:
     """The parsers themselves, one text or value each."""
     text, lines, value = case
     parsed = [text_formats.parse_line(line, n) for n, line in enumerate(lines)]
-    for layout in ("icdar", "polygon", "ltrb"):
+    for layout in text_formats.LAYOUTS:
         for line in parsed:
             text_formats.interpret(line, layout)
     text_formats.is_text_line(text)
@@ -276,8 +333,7 @@ def _clean(case: tuple, folder: Path) -> None:
     page = Page("a.jpg")
     for polygon in polygons:
         page.add(points([v for point in polygon for v in point], "a"), False, "x" if texts else None)
-    counts = dict.fromkeys(COUNTS, 0)
-    made = clean(page, width, height, counts)
+    made = clean(page, width, height).page
     for polygon in made.polygons:
         assert np.isfinite(polygon).all() and (polygon >= 0).all() and (polygon <= [width, height]).all()
 
@@ -287,6 +343,7 @@ def _annotation_seeds() -> dict[str, bytes]:
         f"{n}.json": _dump(d)
         for n, d in (("contest", CONTEST), ("coco", COCO), ("text", COCO_TEXT), ("labelme", LABELME))
     }
+    seeds |= fuzz_json.seeds()
     seeds |= {"paddle": PADDLE.encode(), "ids": b"a\nb\n", "bom.json": b"\xef\xbb\xbf" + _dump(CONTEST)}
     seeds |= {name: text.encode() for name, text in LINES.items()}
     return seeds | {
@@ -611,7 +668,7 @@ def targets() -> list[Target]:
         return pair, chance.choice(formats), chance.randrange(4)
 
     def shape_label(pair: tuple, chance: Any) -> tuple:
-        return pair, chance.choice(["auto", "icdar", "polygon", "ltrb"])
+        return pair, chance.choice(["auto"] * 4 + list(TEXT_FORMATS))
 
     def shape_checkpoint(pair: tuple, chance: Any) -> tuple:
         return pair, chance.random() < 0.3
@@ -623,6 +680,9 @@ def targets() -> list[Target]:
         Target("coco", lambda: near([COCO]), _json_file, 2),
         Target("coco-text", lambda: near([COCO_TEXT]), _json_file, 2),
         Target("labelme", lambda: near([LABELME]), _json_file, 2),
+        Target("tools", lambda: near(list(fuzz_json.WHOLE.values())), _json_file, 4),
+        Target("page files", lambda: near([LABELME, *fuzz_json.PAGES.values()]), _page_file, 3),
+        Target("json lines", lambda: near(list(fuzz_json.LINES.values())), _json_line, 2),
         Target(
             "paddle",
             lambda: (
@@ -635,6 +695,7 @@ def targets() -> list[Target]:
         ),
         Target("annotation bytes", lambda: damaged(_annotation_seeds(), shape_source), _any_file, 8),
         Target("label bytes", lambda: damaged(_label_seeds(), shape_label), _label_file, 5),
+        Target("xml", lambda: damaged({"cvat": CVAT, **XML_PAGES}, shape_label), _xml_file, 3),
         Target(
             "id list", lambda: st.tuples(st.lists(ID, max_size=5), st.sampled_from(["\n", "\r\n", "\r"])), _id_list, 2
         ),

@@ -19,7 +19,8 @@ from engine.distributed import Ranks
 from pipelines.annotations.read import read_source
 from pipelines.check import check
 from pipelines.errors import UserError
-from pipelines.index.build import build, open_index, reduce_points
+from pipelines.index.build import build, open_index
+from pipelines.index.clean import reduce_points
 from pipelines.limits import DEFAULT, Limits
 from tests.conftest import ROOT, TINY
 
@@ -110,14 +111,14 @@ def test_what_training_decodes_is_taken(tmp_path, format):
 def test_a_polygon_of_5000_points_is_drawn_with_fewer_or_masked_out(tmp_path):
     index = build(source(tmp_path / "set", {"a.jpg": GOOD}, [CIRCLE, COMB, SQUARE]), tmp_path / "index")
     circle, comb, square = index.polygons(0)
-    assert index.counts["reduced_points"] == 1 and index.counts["too_many_points"] == 1
+    assert index.counts["many_points"] == 1 and index.counts["too_many_points"] == 1
     assert index.ignore(0).tolist() == [False, True, False] and len(square) == 4
     assert 20 < len(circle) <= DEFAULT.points and len(comb) == 4
     radius = np.hypot(*(np.concatenate([circle, (circle + np.roll(circle, 1, 0)) / 2]) - 230).T)
     assert np.abs(radius - 200).max() <= 0.51
     assert comb.min(0).tolist() == [10, 100] and comb.max(0).tolist() == [600, 400]
     kinds = {finding.kind: finding.detail for finding in check(tmp_path / "set" / "train.json").findings}
-    assert kinds["many-points"].startswith("2 regions")
+    assert kinds["many-points"] == "region number 1" and kinds["too-many-points"] == "region number 2"
 
 
 def test_reducing_never_fails():
@@ -135,7 +136,7 @@ def test_a_large_annotation_is_refused_unread(tmp_path):
     (tmp_path / "text" / "img").mkdir(parents=True)
     (tmp_path / "text" / "gt").mkdir()
     (tmp_path / "text" / "img" / "a.jpg").write_bytes(GOOD)
-    (tmp_path / "text" / "gt" / "a.txt").write_text("1,1,9,1,9,9,1,9,a\n" * 100)
+    (tmp_path / "text" / "gt" / "a.txt").write_text("5,5,9,5,9,9,5,9,a\n" * 100)
     with pytest.raises(UserError, match=r"a\.txt: an annotation file of 0.0018 MB, above the 0.001 MB"):
         build(tmp_path / "text", tmp_path / "index", limits=Limits(annotation_mb=0.001))
     with pytest.raises(UserError, match="neither a file nor a folder"):
@@ -147,7 +148,7 @@ def test_text_files_count_together(tmp_path):
     (tmp_path / "gt").mkdir()
     for k in range(10):
         (tmp_path / "img" / f"{k}.jpg").write_bytes(GOOD)
-        (tmp_path / "gt" / f"{k}.txt").write_text("1,1,9,1,9,9,1,9,a\n" * 10)
+        (tmp_path / "gt" / f"{k}.txt").write_text("5,5,9,5,9,9,5,9,a\n" * 10)
     with pytest.raises(UserError, match=r"10 text files of 0\.0018 MB in all, above the 0\.001 MB allowed"):
         build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.001))
     assert len(build(tmp_path, tmp_path / "index", limits=Limits(annotation_mb=0.002)).ignore_flags) == 100

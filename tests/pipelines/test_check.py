@@ -52,19 +52,21 @@ def test_check_names_bad_polygons(tmp_path, capsys):
     bow = [[10, 20], [110, 40], [110, 20], [10, 40]]
     polygons = {
         "out.jpg": [[[-5, 20], [110, 20], [207.5, 40]], SQUARE],
-        "few.jpg": [SQUARE[:2], []],
+        "few.jpg": [SQUARE[:2]],
+        "none.jpg": [[]],
         "nan.jpg": [[[float("nan"), 0], [1, 1], [2, 0]]],
         "bow.jpg": [bow],
         "flat.jpg": [[[10, 20], [50, 20], [110, 20]]],
         "twice.jpg": [SQUARE, SQUARE],
     }
     path = data_set(tmp_path, {n: (noise_jpeg(k), p) for k, (n, p) in enumerate(polygons.items())})
-    kinds = ("out-of-page", "few-points", "not-finite", "self-intersection", "zero-area", "duplicate")
+    kinds = ("out-of-page", "masked", "nowhere", "masked", "self-intersection", "zero-area", "duplicate")
     assert found(path) == set(zip(polygons, kinds))
-    assert main(["check", str(path)]) == 0  # training masks or mends all of these
+    assert main(["check", str(path)]) == 2  # training masks or mends all of these, but what lies nowhere
     out = capsys.readouterr().out
+    assert "cannot train: 1 unusable pages: none.jpg" in out
     assert "out.jpg: out-of-page: region number 1 (up to 7.5 px)" in out
-    assert "few.jpg: few-points: 2 regions, the first is number 1" in out
+    assert "few.jpg: masked: region number 1" in out
     assert "twice.jpg: duplicate: region number 2" in out
 
 

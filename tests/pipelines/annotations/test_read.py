@@ -39,7 +39,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "absent")
     with pytest.raises(UserError, match="allowed is auto"):
-        read(tmp_path, "yolo")
+        read(tmp_path, "nothing-of-ours")
     with pytest.raises(UserError, match="several annotation files"):
         read(tmp_path)
 

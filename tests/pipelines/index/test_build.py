@@ -37,16 +37,28 @@ def test_source_without_texts_or_polygons(tmp_path):
     assert index.polygons(0) == [] and index.num_usable == 0 and index.points.shape == (0, 2)
 
 
-def test_cleaning_drops_clamps_and_counts(tmp_path):
+def test_what_cannot_be_read_is_masked_where_it_lies_and_counted(tmp_path):
     nan = [[10, 20], [float("nan"), 20], [110, 40]]
     infinite = [[10, 20], [1e400, 20], [110, 40]]
     outside = [[-5, 20], [250, 20], [250, 130], [-5, 130]]
-    words = [(nan, "n"), (infinite, "i"), (SQUARE[:2], "few"), ([], "none"), (outside, "out"), (SQUARE, "in")]
+    words = [(nan, "n"), (infinite, "i"), (SQUARE[:2], "few"), (outside, "out"), (SQUARE, "in")]
     index = build(data_set(tmp_path, {"a.jpg": words}), tmp_path / "index")
-    assert index.texts(0) == ["out", "in"]
-    np.testing.assert_array_equal(index.polygons(0)[0], [[0, 20], [200, 20], [200, 100], [0, 100]])
-    expected = {"dropped_not_finite": 2, "dropped_few_points": 2, "clamped": 1, "polygons": 2, "pages": 1}
+    assert index.texts(0) == ["n", "i", "few", "out", "in"]
+    assert index.ignore(0).tolist() == [True, True, True, False, False] and index.num_usable == 2
+    np.testing.assert_array_equal(index.polygons(0)[3], [[0, 20], [200, 20], [200, 100], [0, 100]])
+    spanned = index.polygons(0)[0]  # around (10, 20) and (110, 40), which is all that is known of it
+    assert spanned.min(0).tolist() == [2, 12] and spanned.max(0).tolist() == [118, 48]
+    expected = {"masked": 3, "out_of_page": 1, "polygons": 5, "pages": 1, "ignored": 3}
     assert expected.items() <= index.counts.items()
+
+
+def test_a_region_without_any_coordinate_refuses_its_page(tmp_path):
+    words = [(SQUARE, "in"), ([], "none")]
+    source = data_set(tmp_path, {"a.jpg": words, "b.jpg": [(SQUARE, "in")]})
+    with pytest.raises(UserError, match=r"a\.jpg: nowhere \(region 2 has no coordinates"):
+        build(source, tmp_path / "index")
+    index = build(source, tmp_path / "index", skip_bad=True)
+    assert [index.name(i) for i in range(len(index))] == ["b.jpg"] and index.counts["skipped_images"] == 1
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9), 0, 9])

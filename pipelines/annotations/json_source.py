@@ -1,0 +1,121 @@
+"""What all readers of JSON share: each page listed once, and the folder of the images found."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.annotations.marks import settle
+from pipelines.annotations.packed import pack
+from pipelines.annotations.page import ROOT_PROBES, Finding, Page, Source, find_root
+from pipelines.errors import UserError
+
+ANNOTATION_FOLDERS = ("annotations", "annotation", "jsons", "json", "labels", "label", "gt")
+IMAGE_FOLDERS = ("images", "img", "imgs", "image")
+FOLDERS_TRIED = 200
+
+
+class Pages:
+    """Pages in their order, each image once."""
+
+    def __init__(self, path: Path, by: str) -> None:
+        """`by` is what lists a page in this format: `image`, `line`."""
+        self.pages: list[Page] = []
+        self._path, self._by = path, by
+        self._listed: dict[str, Any] = {}
+
+    def add(self, page: Page, key: Any) -> Page:
+        """Appends a page.
+
+        Raises:
+            UserError: its image was listed before: whose labels are right, nobody knows.
+        """
+        if page.path in self._listed:
+            twice = f"by {self._by} {self._listed[page.path]} and by {self._by} {key}"
+            raise UserError(f"{self._path}: {page.path} is listed twice, {twice}; delete one, or join their regions")
+        self._listed[page.path] = key
+        # COCO's regions come later; all others are complete, and take a third packed
+        self.pages.append(pack(page) if page.polygons and isinstance(page.polygons, list) else page)
+        return page
+
+
+def _places(path: Path) -> list[Path]:
+    """The folder of an annotation file, and the one above when it is one for annotations."""
+    folder = path.resolve().parent
+    return [folder, folder.parent] if folder.name.casefold() in ANNOTATION_FOLDERS else [folder]
+
+
+def _near(path: Path, first: str) -> list[Path]:
+    """Where images usually lie: images/, images/SPLIT, SPLIT/, the folder itself; one up for annotations/."""
+    folder, found = path.resolve().parent, []
+    for place in _places(path):
+        found += [place / "images", place / "images" / path.stem, place / "img", place / path.stem, place]
+        found += [place / name for name in IMAGE_FOLDERS[2:]]
+        found += [inside for inside in _below(place) if _named_alike(inside.name, path.stem)]
+    if first.partition("/")[0] == folder.name:  # PPOCRLabel writes FOLDER/name.jpg into FOLDER/Label.txt
+        found.append(folder.parent)
+    return found
+
+
+def _below(place: Path) -> list[Path]:
+    """Folders in a place and in its image folder."""
+    found = []
+    for folder in (place, *(place / name for name in IMAGE_FOLDERS)):
+        if folder.is_dir():
+            found += sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))[:FOLDERS_TRIED]
+    return found
+
+
+def _named_alike(folder: str, stem: str) -> bool:
+    """`train2017` and `instances_train2017`."""
+    return min(len(folder), len(stem)) >= 3 and (
+        folder.casefold() in stem.casefold() or stem.casefold() in folder.casefold()
+    )
+
+
+def locate(root: str | Path | None, path: Path, names: list[str]) -> Path:
+    """The folder that images are relative to: the named one, else where they are found.
+
+    Raises:
+        UserError: none of some probed images lies in any likely folder, or all of them lie in several.
+    """
+    near = _near(path, names[0])
+    if root is not None:
+        return find_root(root, near, names, str(path))
+    most, best = _found(path, near, names)
+    if len(best) > 1 and not set(best) & set(near):
+        raise UserError(f"{path}: its images lie in {best[0]} and in {best[1]}; name one with --root")
+    return find_root(None, near + best if most else near, names, str(path))
+
+
+def _found(path: Path, near: list[Path], names: list[str]) -> tuple[int, list[Path]]:
+    """Most of the probed names in any folder, and the folders that have so many; the likely ones first."""
+    probes = names[:: max(1, len(names) // ROOT_PROBES)][:ROOT_PROBES]
+    hits = {folder: sum((folder / name).is_file() for name in probes) for folder in near}
+    most = max(hits.values(), default=0)
+    if most < len(probes):
+        for folder in (inside for place in _places(path) for inside in _below(place)):
+            hits.setdefault(folder, sum((folder / name).is_file() for name in probes))
+    most = max(hits.values(), default=0)
+    return most, [folder for folder, count in hits.items() if count == most and most]
+
+
+def present(root: str | Path | None, path: Path, names: list[str]) -> int:
+    """How many of some probed names are files, in the root or in the best of the likely folders."""
+    if root is None:
+        return _found(path, _near(path, names[0]), names)[0]
+    probes = names[:: max(1, len(names) // ROOT_PROBES)][:ROOT_PROBES]
+    return sum((Path(root) / name).is_file() for name in probes)
+
+
+def finish(
+    name: str, path: Path, root: str | Path | None, pages: list[Page], findings: list[Finding], repeated: list[str]
+) -> Source:
+    """The source of a file's pages.
+
+    Raises:
+        UserError: no pages, or no images.
+    """
+    if not pages:
+        raise UserError(f"{path}: no pages")
+    settle(pages)
+    findings = [Finding(str(path), "duplicate-key", key) for key in repeated] + findings
+    return Source(name, locate(root, path, [page.path for page in pages]), pages, findings)
