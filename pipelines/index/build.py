@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 COUNTS = (
     "dropped_not_finite", "dropped_few_points", "clamped", "zero_area", "reduced_points", "too_many_points",
-    "wrong_size",
+    "wrong_size", "several_pages",
 )  # fmt: skip
 
 
@@ -221,6 +221,7 @@ def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int
     made = []
     for page, header in zip(pages, headers, strict=True):
         size = (header.width, header.height)
+        counts["several_pages"] += header.several
         counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
         made.append(clean(page, *size, counts, limits.points))
     counts |= {"pages": len(made), "polygons": sum(len(p.polygons) for p in made)}
