@@ -39,7 +39,7 @@ from engine.visualization import overlay
 from pipelines.bars import progress
 from pipelines.errors import Parser, UserError, printable
 from pipelines.images.listing import Images, find_images
-from pipelines.images.read import pixel_limit, read_rgb
+from pipelines.images.read import SEVERAL_PAGES, pixel_limit, read_rgb
 from pipelines.index.bare import BareIndex
 from pipelines.quarantine import NAMED, BadPages
 
@@ -103,6 +103,8 @@ def predict(images: Images, opened: Opened, journal: Journal, pictures: Path | N
             if reason is not None:
                 journal.add({"image": name, "error": reason})
             else:
+                if row in pages.several:
+                    logger.warning("%s: %s", rest[row], SEVERAL_PAGES)
                 if pictures is not None:  # before the line, so that a resume makes up for a picture that was cut off
                     _draw(rest[row], name, found, pictures, config)
                 journal.add(results.as_json(name, pages.size_wh[row], found))

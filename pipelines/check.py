@@ -16,7 +16,8 @@ from PIL import Image
 from pipelines.annotations.page import Finding, Page, in_pixels
 from pipelines.annotations.read import read_source
 from pipelines.images.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
-from pipelines.images.read import PILLOW_FORMATS, Header, pixel_limit, read_header
+from pipelines.images.plain import readable
+from pipelines.images.read import PILLOW_FORMATS, SEVERAL_PAGES, Header, pixel_limit, read_header
 from pipelines.index.clean import clean
 from pipelines.index.conventions import other_convention
 from pipelines.limits import DEFAULT, Limits
@@ -31,6 +32,7 @@ KINDS = {
     "too-many-polygons": "more regions than --max-polygons",
     "truncated": "file ends too early",
     "corrupt": "damaged inside; decodes with garbage",
+    "several-pages": "several pages or frames; the first is read",
     "wrong-size": "annotation states another size",
     "exif-size": "annotation states the size before EXIF rotation",
     "out-of-page": "points outside the page (training clamps them)",
@@ -101,6 +103,12 @@ def _decode_problem(path: Path) -> str:
     return ""
 
 
+def _trainable(data: bytes, header: Header) -> bool:
+    """Whether training can decode a file that is no JPEG."""
+    ready = readable(np.frombuffer(data, np.uint8), header.orientation, header.width * header.height)
+    return len(ready) > 0 and decodes(ready.tobytes())
+
+
 def inspect_image(path: Path, limits: Limits = DEFAULT) -> ImageReport:
     """Reads, hashes and fully decodes one image; never raises for a bad file."""
     header = read_header(path, limits)
@@ -113,10 +121,11 @@ def inspect_image(path: Path, limits: Limits = DEFAULT) -> ImageReport:
     digest = hashlib.sha256(data).hexdigest()
     complaint = _decode_problem(path)
     if not is_jpeg(data):
-        if not complaint and not decodes(data):
+        if not complaint and not _trainable(data, header):
             complaint = "not by the decoder of training (DALI); save it as PNG or JPEG"
         kind = "truncated" if "truncated" in complaint else "unreadable"
-        return ImageReport(header, digest, [(kind, complaint)] if complaint else [])
+        several = [("several-pages", SEVERAL_PAGES)] if header.several else []
+        return ImageReport(header, digest, [(kind, complaint)] if complaint else several)
     kind, detail = scan_markers(data)
     if not kind and "truncated" in complaint:
         kind, detail = "truncated", complaint

@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.images.jpeg import decoder
 from pipelines.index.pages import Pages
-from pipelines.source import open_file
+from pipelines.source import open_file, read_page
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def problem(index: Pages, row: int) -> str:
         return "empty file"
     if actual != expected:
         return f"has {actual} bytes but was indexed with {expected}"
-    return "could not be read a moment ago"
+    # Some pages are decoded where they are read (pipelines.images.plain).
+    return "could not be read a moment ago" if len(read_page(index, row)) else UNDECODABLE
 
 
 class Ledger:

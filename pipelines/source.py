@@ -29,6 +29,7 @@ from pipelines.worker_signals import leave_to_parent
 NOISE_UNIT = 32.0  # standard deviation of the int8 noise tile: 127 is then 4 sigma
 NOT_AUGMENTED = AugmentConfig(enabled=False)
 NOTHING = np.zeros(0, np.uint8)
+JPEG_START = b"\xff\xd8"
 BLANK = cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1]  # outside a page the canvas is black anyway
 
 
@@ -80,7 +81,8 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_page(index: Pages, row: int) -> np.ndarray:
-    """(bytes,) uint8 of a page's file; empty when it cannot be read or has not as many bytes as were indexed.
+    """(bytes,) uint8 of a page's file as DALI decodes it; empty when it cannot be read or has not as many bytes as were
+    indexed.
 
     One byte more is asked for than there should be: a file that was replaced by a huge one takes no memory.
     """
@@ -90,7 +92,12 @@ def read_page(index: Pages, row: int) -> np.ndarray:
             encoded = np.fromfile(file, np.uint8, expected + 1)
     except OSError:
         return NOTHING
-    return encoded if len(encoded) == expected else NOTHING
+    if len(encoded) != expected or encoded[:2].tobytes() == JPEG_START:
+        return encoded if len(encoded) == expected else NOTHING
+    from pipelines.images.plain import readable  # here: loaders of JPEGs do without Pillow
+
+    width, height = (int(side) for side in index.size_wh[row])
+    return readable(encoded, int(index.orientation[row]), width * height)
 
 
 class SampleMaker:

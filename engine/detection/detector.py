@@ -12,6 +12,7 @@ it differs by a grey level here and there, and by several in the outermost pixel
 counts the border pixel.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ from engine.distributed import Ranks
 from pipelines import geometry
 from pipelines.errors import UserError
 from pipelines.graph import MEAN, STD
-from pipelines.images.read import UNDECODABLE, as_rgb, read_rgb
+from pipelines.images.read import SEVERAL_PAGES, UNDECODABLE, as_rgb, on_white, pixel_limit, read_header, read_rgb
+
+logger = logging.getLogger(__name__)
 
 
 class Regions(NamedTuple):
@@ -75,7 +78,7 @@ class Detector:
 
         Args:
             images: of each kind: a path; a PIL image (EXIF orientation is applied to both); an array of (H, W, 3) uint8
-                RGB, (H, W) grey or (H, W, 4) RGBA, whose alpha is left out.
+                RGB, (H, W) grey or (H, W, 4) RGBA. What is transparent is laid on white.
 
         Raises:
             UserError: a file that cannot be read, an array of another shape or type, too many pixels.
@@ -100,7 +103,12 @@ class Detector:
         limits = self.config.data.limits
         if isinstance(image, (str, Path)):
             with self._reading:
-                return read_rgb(Path(image), limits)
+                page = read_rgb(Path(image), limits)
+                with pixel_limit(limits.pixels):
+                    several = read_header(Path(image), limits).several
+            if several:
+                logger.warning("%s: %s", image, SEVERAL_PAGES)
+            return page
         if isinstance(image, Image.Image):
             _check_size(image.width * image.height, limits.pixels)  # before it is decoded
             return _decoded(image)
@@ -146,7 +154,9 @@ def _as_rgb(image: object) -> np.ndarray:
             f"{what} is no image: expected a path, a PIL image, or an array of uint8: (H, W, 3) RGB, (H, W) grey or "
             "(H, W, 4) RGBA"
         )
-    return np.repeat(image[:, :, None], 3, axis=2) if len(shape) == 2 else image[:, :, :3]
+    if len(shape) == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    return on_white(Image.fromarray(image)) if shape[2] == 4 and image.size else image[:, :, :3]
 
 
 def place(page: np.ndarray, matrix: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:

@@ -53,7 +53,11 @@ def detect(session: onnxruntime.InferenceSession, page: np.ndarray) -> list[tupl
 if __name__ == "__main__":
     model = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     page = cv2.imread(sys.argv[2])
-    if page is None:
+    raw = cv2.imread(sys.argv[2], cv2.IMREAD_UNCHANGED)
+    if page is None or raw is None:
         sys.exit(f"{sys.argv[2]}: no image")
+    if raw.ndim == 3 and raw.shape[2] == 4 and raw.shape[:2] == page.shape[:2]:  # transparent: on white, as in training
+        alpha = raw[:, :, 3:] / np.iinfo(raw.dtype).max
+        page = (page * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     for score, quad in detect(model, page):
         print(f"{score:.3f}", *quad.round(1).ravel().tolist())

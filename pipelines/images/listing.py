@@ -13,7 +13,9 @@ from typing import NamedTuple
 from pipelines.annotations.names import is_clutter
 from pipelines.annotations.page import IMAGE_SUFFIXES
 from pipelines.errors import UserError
+from pipelines.images import foreign
 
+_LISTED = (*IMAGE_SUFFIXES, *foreign.SUFFIXES)  # what is not read is named, with its mend
 LEADS_OUT = "a symbolic link that leads out of the folder; --follow-links takes it"
 
 
@@ -125,6 +127,6 @@ def _walk(root: str, follow_links: bool) -> Iterator[_Found]:
                         waiting.append(f"{name}/")
                     elif follow_links:
                         linked.append(f"{name}/")
-                elif name.lower().endswith(IMAGE_SUFFIXES) and (link or entry.is_file()):
+                elif name.lower().endswith(_LISTED) and (link or entry.is_file()):
                     out = link and not follow_links and not Path(os.path.realpath(entry.path)).is_relative_to(real)
                     yield _Found(name, out)

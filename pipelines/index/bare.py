@@ -25,6 +25,7 @@ class BareIndex:
         refused: row -> why a file is not even opened.
 
     Attributes:
+        several: rows looked at that have more pages than the one that is read.
         size_wh, orientation: (N, 2) int32 upright pixels and (N,) uint8, of the rows looked at; 0 and 1 before.
 
     Raises:
@@ -44,6 +45,7 @@ class BareIndex:
         self.orientation = np.ones(len(paths), np.uint8)
         self._num_bytes = np.zeros(len(paths), np.int64)
         self.bad: dict[int, str] = dict(refused or {})
+        self.several: set[int] = set()
         self.size_wh[list(self.bad)] = 1
         self.look(range(min(len(paths), FIRST_LOOK) if tolerate else len(paths)))
         if self.bad and not tolerate:
@@ -62,6 +64,8 @@ class BareIndex:
                 header = read_header(Path(self._paths[row]), self._limits)
                 if header.problem:
                     self.bad[row] = f"{header.problem} ({header.detail})"
+                if header.several:
+                    self.several.add(row)
                 self.size_wh[row] = (1, 1) if header.problem else (header.width, header.height)
                 self.orientation[row], self._num_bytes[row] = header.orientation, header.num_bytes
 

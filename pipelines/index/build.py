@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 
 # What an index counts besides findings of the reader: regions by their problem, pages of another size than stated.
-COUNTS = (*(kind.replace("-", "_") for kind in PROBLEMS), "wrong_size")
+COUNTS = (*(kind.replace("-", "_") for kind in PROBLEMS), "wrong_size", "several_pages")
 
 
 def _blob(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -172,6 +172,7 @@ def _clean_pages(pages: list[Page], headers: list[Header], counts: dict[str, int
     """Cleaned pages with the images' own sizes, in place of the stated ones; fills in the rest of the counts."""
     for row, (page, header) in enumerate(zip(pages, headers, strict=True)):
         size = (header.width, header.height)
+        counts["several_pages"] += header.several
         counts["wrong_size"] += bool(page.width) and (page.width, page.height) != size
         cleaned = clean(page, *size, limits.points)
         for kind, regions in cleaned.problems.items():

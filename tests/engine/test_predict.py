@@ -216,6 +216,19 @@ def test_bad_images_are_left_out_and_end_with_code_2(trained, source, tmp_path):
         predict.main([*arguments, "--resume"])
 
 
+def test_the_first_of_several_pages_and_what_is_no_image_are_named(trained, source, tmp_path, caplog):
+    folder, out = tmp_path / "pages", tmp_path / "out"
+    folder.mkdir()
+    first, second = (Image.open(path) for path in sorted(source.rglob("*.jpg"))[:2])
+    first.save(folder / "scan.tif", save_all=True, append_images=[second])
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(UserError, match=r"1 of 2 images cannot be read: .*photo.heic .*a HEIC, .*convert it to JPEG"):
+        predict.main(_arguments(folder, trained, out))
+    results = [json.loads(line) for line in (out / LINES).read_text().splitlines()]
+    assert [result["image"] for result in results] == ["photo.heic", "scan.tif"] and results[1]["regions"]
+    assert "scan.tif: has several pages or frames, of which the first is read" in caplog.text
+
+
 def test_a_name_too_long_for_a_result_costs_that_image_only(trained, tmp_path, caplog):
     """255 bytes are what a file's name may have; 250 leave room for .json, not for .overlay.jpg. (--format json)"""
     images = tmp_path / "images"

@@ -84,20 +84,16 @@ def test_a_bomb_is_refused_by_name_or_left_out(tmp_path, case):
     assert [index.name(i) for i in range(len(index))] == ["good.jpg"] and index.counts["skipped_images"] == 1
 
 
-@pytest.mark.parametrize("format", ["EPS", "GIF", "TGA", "ICO", "PCX", "DDS", "1-bit TIFF"])
+@pytest.mark.parametrize("format", ["EPS", "GIF", "TGA", "ICO", "PCX", "DDS"])
 def test_what_training_cannot_decode_is_refused(tmp_path, format):
-    """By its header, so that no outside program is started (Ghostscript for EPS); 1-bit TIFF by `check`."""
+    """By its header, so that no outside program is started (Ghostscript for EPS)."""
     file = io.BytesIO()
-    image = Image.new("1" if "TIFF" in format else "RGB", (64, 48), 1)
-    image.save(file, format.split()[-1])
+    Image.new("RGB", (64, 48)).save(file, format)
     path = source(tmp_path / "set", {"receipt.jpg": file.getvalue(), "good.jpg": GOOD}, [SQUARE])
     (finding,) = [f for f in check(path).findings if f.kind == "unreadable"]
     assert finding.path == "receipt.jpg"
-    if "TIFF" in format:
-        assert "decoder of training" in finding.detail
-    else:
-        with pytest.raises(UserError, match="unreadable"):
-            build(path, tmp_path / "index")
+    with pytest.raises(UserError, match="unreadable"):
+        build(path, tmp_path / "index")
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "MPO"])

@@ -81,7 +81,7 @@ def test_every_kind_of_image_gives_the_same(pages, detector, tmp_path):
     rgb = np.asarray(Image.open(pages[0]).convert("RGB"))
     polygons, scores = expected = detector.detect(pages[0])
     assert len(polygons) and (np.diff(scores) <= 0).all()
-    alpha = np.dstack([rgb, np.full(rgb.shape[:2], 7, np.uint8)])
+    alpha = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
     for image in (str(pages[0]), rgb, alpha, Image.fromarray(rgb), Image.fromarray(alpha), np.asfortranarray(rgb)):
         assert _same(detector.detect(image), expected)
     grey = np.asarray(Image.open(pages[0]).convert("L"))
@@ -92,6 +92,26 @@ def test_every_kind_of_image_gives_the_same(pages, detector, tmp_path):
     for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
         assert _same(detector.detect(image), expected)
     assert detector.detect_batch([]) == []
+
+
+def test_a_transparent_page_is_laid_on_white(pages, detector, tmp_path):
+    """As a path, a picture and an array; ink on clear paper was black on black."""
+    rgb = np.asarray(Image.open(pages[0]).convert("RGB"))
+    clear = np.dstack([rgb, 255 - rgb.min(2)])
+    page = Image.fromarray(clear)
+    white = np.asarray(Image.alpha_composite(Image.new("RGBA", page.size, "white"), page).convert("RGB"))
+    expected = detector.detect(white)
+    page.save(tmp_path / "a.png")
+    for image in (tmp_path / "a.png", page, clear):
+        assert _same(detector.detect(image), expected)
+
+
+def test_the_first_of_several_pages_is_named(pages, detector, tmp_path, caplog):
+    first, second = Image.open(pages[0]), Image.open(pages[1])
+    first.save(tmp_path / "scan.tif", save_all=True, append_images=[second])
+    assert _same(detector.detect(tmp_path / "scan.tif"), detector.detect(pages[0]))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{tmp_path}/scan.tif: has several pages or frames, of which the first is read")
 
 
 def test_grey_of_16_bits_is_what_the_command_sees(pages, detector, tmp_path):
