@@ -6,6 +6,10 @@ DBNET_RECEIPTS is set (a folder with val.txt and box/*.csv). Detections are the 
 from arrays, numba warm.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: rows for pytest: run `pytest bench/bench_cleval.py`")
+
+
 import os
 from pathlib import Path
 from types import SimpleNamespace

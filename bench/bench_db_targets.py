@@ -3,6 +3,10 @@
 A page is 1280 x 640 with 54 text lines turned by up to 3 degrees, as after augmentation; the loss sees four pages.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: rows for pytest: run `pytest bench/bench_db_targets.py`")
+
+
 import math
 import random
 

@@ -3,6 +3,10 @@
 `python -m bench.gpu` compares them with their peers and the byte floor; here they are compared with their past.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: rows for pytest: run `pytest bench/bench_kernels.py`")
+
+
 import pytest
 import torch
 

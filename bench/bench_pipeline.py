@@ -5,6 +5,10 @@ The peer of training is a torch DataLoader with OpenCV (`bench.peers.opencv_load
 2 threads: wall clock, so busy cores show. On a GPU, `bench.gpu` reports how long a step waits for data.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: rows for pytest: run `pytest bench/bench_pipeline.py`")
+
+
 import functools
 import os
 from pathlib import Path

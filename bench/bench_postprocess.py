@@ -3,6 +3,10 @@
 Pages are text-like maps with about 57 and 118 boxes (a contest receipt has 116 words).
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: rows for pytest: run `pytest bench/bench_postprocess.py`")
+
+
 import cv2
 import numpy as np
 import pytest

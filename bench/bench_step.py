@@ -4,6 +4,10 @@ Both sides have the same network and pages; loaders stay outside (bench_pipeline
 `python -m bench.plain_loop` compares the whole training).
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: rows for pytest: run `pytest bench/bench_step.py`")
+
+
 import itertools
 
 import numpy as np

@@ -1,5 +1,13 @@
 """Command line for data sets: `python -m pipelines.dataset build|check|stats|split|synth`."""
 
+if not __package__:  # run as a file: again as `python -m pipelines.dataset` does, from the root
+    import runpy
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    runpy.run_module("pipelines.dataset", run_name="__main__", alter_sys=True)
+    sys.exit()
+
 import argparse
 import json
 import logging

@@ -63,6 +63,13 @@ def run_module(module: str, *arguments: str, ranks: int = 0, cwd=None, timeout: 
     return done
 
 
+def run_file(path: Path, *arguments: str, cwd: Path, timeout: float = 240):
+    """Runs `python FILE ...` from `cwd` in an environment where the project is not installed, output as text."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTHONPATH")}
+    environment["OMP_NUM_THREADS"] = "1"
+    return forked.run([str(path), *arguments], cwd=cwd, env=environment, timeout=timeout, root=ROOT)
+
+
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
     """Settings of the smallest run."""

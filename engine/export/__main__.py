@@ -13,6 +13,14 @@ once. Every network is run before its file gets its name: maps within 1e-4 of Py
 data.val=PAGES, or on built-in pages. Settings of the checkpoint may be overridden (section.key=value).
 """
 
+if not __package__:  # run as a file: again as `python -m engine.export` does, from the root
+    import runpy
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 3)[0]
+    runpy.run_module("engine.export", run_name="__main__", alter_sys=True)
+    sys.exit()
+
 import argparse
 import json
 from pathlib import Path

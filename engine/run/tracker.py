@@ -7,6 +7,14 @@ a thread writes them as JSON lines to `python -m engine.run.tracker`, which deci
 2 s knock on the server, and which ends by itself when its input does.
 """
 
+if not __package__:  # run as a file: again as `python -m engine.run.tracker` does, from the root
+    import runpy
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 3)[0]
+    runpy.run_module("engine.run.tracker", run_name="__main__", alter_sys=True)
+    sys.exit()
+
 import hashlib
 import json
 import math
@@ -260,6 +268,8 @@ def _init(wandb: Any, head: dict, mode: str) -> Any:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] or sys.stdin is None or sys.stdin.isatty():
+        sys.exit("error: engine.run.tracker is started by a training with wandb=true; it is no command of its own")
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what wandb prints is not for the user's terminal
     _serve(messages)

@@ -5,7 +5,8 @@
 
 Importing torch, timm and DALI takes 5 s of CPU, most of what a short command takes. The parent imports them once and
 does nothing else, so every child begins as a fresh interpreter that has just imported them. What belongs to a process
-of its own (torchrun, signals, kills) is started as one by the tests that need it.
+of its own (torchrun, signals, kills) is started as one by the tests that need it. A path FILE.py in the place of the
+module is `python FILE.py` where the project is not installed.
 """
 
 import atexit
@@ -25,6 +26,7 @@ import atexit, gc, json, os, runpy, sys, threading, traceback
 import numpy, cv2, timm, torch, nvidia.dali.fn, omegaconf, torch._dynamo, torch.utils.data, scipy.stats, rich.console
 import matplotlib.figure, shapely.geometry
 
+ROOT = os.environ["PYTHONPATH"]
 gc.freeze()  # a collection in a child would copy all of it
 for line in sys.stdin:
     job = json.loads(line)
@@ -40,10 +42,15 @@ for line in sys.stdin:
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     sys.argv = job["argv"]
-    sys.path[:0] = [job["cwd"], *filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))]
     code = 0
     try:
-        runpy.run_module(job["argv"][0], run_name="__main__", alter_sys=True)
+        if job["argv"][0].endswith(".py"):  # `python FILE` where the project is not installed
+            sys.path[:] = [os.path.dirname(job["argv"][0]), *(p for p in sys.path if p not in ("", ROOT))]
+            sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in str(finder)]
+            runpy.run_path(job["argv"][0], run_name="__main__")
+        else:
+            sys.path[:0] = [job["cwd"], *filter(None, job["env"].get("PYTHONPATH", "").split(os.pathsep))]
+            runpy.run_module(job["argv"][0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
     except BaseException:
