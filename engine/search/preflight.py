@@ -78,6 +78,7 @@ def _tried(study: Study, executor: Executor) -> Exit:
             time.sleep(POLL_S)
         if not end.outside:
             break
+    assert end is not None
     for left in (log, *folder.parent.glob(f"*{NAME}*")):
         left.unlink(missing_ok=True)
     return end
