@@ -18,6 +18,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from engine.search import study
 from engine.search.model import curves
 from engine.search.space import Parameter, Space
 from engine.search.study import ENDED, Trial, field_of
@@ -52,6 +53,9 @@ def read(
     if notices is not None and field_of(metric) != "hmean" and _plain(title) in _spellings("hmean"):
         notices.append(f"note: {path} has no column {metric}: its column {title} is taken for it")
     trials = [_trial(f"{path}: row {n}", row, columns, space, metric) for n, row in enumerate(rows, 1)]
+    in_h = field_of(metric) in study.SCORES and all(
+        0 <= trial.value <= 1 for trial in trials if trial.value is not None
+    )
     longest = max((trial.epochs for trial in trials), default=0)
     for trial in trials:
         if not trial.state:
@@ -60,7 +64,7 @@ def read(
         if trial.state == "stopped" and trial.value is not None and 0 < trial.epochs < longest:
             # One point of its curve: what training curves do in general is all that carries it on.
             sign = 1.0 if goal == "maximize" else -1.0
-            trial.estimate = curves.forecast([(trial.epochs, trial.value)], [], longest, sign).estimate
+            trial.estimate = curves.forecast([(trial.epochs, trial.value)], [], longest, sign, score=in_h).estimate
     if "order" in columns:
         trials.sort(key=lambda trial: trial.number)  # stable: equal places keep the order of the rows
     for number, trial in enumerate(trials):
