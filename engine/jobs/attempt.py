@@ -59,6 +59,7 @@ MEMORY = re.compile(r"out of memory|\bMemoryError\b|can't allocate memory|cannot
 # engine.training.watchdog's codes, of the training or of a rank in torchrun's summary: asked to stop, or a rank hung.
 ASKED, HUNG = 75, 71
 LEFT = re.compile(rf"exitcode\s*: ({ASKED}|{HUNG})\b")
+REFUSED, REFUSED_RANK = 2, re.compile(r"exitcode\s*: 2\b")  # engine.cli's EXIT_USER_ERROR; torchrun itself ends with 1
 RANK_KILLED = re.compile(r"exitcode\s*: -(\d+)|Signal (\d+) \(SIG")
 
 
@@ -107,6 +108,8 @@ def verdict(status: int, cause: str, tail: str) -> tuple[int, int, str, bool]:
     if killed:
         crash = killed in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)  # the program's own doing
         return code, number, f"killed ({_signal_name(killed)})", not crash
+    if REFUSED_RANK.search(tail):
+        code = REFUSED
     return code, 0, last_words(tail) or f"exit code {code}", False
 
 
@@ -116,7 +119,7 @@ def last_words(tail: str) -> str:
     errors = [line[7:] for line in lines if line.startswith("error: ")]
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
     found = errors[-1:] or raised[-1:] or lines[-1:]
-    return found[0][:300] if found else ""
+    return found[0][: 1000 if errors else 300] if found else ""  # of an error's line the end is the mend
 
 
 def _signal_name(number: int) -> str:

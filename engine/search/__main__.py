@@ -54,7 +54,7 @@ def report(named: str, options: Options, items: Sequence[str]) -> int:
 
 def resume(named: str, options: Options, items: Sequence[str]) -> int:
     """--resume STUDY [--budget N]."""
-    from engine.search import ledger, plan, trials
+    from engine.search import ledger, plan, preflight, trials
 
     folder = plan.find_study(named, options)
     before = ledger.read(folder)
@@ -67,6 +67,7 @@ def resume(named: str, options: Options, items: Sequence[str]) -> int:
     with contextlib.closing(ledger.Ledger(folder)) as book:
         executor = trials.executor_of(study)
         print(f"resuming {folder}", flush=True)
+        preflight.refuse_what_cannot_train(study, executor)
         if changes:
             book.append(**ledger.extend_event(book.study, **changes))
         return drive(book, executor)
@@ -74,7 +75,7 @@ def resume(named: str, options: Options, items: Sequence[str]) -> int:
 
 def begin(options: Options, items: Sequence[str]) -> int:
     """A new study, alone or from what another or a table knows."""
-    from engine.search import ledger, plan, trials
+    from engine.search import ledger, plan, preflight, trials
 
     study, notices, events = plan.prepare(options, items)
     executor = trials.executor_of(study)
@@ -85,6 +86,7 @@ def begin(options: Options, items: Sequence[str]) -> int:
         first = trials.new_trial(study, study.first, "preset", study.seed)
         print("trial 0:", shlex.join(trials.command(study, first, executor.gpus)), flush=True)
         return 0
+    preflight.refuse_what_cannot_train(study, executor)
     with contextlib.closing(ledger.create(study, events)) as book:
         return drive(book, executor)
 

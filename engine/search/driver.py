@@ -2,7 +2,8 @@
 
     while budget is left or attempts run:
         each running attempt: new validation records -> epoch events -> stopping.decide; its end -> finished, stopped,
-                              infeasible, or cut (an outside cause: once more, from its checkpoint)
+                              infeasible, or cut (an outside cause: once more, from its checkpoint);
+                              refused for what all trials share -> the search ends with its line
         each free slot: a cut trial again, else ask.configuration -> trial event -> start event -> executor
 
 A trial's fault never leaves this loop; the driver's own (a full disk under the ledger) ends it and its attempts.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from engine.cli import EXIT_USER_ERROR
 from engine.jobs import fence
 from engine.jobs.executor import Attempt, Exit
 from engine.jobs.tail import Tail
@@ -24,11 +26,13 @@ from engine.search import ask, confirm, trials
 from engine.search.dashboard import of
 from engine.search.ledger import Ledger, trial_event
 from engine.search.model import stopping
-from engine.search.study import ENDED, SCORES, Trial, field_of, untried
+from engine.search.study import ENDED, GIVEN, SCORES, Study, Trial, field_of, untried
+from pipelines.errors import UserError
 
 POLL_S = 0.2
 GRACE_S = 20.0  # a stopped training's time to end by itself; a checkpoint of HRNet-W44 is written in 3 s
 OUTSIDE_RETRIES = 1
+DIVERGED = "diverged at step"  # how engine.training.faults.Diverged begins, which would import torch
 
 
 @dataclasses.dataclass
@@ -62,6 +66,7 @@ class Driver:
     poll_s: float = POLL_S
     running: list[Running] = dataclasses.field(default_factory=list)
     signalled: int = 0  # SIGINT or SIGTERM that has come
+    fault: str = ""  # what a training said that would end every other one too
 
 
 def search(driver: Driver) -> bool:
@@ -69,15 +74,19 @@ def search(driver: Driver) -> bool:
 
     Returns:
         False when a signal ended it before; attempts are cut by then, and the study can be resumed.
+
+    Raises:
+        UserError: a training ended for something that is not searched, so that the next ones would too; attempts are
+            cut, that one's among them, and the study can be resumed once it is mended.
     """
     with _signals(driver), contextlib.closing(driver.show), contextlib.closing(driver.executor):
         recover(driver)
-        while not driver.signalled:
+        while not driver.signalled and not driver.fault:
             for run in list(driver.running):
                 watch(driver, run)
             fill(driver)
             driver.show.update(driver.book.study, driver.running)
-            if not driver.running and not driver.signalled:
+            if not driver.running and not driver.signalled and not driver.fault:
                 return True
             time.sleep(driver.poll_s)
         driver.show.event("stopping the running trials")
@@ -86,6 +95,8 @@ def search(driver: Driver) -> bool:
             for record in run.tail.read():  # what was measured is kept
                 _epoch(driver, run, record)
             _cut(driver, run, "interrupted", outside=False)
+    if driver.fault:
+        raise UserError(driver.fault)
     return False
 
 
@@ -125,7 +136,7 @@ def recover(driver: Driver) -> None:
 def fill(driver: Driver) -> None:
     """Starts trials while slots are free: those that were cut first, then new ones."""
     study = driver.book.study
-    while len(driver.running) < driver.executor.slots and not driver.signalled:
+    while len(driver.running) < driver.executor.slots and not driver.signalled and not driver.fault:
         waiting = [trial for trial in study.trials if trial.state == "asked"]
         if waiting:
             start(driver, waiting[0])
@@ -244,9 +255,25 @@ def _close(driver: Driver, run: Running, exit: Exit) -> None:
         _end(driver, trial, number, "infeasible", "it ended without an evaluation", minutes)
     elif exit.outside and trial.retries < OUTSIDE_RETRIES:
         _cut(driver, run, exit.reason, outside=True)
+    elif _not_the_trials(driver.book.study, trial, exit):
+        _cut(driver, run, exit.reason, outside=False)
+        command = "compare --resume --out" if driver.book.study.method == GIVEN else "search --resume"
+        goes_on = f"`python -m engine.{command} {driver.book.folder}` goes on"
+        driver.fault = f"{exit.reason} (trial {trial.number}; once that is mended, {goes_on})"
     else:
         again = f"{trial.retries + 1} times, at last: " if exit.outside else ""
         _end(driver, trial, number, "infeasible", f"{again}{exit.reason or f'exit code {exit.code}'}", minutes)
+
+
+def _not_the_trials(study: Study, trial: Trial, exit: Exit) -> bool:
+    """Whether a training was refused for what all trials share: its words name no searched key or text value.
+
+    A divergence is the trial's, whatever is searched. So is memory (exit.outside), which any setting may need more of.
+    """
+    if study.objective or exit.outside or exit.code != EXIT_USER_ERROR or exit.reason.startswith(DIVERGED):
+        return False
+    own = [*trial.values, *(value for value in trial.values.values() if isinstance(value, str))]
+    return not any(word in exit.reason for word in own)
 
 
 def _end(

@@ -3,7 +3,8 @@
     name,order,models.optimizer.lr,weight_decay,T_max,eta_min,val/hmean,epochs
     exp_1403,4,9.09e-05,3.24e-05,15,1.21e-05,0.97431,15
 
-A column is a searched key, whole or its last part; the metric (`val/hmean`, `hmean`, `Val H-mean`); optionally name,
+A column is a searched key, whole or its last part; the metric (`val/hmean`, `hmean`, `Val H-mean`; without a column of
+page means, val/hmean_macro, a column of H-means is taken for them, and said to be); optionally name,
 order (or number), epochs, minutes, precision, recall, state, reason. Capitals, blanks and hyphens in a header do not
 matter, other columns are passed over. Without a state a row that trained less than the longest one counts as stopped
 early, a row without a value as infeasible. Trials keep the order of the rows, or that of the column `order`.
@@ -17,6 +18,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from engine.search import study
 from engine.search.model import curves
 from engine.search.space import Parameter, Space
 from engine.search.study import ENDED, Trial, field_of
@@ -27,20 +29,33 @@ MOST_EPOCHS = 100_000  # as of a training; the curve's model keeps a number for 
 SCORES = ("precision", "recall")
 
 
-def read(path: Path | str, space: Space, metric: str = "val/hmean", goal: str = "maximize") -> list[Trial]:
+def read(
+    path: Path | str,
+    space: Space,
+    metric: str = "val/hmean",
+    goal: str = "maximize",
+    notices: list[str] | None = None,
+) -> list[Trial]:
     """Rows of a table -> ended trials of kind "imported", numbered from 0 in the study's own order.
 
     Args:
         path: a CSV file in UTF-8, first line the header.
         space: every parameter needs a column; values outside its bounds are kept as they are.
         metric: of the study; its column may be headed by the whole name or its last part.
+        notices: what the user should know of the reading is added, a line each.
 
     Raises:
         UserError: no file, a column missing or given twice, a row (counted from 1 below the header) with a wrong cell.
     """
     header, rows = _cells(Path(path))
     columns = _columns(Path(path), header, space, metric)
+    title = header[columns["metric"]]
+    if notices is not None and field_of(metric) != "hmean" and _plain(title) in _spellings("hmean"):
+        notices.append(f"note: {path} has no column {metric}: its column {title} is taken for it")
     trials = [_trial(f"{path}: row {n}", row, columns, space, metric) for n, row in enumerate(rows, 1)]
+    in_h = field_of(metric) in study.SCORES and all(
+        0 <= trial.value <= 1 for trial in trials if trial.value is not None
+    )
     longest = max((trial.epochs for trial in trials), default=0)
     for trial in trials:
         if not trial.state:
@@ -49,7 +64,7 @@ def read(path: Path | str, space: Space, metric: str = "val/hmean", goal: str = 
         if trial.state == "stopped" and trial.value is not None and 0 < trial.epochs < longest:
             # One point of its curve: what training curves do in general is all that carries it on.
             sign = 1.0 if goal == "maximize" else -1.0
-            trial.estimate = curves.forecast([(trial.epochs, trial.value)], [], longest, sign).estimate
+            trial.estimate = curves.forecast([(trial.epochs, trial.value)], [], longest, sign, score=in_h).estimate
     if "order" in columns:
         trials.sort(key=lambda trial: trial.number)  # stable: equal places keep the order of the rows
     for number, trial in enumerate(trials):
@@ -83,14 +98,14 @@ def _plain(text: str) -> str:
 def _columns(path: Path, header: list[str], space: Space, metric: str) -> dict[str, int]:
     """{parameter's name, "metric", "order", "name", "epochs", ...: column}; the optional ones only where present."""
     last = _plain(field_of(metric))
+    titles, columns = [_plain(title) for title in header], {}
     wanted = {p.name: [_plain(p.name), _plain(p.name.rsplit(".", 1)[-1])] for p in space.parameters}
-    wanted["metric"] = [_plain(metric), last, f"val_{last}"]
-    if last == "hmean":
-        wanted["metric"] += ["h_mean", "val_h_mean", "val/h_mean"]
+    wanted["metric"] = [_plain(metric), *_spellings(last)]
+    if last == "hmean_macro" and not set(titles) & set(wanted["metric"]):
+        wanted["metric"] = _spellings("hmean")
     needed = len(wanted)
     wanted |= {"order": list(ORDERS)} | {name: [name] for name in ("name", "epochs", "minutes", "state", "reason")}
     wanted |= {name: [name, f"val_{name}", f"val/{name}"] for name in SCORES}
-    titles, columns = [_plain(title) for title in header], {}
     for place, (key, spellings) in enumerate(wanted.items()):
         found = [column for column, title in enumerate(titles) if title in spellings]
         if len(found) > 1:
@@ -102,6 +117,12 @@ def _columns(path: Path, header: list[str], space: Space, metric: str) -> dict[s
             name = metric if key == "metric" else key
             raise UserError(f"{path}: no column {name}; the header has {', '.join(header)}")
     return columns
+
+
+def _spellings(field: str) -> list[str]:
+    """How a column of a metric may be headed."""
+    names = ["hmean", "h_mean"] if field == "hmean" else [field]
+    return [start + name for name in names for start in ("", "val_", "val/")]
 
 
 def _trial(where: str, row: list[str], columns: dict[str, int], space: Space, metric: str) -> Trial:

@@ -126,12 +126,12 @@ def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
     fields |= {"runner": _runner_to_json(study), "space": space_to_json(study.space)}
     lines = [_stamped({"event": "study", "version": VERSION, **fields}), *map(_stamped, events)]
     temporary = study.folder / f".{FILE}.{os.getpid()}"
+    make_folder(study.folder)
     try:
-        study.folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             _write(file.fileno(), path, lines)
     except OSError as error:
-        raise UserError(f"{study.folder}: the study's folder cannot be written ({error.strerror})") from None
+        raise _unwritable(study.folder, error) from None
     try:
         os.link(temporary, path)  # whole or not at all, and never over another
     except FileExistsError:
@@ -139,6 +139,22 @@ def create(study: Study, events: Iterable[Mapping[str, Any]] = ()) -> Ledger:
     finally:
         temporary.unlink()
     return Ledger(study.folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a study's folder, if it is not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: the study's folder cannot be written ({error.strerror})")
 
 
 def _stamped(event: Mapping[str, Any]) -> dict[str, Any]:

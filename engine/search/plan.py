@@ -46,6 +46,7 @@ class Start:
 
     first: dict[str, Any]  # values of the searched keys, inside the space or not
     epochs: int  # of a whole trial
+    metric: str
     arguments: list[str]  # preset=... key=value ... of every trial
     notices: list[str]
 
@@ -62,7 +63,7 @@ def prepare(options: Options, items: Sequence[str]) -> tuple[Study, list[str], l
     else:
         study, notices = new_study(options, items)
         if options.import_:
-            known = import_table.read(options.import_, study.space, study.metric, study.goal)
+            known = import_table.read(options.import_, study.space, study.metric, study.goal, notices)
             study.budget = options.budget or 0  # a table alone is reported, nothing is trained
     most = untried(study.space, known)
     if study.budget > most:
@@ -118,16 +119,18 @@ def new_study(options: Options, items: Sequence[str]) -> tuple[Study, list[str]]
     path = Path(options.sweep) if options.sweep else sweep.default_file(_preset(items))
     found = sweep.read(path, free_keys=bool(options.objective))
     if options.objective:
-        start = _objective(options.objective, options.epochs, found.space, items)
+        start = _objective(options, found, items)
     else:
         start = _training(options, found, items)
     first, moved = _into_space(found.space, start.first)
+    if not found.names_metric:
+        moved.append(f"metric is not given: {start.metric}, {found.goal}")
     name = _folder_name(options.study or default_name(start.arguments, options.objective))
     study = Study(
         folder=_free(options.root / name),
         name=name,
         space=found.space,
-        metric=found.metric,
+        metric=start.metric,
         goal=found.goal,
         method=options.method or found.method,
         budget=options.budget or found.run_cap or BUDGET,
@@ -281,14 +284,16 @@ def _training(options: Options, found: sweep.Sweep, items: Sequence[str]) -> Sta
         notices += _check_parameter(parameter, arguments, config)
         if parameter.name in given:
             notices.append(f"{parameter.name} is searched: the value given is where trial 0 starts")
-    key = field_of(found.metric)
-    if key not in SCORES:
-        raise UserError(f"metric {found.metric}: a training measures {', '.join(f'val/{name}' for name in SCORES)}")
     selected = key_of("hmean", config.eval.select)
+    # a default space is about what it searches, not about how a run's best is picked: its metric is the preset's
+    metric = found.metric if options.sweep and found.names_metric else f"val/{selected}"
+    key = field_of(metric)
+    if key not in SCORES:
+        raise UserError(f"metric {metric}: a training measures {', '.join(f'val/{name}' for name in SCORES)}")
     if key in ("hmean", "hmean_macro") and key != selected:
-        notices.append(f"note: the search goes by {found.metric}, a trial's best checkpoint by val/{selected}")
+        notices.append(f"note: the search goes by {metric}, a trial's best checkpoint by val/{selected}")
     others = [item for item in arguments if item.partition("=")[0] not in found.space.names]
-    return Start(first, config.trainer.max_epochs, others, notices)
+    return Start(first, config.trainer.max_epochs, metric, others, notices)
 
 
 def _check_parameter(parameter: Parameter, arguments: list[str], config: Config) -> list[str]:
@@ -310,9 +315,10 @@ def _check_parameter(parameter: Parameter, arguments: list[str], config: Config)
     return []
 
 
-def _objective(function: str, epochs: int | None, space: Space, items: Sequence[str]) -> Start:
+def _objective(options: Options, found: sweep.Sweep, items: Sequence[str]) -> Start:
     """Where the search of a function starts: `key=value` of searched keys, else the space's middle."""
-    _check_objective(function)
+    space = found.space
+    _check_objective(options.objective or "")
     middle = space.values([0.5] * len(space.parameters))
     for item in items:
         key, equals, text = item.partition("=")
@@ -321,7 +327,7 @@ def _objective(function: str, epochs: int | None, space: Space, items: Sequence[
         parameter = next(p for p in space.parameters if p.name == key)
         middle[key] = _number_or_text(parameter, text)
         parameter.unit(middle[key])
-    return Start(middle, epochs or 1, [], [])
+    return Start(middle, options.epochs or 1, found.metric, [], [])
 
 
 def _number_or_text(parameter: Parameter, text: str) -> Any:

@@ -68,6 +68,7 @@ class Sweep:
     space: Space  # the parameters of more than one value
     fixed: dict[str, Any]  # {key of the configuration: plain value} of the others, `preset` among them
     metric: str  # e.g. val/hmean
+    names_metric: bool  # whether the file names it
     goal: str  # maximize or minimize
     method: str  # bayes, random or grid
     early_stop: dict[str, Any]  # as `stopping.decide` takes it; {} = the file has none
@@ -115,7 +116,7 @@ def _sweep(values: dict, free_keys: bool) -> Sweep:
     method = values.get("method")
     if method not in METHODS:
         raise UserError(f"method: {method}: expected one of {', '.join(METHODS)}")
-    metric, goal = _metric(values, method, notices)
+    metric, goal = _metric(values, method)
     parameters, fixed = _parameters(values.get("parameters"), free_keys, notices)
     if method == "grid":
         _check_grid(parameters)
@@ -123,7 +124,8 @@ def _sweep(values: dict, free_keys: bool) -> Sweep:
     if cap is not None and not _whole(cap, 1):
         raise UserError(f"run_cap: {cap}: expected a whole number of at least 1")
     early_stop = _early_stop(values["early_terminate"]) if "early_terminate" in values else {}
-    return Sweep(Space(tuple(parameters)), fixed, metric, goal, method, early_stop, cap, notices)
+    named = "metric" in values
+    return Sweep(Space(tuple(parameters)), fixed, metric, named, goal, method, early_stop, cap, notices)
 
 
 def _check_keys(entry: Any, known: Collection[str], refused: Mapping[str, str], where: str) -> None:
@@ -138,11 +140,10 @@ def _check_keys(entry: Any, known: Collection[str], refused: Mapping[str, str], 
             raise UserError(f"{where + ': ' if where else ''}unknown key {key}; {hint}")
 
 
-def _metric(values: dict, method: str, notices: list[str]) -> tuple[str, str]:
+def _metric(values: dict, method: str) -> tuple[str, str]:
     if "metric" not in values:
         if method == "bayes":
             raise UserError(f"metric is missing: write metric: {{name: {METRIC}, goal: {GOAL}}}")
-        notices.append(f"metric is not given: {METRIC}, {GOAL}")
         return METRIC, GOAL
     metric = values["metric"]
     _check_keys(metric, ("name", "goal"), REFUSED_METRIC, "metric")

@@ -23,3 +23,11 @@ def some_curves(seed, number):
 def extrapolate(curve, others, epochs) -> tuple[float, float]:
     """(mean, sd) of the best value by the last epoch."""
     return curves.forecast(curve, others, epochs).estimate
+
+
+def late_curve(rng, top=None, epochs=EPOCHS):
+    """H of a training from scratch: near 0 until an epoch of its own, then up to `top` if it gets there."""
+    top = rng.uniform(0.3, 0.9) if top is None else top
+    start, pace = rng.uniform(2, epochs + 3), rng.uniform(0.5, 2)
+    clean = top / (1 + np.exp(-(np.arange(1, epochs + 1) - start) / pace * 1.5))
+    return [(e + 1, float(v)) for e, v in enumerate(np.clip(clean + rng.normal(0, 1e-3, epochs), 0, 1))]

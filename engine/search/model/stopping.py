@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.config.load import load_config
 from engine.search.model import curves
-from engine.search.study import Study, Trial
+from engine.search.study import SCORES, Study, Trial, field_of
 from pipelines.errors import UserError
 
 CHANCE = 0.1
@@ -62,7 +62,7 @@ def decide(trial: Trial, study: Study) -> Decision:
 
     Never: before its first value, after its last epoch, imported trials and those of --confirm. By the curve rule
     never: during warm-up (models.scheduler.warmup_epochs, and min_epochs), the study's first trial, before a trial with
-    a curve has finished.
+    a curve has finished, of a score before any curve has left 0.
 
     Args:
         trial: running, its curve up to date.
@@ -92,7 +92,12 @@ def _finite(trial: Trial) -> list[tuple[int, float]]:
 def _forecast(trial: Trial, study: Study) -> curves.Forecast:
     others = [t for t in _comparable(study).trials if t.number != trial.number]
     ended = [t.curve for t in others if t.state in ("finished", "stopped")]
-    return curves.forecast(trial.curve, [c for c in ended if c], study.max_epochs, study.sign)
+    return curves.forecast(trial.curve, [c for c in ended if c], study.max_epochs, study.sign, score=_of_score(study))
+
+
+def _of_score(study: Study) -> bool:
+    """Whether the metric is in 0..1 by its nature; of a function (--objective) nobody knows."""
+    return not study.objective and field_of(study.metric) in SCORES
 
 
 def _comparable(study: Study) -> Study:
@@ -108,6 +113,9 @@ def _curve(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
     incumbent = _comparable(study).incumbent()
     finished = any(t.state == "finished" and len(t.curve) > 1 for t in study.trials)
     if trial.number == first or done < max(least, _warmup(trial, study)) or not finished or incumbent is None:
+        return Decision(False)
+    begun = any(curves.left_zero(t.curve) for t in _comparable(study).trials)
+    if _of_score(study) and study.sign > 0 and not begun:
         return Decision(False)
     forecast = _forecast(trial, study)
     limit = rule.get("chance", CHANCE) * (study.max_epochs - done) / study.max_epochs

@@ -204,6 +204,7 @@ TORCHRUN_KILLED = "exitcode  : -9 (pid: 5)\n traceback : Signal 9 (SIGKILL) rece
             "error: the loss is nan at step 3: lower it\nE1125 torchrun says more\n",
             (2, 0, "the loss is nan", False),
         ),
+        (256, "", "error: data.train=x: no pages in it\nexitcode  : 2 (pid: 5)\n", (2, 0, "data.train=x", False)),
         (768, "", "", (3, 0, "exit code 3", False)),
         (75 << 8, "", "", (143, 0, "stopped by a signal", True)),
         (75 << 8, wrapper.STOPPED, "", (75, 0, "stopped", False)),

@@ -3,6 +3,7 @@
 Objectives of `search_objective.py` take the place of trainings; attempts are real processes all the same.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from engine.search import driver as loop
 from engine.search.model import stopping
 from engine.search.space import Space
 from engine.search.study import ENDED, Confirmation, Runner, Study, Trial
+from pipelines.errors import UserError
 from tests.engine.search.conftest import RATE, T_MAX, Lines, asks, attempts_of, command, new, run
 
 
@@ -197,6 +199,53 @@ def test_what_an_end_means(place, monkeypatch):
     assert "without an evaluation" in reasons[4] and "no number at epoch 1" in reasons[5]
     assert "no val/hmean" in reasons[6] and "recall" in reasons[6]
     assert study.trials[2].curve == [(1, 0.8), (2, 0.9)] and study.trials[0].scores == {"hmean": 0.9, "recall": 0.7}
+
+
+def refusing(place, monkeypatch, *acts, **fields) -> Study:
+    """A search over trainings, whose attempts end as the test says."""
+    asks(monkeypatch, *({"lr": 1e-4 / (k + 1), "T_max": 15} for k in range(4)))
+    monkeypatch.setattr(trials, "command", lambda study, trial, gpus: [])
+    study = Study(place / "s", "s", Space((RATE, T_MAX)), budget=4, early_stop={"type": "none"}, **fields)
+    with contextlib.closing(ledger.create(study)) as book:
+        script = Script({k: list(act) for k, act in enumerate(acts)})
+        loop.search(loop.Driver(book, script, Lines(), poll_s=0.0))
+    return book.study
+
+
+def test_a_fault_that_all_trials_share_ends_the_search_with_its_line(place, monkeypatch):
+    well = ([(1, {"hmean": 0.8})], Exit(0, "", False))
+    full = ([(1, {"hmean": 0.7})], Exit(2, "runs: disk full; free it", False))
+    with pytest.raises(UserError) as caught:
+        refusing(place, monkeypatch, [well], [full])
+    assert str(caught.value).startswith("runs: disk full; free it (trial 1;") and "\n" not in str(caught.value)
+    assert f"engine.search --resume {place / 's'}` goes on" in str(caught.value)
+    study = ledger.read(place / "s")
+    assert [(t.state, t.retries) for t in study.trials] == [("finished", 0), ("asked", 0)]  # it is tried again
+    with contextlib.closing(ledger.Ledger(place / "s")) as book:
+        assert loop.search(loop.Driver(book, Script({k: [well] for k in range(1, 4)}), Lines(), poll_s=0.0))
+        assert [t.state for t in book.study.trials] == ["finished"] * 4
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        Exit(2, "T_max=15: above trainer.max_epochs", False),  # a searched key
+        Exit(2, "diverged at step 9: lower models.optimizer.lr", False),
+        Exit(1, "KeyError: 3", False),
+    ],
+)
+def test_a_fault_of_its_own_is_a_trials(place, monkeypatch, end):
+    well = [([(1, {"hmean": 0.8})], Exit(0, "", False))]
+    study = refusing(place, monkeypatch, [([], end)], well, well, well)
+    assert [trial.state for trial in study.trials] == ["infeasible", *["finished"] * 3]
+
+
+def test_how_a_divergence_begins():
+    from engine.config import Config
+    from engine.training.faults import Diverged
+
+    run = SimpleNamespace(config=Config(), folder=Path("runs/a"))
+    assert str(Diverged("x", SimpleNamespace(step=3, rollback_factor=1.0), run)).startswith(loop.DIVERGED)
 
 
 def test_an_evaluation_with_pages_that_could_not_be_read_is_left_out(place, monkeypatch, capsys):

@@ -46,12 +46,37 @@ def test_the_default_space_and_the_presets_own_values():
         "models.optimizer.lr", "models.optimizer.weight_decay", "models.scheduler.T_max", "models.scheduler.eta_min",
     )  # fmt: skip
     assert list(study.first.values()) == [1e-4, 4e-5, 15, 1e-5] and type(study.first["models.scheduler.T_max"]) is int
-    assert (study.budget, study.agents, study.method, study.metric) == (8, 1, "bayes", "val/hmean")
+    assert (study.budget, study.agents, study.method, study.metric) == (8, 1, "bayes", "val/hmean_macro")
     assert (study.max_epochs, study.early_stop["type"], study.goal) == (20, "curve", "maximize")
-    assert len(notices) == 1 and "val/hmean_macro" in notices[0]  # eval.select=macro: another figure picks `best`
+    assert notices == []
     demo, notices = study_of("preset=demo", "trainer.max_epochs=7", "--method", "prior", "--agents", "8")
     assert notices == [] and demo.first["models.optimizer.lr"] == 4e-3 and demo.max_epochs == 7
-    assert demo.arguments == ["preset=demo", "trainer.max_epochs=7"]
+    assert demo.arguments == ["preset=demo", "trainer.max_epochs=7"] and demo.metric == "val/hmean"
+
+
+def test_a_metric_that_nobody_chose_is_what_picks_the_best_checkpoint(here):
+    """The published H-mean is a mean of pages, and eval.select=macro is its preset's."""
+    assert study_of("eval.select=micro")[0].metric == "val/hmean"
+    assert study_of("preset=demo", "eval.select=macro")[0].metric == "val/hmean_macro"
+    path = sweep_file(here, LR)
+    study, notices = study_of("--sweep", path)
+    assert study.metric == "val/hmean" and "val/hmean_macro" in notices[0]  # the user's word; another picks `best`
+    path = sweep_file(here, LR, "method: random\nparameters:\n")
+    study, notices = study_of("--sweep", path)
+    assert study.metric == "val/hmean_macro" and notices == ["metric is not given: val/hmean_macro, maximize"]
+    study, notices = study_of("--sweep", path, "--objective", "search_objective:quadratic")
+    assert study.metric == "val/hmean" and notices == ["metric is not given: val/hmean, maximize"]
+
+
+def test_a_table_of_h_means_is_taken_for_page_means_and_said_to_be(here):
+    (here / "t.csv").write_text(TABLE)
+    study, notices, events = plan.prepare(*options.parse(["--import", "t.csv"]))
+    assert study.metric == "val/hmean_macro" and events[1]["value"] == 0.96431
+    assert notices == ["note: t.csv has no column val/hmean_macro: its column val/hmean is taken for it"]
+    both = [line + end for line, end in zip(TABLE.splitlines(), (",val/hmean_macro", ",0.9", ",0.8"), strict=True)]
+    (here / "t.csv").write_text("\n".join(both))
+    _, notices, events = plan.prepare(*options.parse(["--import", "t.csv"]))
+    assert notices == [] and events[1]["value"] == 0.8
 
 
 def test_a_start_outside_the_space_is_moved_and_said(here):
@@ -166,7 +191,7 @@ def test_a_table_is_what_the_search_knows_already(here):
     book = ledger.create(study, events)
     early, late = book.study.trials
     assert (early.name, early.state, early.epochs, early.value) == ("early", "stopped", 5, 0.96431)
-    assert (late.name, late.state, late.kind, late.scores) == ("late", "finished", "imported", {"hmean": 0.97431})
+    assert (late.name, late.state, late.kind, late.scores) == ("late", "finished", "imported", {"hmean_macro": 0.97431})
     assert book.study.searched == []
     book.close()
     # with results already there, all of the budget can run at once

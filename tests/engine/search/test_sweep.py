@@ -218,10 +218,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_what_a_random_search_may_leave_out(tmp_path):
     found = read(tmp_path, "method: random\nrun_cap: 12\ndescription: a\nentity: b\n" + LR)
     assert (found.metric, found.goal, found.run_cap, found.early_stop) == ("val/hmean", "maximize", 12, {})
-    assert found.notices == [
-        "description, entity: passed over; every trial is a training of this engine",
-        "metric is not given: val/hmean, maximize",
-    ]
+    assert found.notices == ["description, entity: passed over; every trial is a training of this engine"]
+    assert not found.names_metric and read(tmp_path, HEAD + LR).names_metric
 
 
 def test_hyperband_keeps_what_the_file_says(tmp_path):

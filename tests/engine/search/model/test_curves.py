@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from search_curves import EPOCHS, extrapolate, sample_curve, some_curves
+from search_curves import EPOCHS, extrapolate, late_curve, sample_curve, some_curves
+
+from engine.search.model import curves
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -52,3 +54,36 @@ def test_estimates_are_neither_far_off_nor_too_sure():
         mean, sd = extrapolate(own[:5], whole, EPOCHS)
         off.append((max(v for _, v in own) - mean) / sd)
     assert abs(np.mean(off)) < 0.6 and 0.4 < np.std(off) < 1.5
+
+
+def test_what_has_not_left_0_may_end_anywhere():
+    """Told to reach 0.0038 +- 4e-5, and 0 to 0.38 when repeated."""
+    own = [(1, 0.0), (2, 0.0), (3, 0.0011), (4, 0.0038)]
+    stuck = [(e, 0.0004 * e) for e in range(1, 7)]
+    for others in ([], [stuck], [stuck, stuck]):
+        mean, sd = curves.forecast(own, others, 6, score=True).estimate
+        assert 0.0038 < mean < 0.5 and 0.05 < sd < 0.4, (mean, sd)
+    risen = [[(e, 0.15 * e + 0.01 * k) for e in range(1, 7)] for k in range(8)]
+    mean, sd = curves.forecast(own, risen, 6, score=True).estimate  # eight had left 0 by then, and this one has not
+    assert mean < 0.6 and sd > 0.05
+
+
+@pytest.mark.parametrize("others", [0, 1, 3, 7])
+def test_forecasts_of_trainings_from_scratch_are_neither_outside_nor_too_sure(others):
+    off = []
+    for seed in range(60):
+        rng = np.random.default_rng(300 + seed)
+        *known, own = [late_curve(rng) for _ in range(others + 1)]
+        found = curves.forecast(own[:7], known, EPOCHS, score=True)
+        assert found.draws.min() >= 0 and found.draws.max() <= 1
+        mean, sd = found.estimate
+        off.append((max(v for _, v in own) - mean) / sd)
+    assert abs(np.mean(off)) < 1 and np.mean(np.abs(off) > 3) < 0.1, off
+
+
+def test_a_score_stays_within_its_bounds():
+    near = [[(e, 1 - 0.1 / e - 0.001 * k) for e in range(1, EPOCHS + 1)] for k in range(3)]
+    found = curves.forecast([(1, 0.9), (2, 0.98), (3, 0.995)], near, EPOCHS, score=True)
+    assert found.draws.min() >= 0.995 and found.draws.max() <= 1
+    down = curves.forecast([(1, 0.3), (2, 0.1), (3, 0.01)], near, EPOCHS, -1.0, score=True)
+    assert down.draws.min() >= 0

@@ -228,6 +228,21 @@ def test_an_imported_value_of_a_longer_training_is_nothing_to_beat():
     assert stopping.decide(trial, study) != before
 
 
+def test_nothing_is_stopped_before_a_curve_has_left_0():
+    stuck = [[(e, 0.0004 * e * k) for e in range(1, EPOCHS + 1)] for k in (1, 2)]
+    study = make_study(stuck, [[(e, 0.0001) for e in range(1, 9)]])
+    study.objective, study.arguments = "", ["preset=demo"]
+    trial = study.trials[-1]
+    assert stopping.decide(trial, study) == stopping.Decision(False)
+    study.trials[0].curve = some_curves(1, 1)[0]
+    study.trials[0].value = 0.97
+    found = stopping.decide(trial, study)
+    assert found.stop and found.estimate[1] > 0.05  # hopeless against 0.97, and nobody knows how far it would come
+    study.objective = "module:function"  # of whose values nothing is known
+    study.trials[0].curve, study.trials[0].value = stuck[0], 0.006
+    assert stopping.decide(trial, study).stop
+
+
 def test_who_is_never_stopped():
     whole = some_curves(2, 3)
     study = make_study(whole, [HOPELESS[:8]])

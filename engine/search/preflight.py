@@ -1,0 +1,124 @@
+"""The preset's own configuration, tried before a search trains anything: `engine.train ... --dry-run` as a child.
+
+    refuse_what_cannot_train(study, executor)
+
+What is wrong with the preset, the data or the machine would end every trial, one after another, each after minutes.
+Here it ends the command, in the line of the training itself, and a folder that was made for it is taken away again.
+"""
+
+import contextlib
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.cli import EXIT_USER_ERROR
+from engine.config.load import shown
+from engine.jobs.executor import Attempt, Executor, Exit
+from engine.run.progress import duration
+from engine.search import ledger, trials
+from engine.search.study import ENDED, Study
+from pipelines.errors import UserError
+
+POLL_S = 0.1
+NAME = "preflight"  # of its log, and of what the attempt's wrapper leaves beside the run folders
+TRIES = 2  # where it is killed from outside, as for a trial
+
+
+def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
+    """Tries the study's first configuration on its executor, unless a training here has been judged already.
+
+    A function (--objective) is not tried: nobody knows what a call costs. A resumed study is, as long as no trial of it
+    has a value: nothing shows yet that its trials can train, and what ended it may be the very fault.
+
+    Args:
+        study: on disk or not yet.
+        executor: closed when this raises.
+
+    Raises:
+        UserError: what the training says.
+    """
+    if not _needed(study):
+        return
+    print("preflight: two steps of the preset's own configuration", flush=True)
+    began = time.monotonic()
+    with _terminated_as_interrupted(), _undone_on_failure(study.folder):
+        try:
+            end = _tried(study, executor)
+        except BaseException:
+            executor.close()
+            raise
+        if end.code:
+            executor.close()
+            raise UserError(_words(study, end))
+    print(f"preflight: it can train ({duration(time.monotonic() - began)})", flush=True)
+
+
+def _needed(study: Study) -> bool:
+    judged = any(trial.curve for trial in study.trials if trial.kind != "imported")
+    left = len(study.searched) < study.budget or any(trial.state not in ENDED for trial in study.trials)
+    return left and not judged and not study.objective
+
+
+def _tried(study: Study, executor: Executor) -> Exit:
+    """The end of the dry run. What it reads into the study's caches (indexes, built-in pages) trial 0 finds there."""
+    ledger.make_folder(study.folder)
+    first = trials.new_trial(study, study.first, "preset", study.seed)
+    command = [*trials.command(study, first, executor.gpus), "--dry-run"]
+    folder = trials.run_folder(study, first).with_name(NAME)
+    log = study.folder.resolve() / "logs" / f"{NAME}.log"
+    for number in range(1, TRIES + 1):
+        attempt = Attempt(0, number, secrets.token_hex(8), command, {}, log, folder, executor.gpus)
+        handle = executor.start(attempt)
+        while (end := executor.poll(handle)) is None:
+            time.sleep(POLL_S)
+        if not end.outside:
+            break
+    assert end is not None
+    for left in (log, *folder.parent.glob(f"*{NAME}*")):
+        left.unlink(missing_ok=True)
+    return end
+
+
+def _words(study: Study, end: Exit) -> str:
+    """The training's own line, or for what is no user's mistake how to see more of it."""
+    if end.code == EXIT_USER_ERROR and not end.outside:
+        return end.reason
+    values = [f"{key}={shown(value)}" for key, value in study.first.items()]
+    again = shlex.join([sys.executable, "-m", "engine.train", *study.arguments, *values, "--dry-run"])
+    return f"the preset's own configuration cannot be trained here: {end.reason}; to see more: {again}"
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _undone_on_failure(folder: Path) -> Iterator[None]:
+    """Takes away what was not there before: the study's folder or what is new in it, and empty folders above."""
+    own = [folder, *(folder / name for name in ("trials", "logs", "slurm"))]
+    new, above = ([path for path in paths if not path.exists()] for paths in (own, folder.parents))
+    try:
+        yield
+    except BaseException:
+        if not (folder / ledger.FILE).exists() or folder not in new:  # nobody else has begun this study meanwhile
+            for path in new:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in above:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        raise
