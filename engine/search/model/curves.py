@@ -15,9 +15,9 @@ those are weighed on a grid by how well they explain all curves: with no other c
 study's own habits do.
 
 A score lies in 0..1, and a training from scratch stays at 0 until an epoch that hangs on its seed: one was to reach
-0.0038 +- 4e-5 and reached 0 to 0.38 when it was repeated. A curve below LEFT teaches nothing of how far curves rise. For
-one that began there votes are counted: of each other curve that had left 0 by then one for the model; while this one has
-not, of each that had not and has ended one for where it ended; and one for anything from here to 1. Of 100 such
+0.0038 +- 4e-5 and reached 0 to 0.38 when it was repeated. A curve below LEFT teaches nothing of how far curves rise.
+For one that began there votes are counted: of each other curve that had left 0 by then one for the model; while this
+one has not, of each that had not and has ended one for where it ended; and one for anything from here to 1. Of 100 such
 trainings, 1 to 7 others known, 16 to 40 % ended more than 3 sd away without votes, 0 to 8 % with.
 
 Known bias (200 problems of `bench/search/problems.py`): trials that deserve to be stopped end 0.4 to 0.9 sd below the
@@ -101,7 +101,7 @@ def forecast(curve: Curve, others: Sequence[Curve], epochs: int, sign: float = 1
         alike = [] if left_zero(own) else [other for other in known if other not in gone and other[-1][0] >= epochs]
         draws = _votes(best, draws, len(gone), [max(value for _, value in other) for other in alike])
     if score:
-        draws = draws.clip(*sorted((0.0, sign)))
+        draws = draws.clip(min(0.0, sign), max(0.0, sign))
     return Forecast(np.sort(np.maximum(draws, sign * best)) * sign, sign)
 
 
