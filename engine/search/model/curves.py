@@ -32,7 +32,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Curve = Sequence[tuple[int, float]]
+Curve = Sequence[tuple[float, float]]
 SHAPES = (("power", 0.5), ("power", 1.0), ("power", 2.0), ("exp", 2.0), ("exp", 5.0), ("exp", 12.0))
 SPREADS = (0.03, 0.1, 0.3)  # sd of the final levels of trials, in rises
 FANS = (0.0, 0.5)  # share of a final level's difference that appears late: curves fan out
