@@ -60,7 +60,9 @@ def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val")
         UserError: a source cannot be read or is empty; official CLEval is asked for and there are no transcriptions.
     """
     cache, limits = Path(config.run_root) / ".index", config.data.limits
-    indexes = on_main_first(ranks, lambda: [open_index(s, config.data.format, cache, limits) for s in specs])
+    indexes = on_main_first(
+        ranks, lambda: [open_index(s, config.data.format, cache, limits, config.data.root or None) for s in specs]
+    )
     for spec, index in zip(specs, indexes, strict=True):
         if ranks.main and index.oddities:
             warn(f"note: data.{key}={spec}: {index.oddities}; `python -m pipelines.dataset check {spec}` names them")

@@ -97,7 +97,10 @@ def claimed(args: argparse.Namespace, settings: Sequence[str], config: Config) -
                 forget.callback(told.unlink)  # a command that cannot be is not kept
                 replace_text(told, json.dumps(command) + "\n")
                 limits = config.data.limits
-                index = open_index(config.data.train[0], config.data.format, Path(config.run_root) / ".index", limits)
+                index = open_index(
+                    config.data.train[0], config.data.format, Path(config.run_root) / ".index", limits,
+                    config.data.root or None,
+                )  # fmt: skip
                 with progress("looking for copies") as count:
                     split(index, out / "split", args.folds, args.seed, limits=limits, progress=count)
                 forget.pop_all()

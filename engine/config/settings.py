@@ -48,6 +48,7 @@ class DataConfig:
     val: list[str] = option([], "validation sources; give both data.train and data.val, or neither")
     test: list[str] = option([], "test sources, scored once at the end of a training")
     format: str = option("auto", "annotation format; auto detects it from the source")
+    root: str = option("", "folder of the images, where it is not found beside the annotations")
     image_size: list[int] = option([1280, 1280], "canvas [H,W] or N, in pixels, multiples of 32", 32, 8192)
     progressive: list[int] = option(
         [], "longer sides of the canvas in the parts of the training before data.image_size; [] = off", 32, 8192

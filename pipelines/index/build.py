@@ -283,12 +283,21 @@ def _images_unchanged(index: Index) -> bool:
 
 
 def open_index(
-    spec: str | Path, format: str = "auto", cache_dir: str | Path = "runs/.index", limits: Limits = DEFAULT
+    spec: str | Path,
+    format: str = "auto",
+    cache_dir: str | Path = "runs/.index",
+    limits: Limits = DEFAULT,
+    root: str | Path | None = None,
 ) -> Index:
     """Opens a built index, or builds one for an annotation source in the cache.
 
     The cache entry is used only while the annotation files and every image have the time and size they had when it
     was built, so an edit of either is seen. An image that was good then and is not now keeps its place: see `build`.
+
+    Args:
+        spec: a built index, or an annotation source.
+        format, root, limits: of the source, as for `build`.
+        cache_dir: where indexes of sources are kept.
 
     Raises:
         UserError: as `load` and `build`.
@@ -299,14 +308,15 @@ def open_index(
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     bounds = [limits.scans, limits.polygons, limits.points]  # the page size is asked of the index, by engine.data
-    stated = json.dumps([VERSION, format, str(path.resolve()), _signature(path.resolve()), bounds])
+    where = str(Path(root).resolve()) if root is not None else ""
+    stated = json.dumps([VERSION, format, where, str(path.resolve()), _signature(path.resolve()), bounds])
     key = hashlib.sha256(stated.encode()).hexdigest()
-    place = hashlib.sha256(f"{format}\n{path.resolve()}".encode()).hexdigest()[:12]
+    place = hashlib.sha256(f"{format}\n{where}\n{path.resolve()}".encode()).hexdigest()[:12]
     folder = Path(cache_dir) / f"{path.stem}-{place}-{key[:12]}"
     known = load(folder) if is_index(folder) else None
     if known is not None and _images_unchanged(known):
         return known
     logger.info("building the index of %s in %s", printable(path), printable(folder))
-    index = build(path, folder, format, limits=limits, replace=known is not None, known=known)
+    index = build(path, folder, format, root, limits=limits, replace=known is not None, known=known)
     logger.info("%s: %s, %d pages, %d polygons", printable(path), index.format, len(index), len(index.ignore_flags))
     return index

@@ -35,3 +35,27 @@ def test_a_page_above_the_limit_is_named(tmp_path, key):
     text = str(caught.value)
     assert "\n" not in text and "1.png: 400x300 pixels are 0.12 megapixels" in text
     assert "data.max_page_mpx=0.08 (2 such pages)" in text
+
+
+def test_images_elsewhere_are_named_by_data_root(tmp_path):
+    spec = write_pages(tmp_path / "pages", [(100, 100), (200, 100)])
+    (tmp_path / "pages" / "img").rename(tmp_path / "elsewhere")
+    ranks = Ranks(0, 0, 1, torch.device("cpu"))
+
+    def opened(*more):
+        config, _ = load_config([*TINY, f"run_root={tmp_path / 'runs'}", *more])
+        return open_pages(config, [spec], ranks, "train")
+
+    with pytest.raises(UserError):
+        opened()
+    assert opened(f"data.root={tmp_path / 'elsewhere'}").path(0) == tmp_path / "elsewhere" / "0.png"
+
+
+def test_what_is_odd_in_a_source_is_said_once(tmp_path, capsys):
+    spec = write_pages(tmp_path / "pages", [(100, 100), (200, 100)])
+    (tmp_path / "pages" / "gt" / "0.txt").write_text("10,10,50,10,50,30,10,30,word\n10,40,50,40\n", encoding="utf-8")
+    config, _ = load_config([*TINY, f"run_root={tmp_path / 'runs'}"])
+    pages = open_pages(config, [spec], Ranks(0, 0, 1, torch.device("cpu")), "train")
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"note: data.train={spec}: 1 masked, 1 bad line" in err and "dataset check" in err
+    assert pages.num_usable == 2

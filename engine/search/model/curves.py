@@ -32,7 +32,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Curve = Sequence[tuple[float, float]]
+Curve = Sequence[tuple[int, float]]
 SHAPES = (("power", 0.5), ("power", 1.0), ("power", 2.0), ("exp", 2.0), ("exp", 5.0), ("exp", 12.0))
 SPREADS = (0.03, 0.1, 0.3)  # sd of the final levels of trials, in rises
 FANS = (0.0, 0.5)  # share of a final level's difference that appears late: curves fan out
@@ -66,7 +66,7 @@ class Forecast:
         return float((self.sign * (self.draws - value) > 0).mean())
 
 
-def left_zero(curve: Curve) -> bool:
+def left_zero(curve: Sequence[tuple[float, float]]) -> bool:
     """Whether the curve of a score has left 0 (see above)."""
     return max((value for _, value in curve if math.isfinite(value)), default=0.0) >= LEFT
 
