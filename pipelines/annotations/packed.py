@@ -59,6 +59,12 @@ class Texts(Sequence[str]):
     def __getitem__(self, k: int) -> str:  # type: ignore[override]  # no slices
         return self._joined[_span(self._ends, k)]
 
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in self._ends:
+            yield self._joined[start:end]
+            start = end
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 

@@ -25,7 +25,8 @@ Formats:
     cvat      one XML: CVAT for images
 
 Text lines come as a folder with image (img/, images/) and label (box/, gt/, labels/, annotations/) subfolders, a
-folder with gt_IMG.txt beside the images, or an id list (one id a line) next to such subfolders. `###` = ignore.
+folder with gt_IMG.txt beside the images, or an id list (one id a line) next to such subfolders; other people's folders
+are in `text_folders`, marks such as `###` in `text_marks`.
 """
 
 from pathlib import Path

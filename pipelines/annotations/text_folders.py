@@ -10,12 +10,12 @@ What is paired are folders: one with images, one with label files of their names
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipelines.annotations import total_text, xml_formats
-from pipelines.annotations.names import Spelling, files_in, is_clutter, key, nfc
+from pipelines.annotations.names import Spelling, files_in, is_clutter, key, names_in, nfc
 from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
 from pipelines.annotations.text_formats import LAYOUTS, build_pages
 from pipelines.errors import UserError
@@ -31,6 +31,9 @@ PROBES = 32  # images that tell whether a folder has their labels
 DEEPEST, MOST_FOLDERS = 3, 500  # Total-Text: Groundtruth/Polygon/Train
 _SPLITS = (("train", re.compile("train")), ("test", re.compile("test")), ("val", re.compile(r"val|(?<![a-z])dev")))
 _PART_OF_A_SET = re.compile(r"im(g|age)s?(?![a-z])|label|gts?(?![a-z])|annot|ground.?truth|(?<![a-z])box")
+
+
+Label = TypeVar("Label", str, Path)
 
 
 class Places(NamedTuple):
@@ -56,7 +59,7 @@ def label_files(folder: Path) -> dict[str, Path]:
     return {key(p.name): p for p in files_in(folder, LABEL_SUFFIXES)}
 
 
-def label_of(image: str, labels: dict[str, Path]) -> Path | None:
+def label_of(image: str, labels: Mapping[str, Label]) -> Label | None:
     """The label file of an image file name: stem.txt, gt_stem.txt, stem.jpg.txt, and so on with the other suffixes.
 
     CTW1500's test labels have three zeros before the image's four digits.
@@ -97,8 +100,9 @@ def _survey(top: Path) -> tuple[list[Path], list[Path]]:
 
 def _hits(images: Path, labels: Path) -> int:
     """How many of some images have a label file there."""
-    listed, files = images_in(images), label_files(labels)
-    return sum(label_of(p.name, files) is not None for p in listed[:: max(1, len(listed) // PROBES)])
+    listed = names_in(images, IMAGE_SUFFIXES)
+    files = {key(name): name for name in names_in(labels, LABEL_SUFFIXES)} if listed else {}
+    return sum(label_of(name, files) is not None for name in listed[:: max(1, len(listed) // PROBES)])
 
 
 def _best(images: Path, labels: list[Path], top: Path) -> list[Path]:
@@ -254,7 +258,7 @@ def _places_of_list(path: Path, root: str | Path | None) -> Places | None:
     beside = None
     if image_dir is not None and label_dir is not None and image_dir.is_dir():
         beside = Places(image_dir, label_dir, folder if image_dir.is_relative_to(folder) else image_dir)
-    if root is None and split and not (beside and images_in(beside.images)):
+    if root is None and split and not (beside and names_in(beside.images, IMAGE_SUFFIXES)):
         return find_places(folder, None, split) or beside  # images/train, train_images
     return beside
 

@@ -3,8 +3,11 @@
 import codecs
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from pipelines.annotations.packed import pack
 from pipelines.annotations.page import Finding, Page
@@ -67,6 +70,33 @@ def parsed(path: Path, *, warn: bool = True) -> Iterator[Line]:
     return (parse_line(text, n) for n, text in enumerate(read_lines(path, warn=warn), 1) if text.strip())
 
 
+def _count(paths: list[Path], where: str) -> tuple[Tally, str]:
+    """Counts of all lines, and the header of the files; "" for none.
+
+    A header is a first line without a number that all files (two or more) have, such as `x1,y1,x2,y2,text`.
+    """
+    tally, heads, files = Tally(), Counter[str](), 0
+    for path in paths:
+        for at, line in enumerate(parsed(path)):
+            tally.add(line)
+            files += at == 0
+            if at == 0 and not _has_number(line.text) and len(heads) < 2:
+                heads[line.text.strip()] += 1
+    header = next((text for text, count in heads.items() if count == files >= 2), "")
+    if header:
+        tally.total -= files
+        logger.warning(
+            "%s: every label file begins with %s, read as a header", printable(where), printable(header[:60])
+        )
+    return tally, header
+
+
+def _has_number(text: str) -> bool:
+    return bool(np.isfinite(interpret(parse_line(text, 0), "icdar").points).any()) or any(
+        map(str.isdigit, text.split())
+    )
+
+
 def _add(page: Page, line: Line, region: Region, path: Path, findings: list[Finding]) -> None:
     page.add(region.points, region.ignore, region.text)
     if region.problem:
@@ -90,17 +120,16 @@ def build_pages(
         UserError: most lines do not fit, or look like another layout.
     """
     # Read twice, so that only the lines of one file are held at a time.
-    tally = Tally()
-    for _, path in items:
-        for line in parsed(path):
-            tally.add(line)
+    tally, header = _count([path for _, path in items], where)
     if layout == "auto":
         layout = tally.layout(where)
     tally.refuse_other(layout, where)
     pages, before = [], len(findings)
     for name, path in items:
         page = Page(name, normalized=layout == "yolo")
-        for line in parsed(path, warn=False):
+        for at, line in enumerate(parsed(path, warn=False)):
+            if at == 0 and line.text.strip() == header:
+                continue
             _add(page, line, interpret(line, layout), path, findings)
         pages.append(pack(page))
     bad = len(findings) - before

@@ -155,3 +155,16 @@ def test_corners_in_zigzag_order_are_refused(tmp_path):
 def test_an_empty_label_file_is_a_page_without_text(tmp_path):
     _, index = judge(pages_of(tmp_path / "set", "", f"{QUAD},A"))
     assert len(index.polygons(0)) == 0 and len(index.polygons(1)) == 1
+
+
+def test_a_header_that_all_files_have_is_no_region(tmp_path, caplog):
+    # labels exported from a spreadsheet, one .csv a page
+    head = "x1,y1,x2,y2,x3,y3,x4,y4,text\n"
+    report, index = judge(pages_of(tmp_path / "set", f"{head}{QUAD},A\n", f"{head}{OTHER},B", suffix=".csv"))
+    assert "bad-line" not in report.counts and len(index.polygons(0)) == 1 and index.texts(0) == ["A"]
+    assert "read as a header" in caplog.text
+
+
+def test_words_that_only_one_file_begins_with_are_no_header(tmp_path):
+    folder = pages_of(tmp_path / "set", f"lost\n{QUAD},A\n{OTHER},A", f"{OTHER},B\n{QUAD},B")
+    assert "a.jpg: nowhere" in refusal(folder)
