@@ -21,6 +21,7 @@ from pipelines.annotations.json_values import (
     text,
 )
 from pipelines.annotations.marks import are_classes, flagged, ignored_name, ignored_text, named_classes, settle
+from pipelines.annotations.names import files_in, nfc
 from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
 from pipelines.errors import UserError
 
@@ -102,15 +103,15 @@ def _by_stem(files: list[Path], root: str | Path | None) -> tuple[Path, list[tup
     """The image folder, each label file with its image's name, and the images without one."""
     folder = _image_folder(files[0].parent, root)
     images: dict[str, list[str]] = {}
-    for image in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
-        images.setdefault(image.stem, []).append(image.name)
+    for image in files_in(folder, IMAGE_SUFFIXES):
+        images.setdefault(nfc(image.stem), []).append(image.name)
     for stem, names in images.items():
         if len(names) > 1:
             raise UserError(f"{folder}: {names[0]} and {names[1]} have one label file, {stem}.json; rename one of them")
-    if not any(path.stem in images for path in files):
+    if not any(nfc(path.stem) in images for path in files):
         raise UserError(f"{files[0]}: no image {files[0].stem}.png or .jpg in {folder}; name the folder with --root")
-    items = [(path, images.get(path.stem, [f"{path.stem}.png"])[0]) for path in files]
-    known = {path.stem for path in files}
+    items = [(path, images.get(nfc(path.stem), [f"{path.stem}.png"])[0]) for path in files]
+    known = {nfc(path.stem) for path in files}
     alone = [names[0] for stem, names in images.items() if stem not in known]
     left = [Finding(name, "no-labels", "no label file for this image; left out") for name in alone]
     return folder, items, left if len(files) > 1 else []

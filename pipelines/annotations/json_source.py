@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.annotations.marks import settle
+from pipelines.annotations.names import Spelling, is_clutter
 from pipelines.annotations.packed import pack
 from pipelines.annotations.page import ROOT_PROBES, Finding, Page, Source, find_root
 from pipelines.errors import UserError
@@ -60,7 +61,7 @@ def _below(place: Path) -> list[Path]:
     found = []
     for folder in (place, *(place / name for name in IMAGE_FOLDERS)):
         if folder.is_dir():
-            found += sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))[:FOLDERS_TRIED]
+            found += sorted(p for p in folder.iterdir() if p.is_dir() and not is_clutter(p.name))[:FOLDERS_TRIED]
     return found
 
 
@@ -88,12 +89,11 @@ def locate(root: str | Path | None, path: Path, names: list[str]) -> Path:
 
 def _found(path: Path, near: list[Path], names: list[str]) -> tuple[int, list[Path]]:
     """Most of the probed names in any folder, and the folders that have so many; the likely ones first."""
-    probes = names[:: max(1, len(names) // ROOT_PROBES)][:ROOT_PROBES]
-    hits = {folder: sum((folder / name).is_file() for name in probes) for folder in near}
+    hits = {folder: _hits(folder, names) for folder in near}
     most = max(hits.values(), default=0)
-    if most < len(probes):
+    if most < min(len(names), ROOT_PROBES):
         for folder in (inside for place in _places(path) for inside in _below(place)):
-            hits.setdefault(folder, sum((folder / name).is_file() for name in probes))
+            hits.setdefault(folder, _hits(folder, names))
     most = max(hits.values(), default=0)
     return most, [folder for folder, count in hits.items() if count == most and most]
 
@@ -102,8 +102,14 @@ def present(root: str | Path | None, path: Path, names: list[str]) -> int:
     """How many of some probed names are files, in the root or in the best of the likely folders."""
     if root is None:
         return _found(path, _near(path, names[0]), names)[0]
+    return _hits(Path(root), names)
+
+
+def _hits(folder: Path, names: list[str]) -> int:
+    """How many of some probed names are files of a folder, however they are spelled."""
+    spelling = Spelling(folder)
     probes = names[:: max(1, len(names) // ROOT_PROBES)][:ROOT_PROBES]
-    return sum((Path(root) / name).is_file() for name in probes)
+    return sum((folder / spelling.find(name)).is_file() for name in probes)
 
 
 def finish(

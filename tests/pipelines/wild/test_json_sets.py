@@ -323,3 +323,18 @@ def test_named_formats_agree_with_the_content(tmp_path):
     path = via(tmp_path, region("rect", x=10, y=20, width=100, height=20))
     assert opened(path, tmp_path, "via", tmp_path)[1].num_usable == 2
     assert "content is via" in refused(path, tmp_path / "x", "doctr")
+
+
+# A folder from a Mac by way of a Windows camera: ._ files beside everything, accents in two letters, .JPG.
+def test_names_that_are_spelled_otherwise(tmp_path):
+    folder = funsd(tmp_path)
+    (folder / "images" / "0000971160.png").rename(folder / "images" / "Pru\u0308fung.PNG")
+    (folder / "annotations" / "0000971160.json").rename(folder / "annotations" / "Pr\u00fcfung.json")
+    for place, name in (("images", "._0000989556.png"), ("annotations", "._0000989556.json")):
+        (folder / place / name).write_bytes(b"\0\5\x16\7")
+    assert opened(folder, tmp_path)[1].num_usable == 4
+    pages(tmp_path / "shop" / "train2017", "A.JPG", "B.JPG")
+    data = {"images": [{"id": 1, "file_name": "A.jpg"}, {"id": 2, "file_name": "B.jpg"}],
+            "annotations": [{"id": 1, "image_id": 1, "bbox": [10, 20, 100, 20]}]}  # fmt: skip
+    index = opened(put(tmp_path / "shop" / "annotations" / "all.json", data), tmp_path)[1]
+    assert index.root == tmp_path / "shop" / "train2017" and index.relative_path(0) == "A.JPG"
