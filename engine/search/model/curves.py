@@ -66,7 +66,7 @@ class Forecast:
         return float((self.sign * (self.draws - value) > 0).mean())
 
 
-def left_zero(curve: Curve) -> bool:
+def left_zero(curve: Sequence[tuple[float, float]]) -> bool:
     """Whether the curve of a score has left 0 (see above)."""
     return max((value for _, value in curve if math.isfinite(value)), default=0.0) >= LEFT
 
