@@ -14,6 +14,7 @@ from pipelines.graph import LoaderOptions
 from pipelines.index.build import ConcatIndex, open_index
 from pipelines.limits import Limits
 from pipelines.loader import TrainLoader, train_loader
+from pipelines.overlap import overlap
 from pipelines.synthetic import receipts
 
 
@@ -31,7 +32,8 @@ def open_data(config: Config, ranks: Ranks) -> Data:
     """Opens training, validation and test pages; with none given, renders the built-in synthetic receipts once.
 
     Raises:
-        UserError: training without validation pages or the reverse, empty data, no usable text, texts missing.
+        UserError: training without validation pages or the reverse, empty data, nothing to learn from or to judge by,
+            texts missing.
     """
     data = config.data
     if bool(data.train) != bool(data.val):
@@ -50,6 +52,11 @@ def open_data(config: Config, ranks: Ranks) -> Data:
     test = open_pages(config, data.test, ranks, "test") if data.test else None
     if opened.num_usable == 0:
         raise UserError(f"data.train={','.join(train)}: every text is ignored or empty, nothing can be learnt from it")
+    refuse_unjudgeable(judged, f"data.val={','.join(val)}")
+    if data.train and ranks.main:
+        warn_of_overlap(config, opened, judged, "val")
+        if test is not None:
+            warn_of_overlap(config, opened, test, "test")
     return Data(opened, judged, test, notice)
 
 
@@ -74,6 +81,36 @@ def open_pages(config: Config, specs: list[str], ranks: Ranks, key: str = "val")
     if key != "train" and config.eval.protocol == "official":
         _require_texts(pages, f"data.{key}={','.join(specs)}")
     return pages
+
+
+def not_scored(pages: ConcatIndex) -> str:
+    """Why a score of these pages would say nothing, "" where it does."""
+    if pages.num_usable:
+        return ""
+    regions = sum(len(part.ignore_flags) for part in pages.parts)
+    return f"each of the {regions} regions is ignored" if regions else "no labels"
+
+
+def refuse_unjudgeable(pages: ConcatIndex, source: str) -> None:
+    """Refuses pages on which every detector scores 0.
+
+    Raises:
+        UserError: no region, or every one is ignored.
+    """
+    if why := not_scored(pages):
+        raise UserError(f"{source}: {why}, nothing can be judged by it; name pages with labelled texts")
+
+
+def warn_of_overlap(config: Config, train: ConcatIndex, other: ConcatIndex, key: str) -> None:
+    """Says how many pages of `data.KEY` are among the training pages."""
+    found = overlap(train, other, config.data.limits)
+    if not found.example:
+        return
+    how = [f"{len(rows)} {words}" for rows, words in ((found.same, "by bytes"), (found.alike, "by picture")) if rows]
+    warn(
+        f"WARNING: {len(found.same) + len(found.alike)} of {len(other)} pages of data.{key} are in data.train too "
+        f"({', '.join(how)}; {found.example}): the score is flattered; `pipelines.dataset split` keeps copies together"
+    )
 
 
 def _require_small(pages: ConcatIndex, limit_mpx: float) -> None:
@@ -108,6 +145,8 @@ def _require_simple(pages: ConcatIndex, limits: Limits) -> None:
 
 def _require_texts(pages: ConcatIndex, source: str) -> None:
     """Official CLEval counts characters by the transcriptions; a text without one would count as nothing."""
+    if not pages.num_usable:
+        return  # there is nothing to count, which `not_scored` says
     missing = "" if pages.has_texts else "it has no transcriptions"
     for row in range(len(pages)) if pages.has_texts else ():
         texts, ignore = pages.texts(row), pages.ignore(row)

@@ -22,7 +22,7 @@ import json
 from pathlib import Path
 
 from engine import cli, distributed
-from engine.data import open_pages
+from engine.data import open_pages, refuse_unjudgeable
 from engine.detection.open import checkpoint_of, open_detector
 from engine.evaluation.judge import evaluate
 from engine.evaluation.workers import worker_pool
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         if extras["output"]:
             Path(extras["output"]).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
         pages = open_pages(config, config.data.val, ranks)
+        refuse_unjudgeable(pages, f"data.val={','.join(config.data.val)}")
         with worker_pool(config.eval.workers) as pool:
             result = evaluate(opened.load(), pages, config, ranks, pool=pool, refuse_bad=True)
         assert result is not None  # nothing cuts it off

@@ -204,7 +204,7 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
     """
     from engine import distributed  # here: the driver holds no device while the folds train
     from engine.checkpoint import store
-    from engine.data import open_pages
+    from engine.data import not_scored, open_pages
     from engine.detection import ensemble_file
     from engine.detection.ensemble import Ensemble
     from engine.detection.open import open_member
@@ -232,10 +232,12 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
         held_out = config.data.test or config.data.val
         if held_out:
             pages = open_pages(config, held_out, ranks, "test" if config.data.test else "val")
-            rows = [judge(m.name, "member", m.forward, pages, m.config) for m in ensemble.members]
-            rows.append(judge(f"mean of {args.folds} maps", "ensemble", ensemble, pages, joint))
-            table = compare.rows(rows, config.eval.select, groups_of(pages, config))
-            result["test"] = {"pages": len(pages), "rows": table}
+            result["test"] = None
+            if not not_scored(pages):
+                rows = [judge(m.name, "member", m.forward, pages, m.config) for m in ensemble.members]
+                rows.append(judge(f"mean of {args.folds} maps", "ensemble", ensemble, pages, joint))
+                table = compare.rows(rows, config.eval.select, groups_of(pages, config))
+                result["test"] = {"pages": len(pages), "rows": table}
     result["checkpoint"] = args.checkpoint
     result["ensemble"] = str(ensemble_file.save(out, ensemble, places, joint))
     replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
@@ -268,7 +270,9 @@ def describe(result: dict, out: Path) -> str:
         rows.append([name, str(row["pages"]), *(f"{row[score]:.4f}" for score in ("hmean", "precision", "recall"))])
     error = "" if whole["standard_error"] is None else f"; standard error over pages {whole['standard_error']:.4f}"
     lines = [text_table(rows), f"standard deviation over folds {whole['spread']:.4f}{error}"]
-    if "test" in result:
+    if result.get("test", ()) is None:
+        lines += ["", "pages that no fold trains on: not scored: no labels"]
+    elif "test" in result:
         lines += ["", f"{result['test']['pages']} pages that no fold trains on:", as_text(result["test"]["rows"])]
     return "\n".join([*lines, printable(f"ensemble: {result['ensemble']}")])
 

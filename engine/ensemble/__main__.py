@@ -35,7 +35,7 @@ from engine.checkpoint import store
 from engine.config import Config, changed
 from engine.config.load import split_extra
 from engine.console import optional, warn
-from engine.data import build_train_loader, open_pages
+from engine.data import build_train_loader, open_pages, refuse_unjudgeable
 from engine.detection import ensemble_file
 from engine.detection.ensemble import FLIPS, Ensemble, Member
 from engine.detection.ensemble_file import Place
@@ -279,7 +279,10 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         raise UserError("--bn-batches needs training pages: data.train=PATH")
     tensors = alike(ensemble, places) if args.soup else []
     pages = open_pages(config, config.data.val, ranks)
+    refuse_unjudgeable(pages, f"data.val={','.join(config.data.val)}")
     select = open_pages(config, [args.select], ranks) if args.select else None
+    if select is not None:
+        refuse_unjudgeable(select, f"--select {args.select}")
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     with worker_pool(config.eval.workers) as pool, progress("pages") as bar:

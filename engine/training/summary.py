@@ -14,6 +14,7 @@ from engine import distributed
 from engine.checkpoint import store
 from engine.config.cautions import global_batch_notice, warnings
 from engine.console import optional
+from engine.data import not_scored
 from engine.detection.open import load_detector
 from engine.distributed import caution
 from engine.evaluation.judge import Page, evaluate
@@ -92,7 +93,10 @@ def finish(run: Run) -> None:
     state = store.load_state(best)
     summary = {"best": str(best), "epoch": state["epoch"], "step": state["step"], "minutes": state["minutes"]}
     summary["val"] = state["scores"]
-    if run.data.test is not None:
+    unscored = not_scored(run.data.test) if run.data.test is not None else ""
+    if unscored:
+        summary["test"] = None
+    elif run.data.test is not None:
         result = evaluate(load_detector(best, config, ranks), run.data.test, config, ranks, pool=run.pool)
         assert result is not None, "nothing cuts this evaluation off"
         summary["test"] = result.scores
@@ -109,3 +113,5 @@ def finish(run: Run) -> None:
                 f"{split}: H-mean {s['hmean']:.4f} (precision {s['precision']:.4f}, recall {s['recall']:.4f}, "
                 f"page mean {s['hmean_macro']:.4f}, {config.eval.protocol} CLEval), epoch {state['epoch']}, {best}"
             )
+    if unscored:
+        run.log.say(f"test: not scored: {unscored}")

@@ -33,7 +33,7 @@ import numpy as np
 from engine import cli
 from engine.config import Config, PostConfig
 from engine.console import reason, text_table, warn
-from engine.data import open_pages
+from engine.data import open_pages, refuse_unjudgeable
 from engine.detection.maps import Forward, MapStore, prob_batches, store_maps
 from engine.detection.open import Opened, checkpoint_of, open_detector
 from engine.detection.postprocess import detect
@@ -223,6 +223,7 @@ def main(argv: list[str]) -> int:
 def _work(opened: Opened, trials: int, folds: int) -> tuple[Tuned, tuple[float, float], dict[str, float]]:
     config, ranks = opened.config, opened.ranks
     pages = open_pages(config, config.data.val, ranks)
+    refuse_unjudgeable(pages, f"data.val={','.join(config.data.val)}")
     groups = groups_of(pages, config)
     deal(groups, folds)  # too few pages are said before the work
     model = opened.load()
