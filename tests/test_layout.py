@@ -94,6 +94,8 @@ TESTED_IN = {
             ("xml_formats", "xml_formats"),
         )
     },
+    "pipelines/images/foreign.py": "tests/pipelines/wild/test_pixels.py",
+    "pipelines/images/plain.py": "tests/pipelines/wild/test_pixels.py",
     "pipelines/index/pages.py": "tests/pipelines/test_source.py",  # types alone
     "pipelines/worker_signals.py": "tests/faults/test_signals.py",
     "bench/gpu/cases.py": "tests/bench/gpu/test_kernels.py",

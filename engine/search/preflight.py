@@ -112,13 +112,15 @@ def _undone_on_failure(folder: Path) -> Iterator[None]:
     """Takes away what was not there before: the study's folder or what is new in it, and empty folders above."""
     own = [folder, *(folder / name for name in ("trials", "logs", "slurm"))]
     new, above = ([path for path in paths if not path.exists()] for paths in (own, folder.parents))
+    done = False
     try:
         yield
-    except BaseException:
-        if not (folder / ledger.FILE).exists() or folder not in new:  # nobody else has begun this study meanwhile
-            for path in new:
-                shutil.rmtree(path, ignore_errors=True)
-        for path in above:
-            with contextlib.suppress(OSError):  # not empty
-                path.rmdir()
-        raise
+        done = True
+    finally:
+        if not done:
+            if not (folder / ledger.FILE).exists() or folder not in new:  # nobody else has begun this study meanwhile
+                for path in new:
+                    shutil.rmtree(path, ignore_errors=True)
+            for path in above:
+                with contextlib.suppress(OSError):  # not empty
+                    path.rmdir()
