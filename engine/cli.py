@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from engine.config import Config
-from engine.config.load import help_text, load_config, preset_names, to_yaml
+from engine.config.load import help_text, keys, load_config, preset_names, to_yaml
+from engine.config.words import undashed
 from pipelines.errors import OneLine, Parser, UserError, printable
 
 EXIT_USER_ERROR = 2
@@ -22,6 +23,7 @@ FLAGS = {
     "--print-config": "show the merged settings as YAML and leave",
     "--dry-run": "check everything on a few samples and leave; nothing is trained for real",
 }
+NAMED = "checkpoint="
 TORCHRUN_GRACE_S = 10.0  # a busy machine takes seconds to end rank 0
 # What a user can mend outside the program: permissions, a full or read-only disk, a file where a folder is wanted.
 MENDABLE = {
@@ -37,6 +39,28 @@ MENDABLE = {
 }
 
 
+class SettingsParser(Parser):
+    """argparse's for flags and settings: `--section.key=value` is a setting where the command has no such flag."""
+
+    def parse_intermixed_args(self, args: list[str]) -> Namespace:  # type: ignore[override]  # one way to call it
+        """The flags; settings as `key=value`."""
+        return super().parse_intermixed_args(plain_settings(args, self._option_string_actions))
+
+
+def plain_settings(argv: list[str], flags: Collection[str]) -> list[str]:
+    """The arguments with every `--section.key=value`, as `wandb agent` writes settings, as `section.key=value`.
+
+    Args:
+        flags: of the command; they stay as they are.
+    """
+
+    def is_setting(item: str) -> bool:
+        flag = item.partition("=")[0]
+        return flag not in flags and ("." in flag or flag[2:] in keys())
+
+    return [undashed(item) if is_setting(item) else item for item in argv]
+
+
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Calls `main(sys.argv[1:])` and leaves the process with its exit code; never returns.
 
@@ -46,6 +70,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     if logging.lastResort is not None:  # what shows warnings when nobody has set up logging
         logging.lastResort.setFormatter(OneLine())
     try:
+        _refuse_tasks()
         code = main(sys.argv[1:])
     except UserError as error:
         _refuse(str(error))
@@ -70,14 +95,14 @@ def _refuse(text: str) -> NoReturn:
     sys.exit(EXIT_USER_ERROR)
 
 
-def parser(module: str, describe: str) -> Parser:
+def parser(module: str, describe: str) -> SettingsParser:
     """What every command with flags begins with: its name, its docstring as help, `--json`.
 
         parser = cli.parser("engine.tune", __doc__)
 
     Its complaints are UserErrors, for `run` to show in one line.
     """
-    made = Parser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
+    made = SettingsParser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
     return made
 
@@ -128,9 +153,63 @@ def parse(
 
 
 def split_settings(items: list[str]) -> tuple[list[str], list[str]]:
-    """(settings section.key=value, paths) of positional arguments; a file whose name has a `=` is a path."""
-    settings = [item for item in items if "=" in item and not Path(item).exists()]
-    return settings, [item for item in items if item not in settings]
+    """(settings section.key=value, paths) of positional arguments; a file whose name has a `=` is a path.
+
+    `checkpoint=PATH` is the path.
+    """
+    settings = [item for item in items if "=" in item and not item.startswith(NAMED) and not Path(item).exists()]
+    return settings, [item.removeprefix(NAMED) for item in items if item not in settings]
+
+
+def checkpoints(argv: list[str]) -> list[str]:
+    """The arguments with `--checkpoint R` and `--checkpoint=R` as `checkpoint=R`.
+
+    Raises:
+        UserError: nothing follows.
+    """
+    words, rest = [], iter(argv)
+    for item in rest:
+        if item == "--checkpoint":
+            item = f"{item}={next(rest, '')}"
+        if item == "--checkpoint=":
+            raise UserError("--checkpoint: name a run folder (runs/NAME) or one of its checkpoints")
+        words.append(undashed(item) if item.startswith("--checkpoint=") else item)
+    return words
+
+
+def tasks_without_ranks() -> tuple[str, int]:
+    """(who started them, how many) of tasks of srun or mpirun that torchrun has made no ranks of; ("", 1) if none.
+
+    A batch script of Slurm is one process, whatever number of tasks it may start.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return "", 1
+    steps = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    slurm = next((os.environ[name] for name in steps if name in os.environ), "") if "SLURM_PROCID" in os.environ else ""
+    if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in os.environ:
+        slurm = ""
+    sizes = [("srun", slurm), *(("mpirun", os.environ.get(name, "")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))]
+    return next(((who, int(size)) for who, size in sizes if size.isdecimal() and int(size) > 1), ("", 1))
+
+
+def _refuse_tasks() -> None:
+    """Several tasks that know nothing of one another would each do the whole work, side by side.
+
+    Raises:
+        UserError: on the first task; the others leave with the same code when it has spoken.
+    """
+    who, tasks = tasks_without_ranks()
+    if tasks == 1:
+        return
+    if any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")):
+        time.sleep(TORCHRUN_GRACE_S)  # mpirun ends all tasks as soon as one leaves
+        sys.exit(EXIT_USER_ERROR)
+    nodes = f"srun --ntasks-per-node=1 torchrun --nnodes={os.environ.get('SLURM_NNODES', '1')}"
+    raise UserError(
+        f"{who} has started {tasks} tasks that know nothing of one another: start ranks by torchrun, one a GPU "
+        f"(torchrun --nproc_per_node {tasks} -m engine.train ...; over several machines one task a node, {nodes} "
+        "--nproc_per_node N --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 -m engine.train ...), other commands once"
+    )
 
 
 def _is_main() -> bool:

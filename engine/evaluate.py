@@ -3,7 +3,8 @@
     python -m engine.evaluate checkpoint=runs/NAME data.val=PATH [output=FILE.json] [--json] [section.key=value ...]
 
 `checkpoint` is a run folder (its best checkpoint, else its last), a checkpoint, or the ensemble.yaml that
-engine.ensemble wrote. Its own settings are used; settings given here override them, e.g. `post.bin_thresh=0.2`.
+engine.ensemble wrote; --checkpoint PATH and PATH alone name it too. Its own settings are used; settings given here
+override them, e.g. `post.bin_thresh=0.2`.
 
 One JSON object is printed, with and without --json, and written to `output` if that is given. A page that cannot be
 read ends the command. Under torchrun the ranks share the pages; 1, 2 and 3 ranks give the same H-mean to the last

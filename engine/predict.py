@@ -40,7 +40,7 @@ from engine.config.load import keys_and_values
 from engine.console import warn
 from engine.detection import results
 from engine.detection.detector import Detector
-from engine.detection.open import Opened, open_detector
+from engine.detection.open import Opened, is_detector, open_detector
 from engine.detection.pages import detect_pages
 from engine.detection.results import LINES, STATE, Journal
 from engine.visualization import overlay
@@ -156,7 +156,7 @@ def _refuse_if_none_is_good(images: Images, config: Config) -> None:
 def _parser() -> Parser:
     parser = cli.parser("engine.predict", __doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders, or settings section.key=value")
-    parser.add_argument("--checkpoint", required=True, help="run folder, checkpoint or ensemble.yaml")
+    parser.add_argument("--checkpoint", metavar="RUN", help="run folder, checkpoint or ensemble.yaml")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--format", default="", help=f"also: {', '.join(FORMATS)}; several with commas")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the contest's table to this file")
@@ -166,6 +166,26 @@ def _parser() -> Parser:
     before.add_argument("--overwrite", action="store_true", help="delete the results that are in DIR")
     parser.add_argument("--follow-links", action="store_true", help="take links that lead out of a folder")
     return parser
+
+
+def _detector(args: argparse.Namespace) -> tuple[str, list[str], list[str]]:
+    """(what names the detector, settings, paths of images): by --checkpoint, checkpoint=, or as one of the paths.
+
+    Raises:
+        UserError: none or several are named.
+    """
+    settings, paths = cli.split_settings([item for item in args.paths if not item.startswith(cli.NAMED)])
+    named = [item.removeprefix(cli.NAMED) for item in args.paths if item.startswith(cli.NAMED)]
+    named += [args.checkpoint] if args.checkpoint else []
+    if not named:
+        named = [path for path in paths if is_detector(path)]
+        paths = [path for path in paths if path not in named]
+    if len(named) != 1:
+        raise UserError(
+            f"name one detector, not {' and '.join(named)}" if named
+            else "--checkpoint RUN is missing: name a run folder (runs/NAME), a checkpoint or an ensemble.yaml"
+        )  # fmt: skip
+    return named[0], settings, paths
 
 
 def _formats(given: str) -> list[str]:
@@ -193,10 +213,10 @@ def main(argv: list[str]) -> int:
     cli.alone("engine.predict")
     args = _parser().parse_intermixed_args(argv)
     formats = _formats(args.format)
-    settings, paths = cli.split_settings(args.paths)
+    named, settings, paths = _detector(args)
     if not paths:
         raise UserError("PATH is missing: name images or folders")
-    opened = open_detector(args.checkpoint, settings)
+    opened = open_detector(named, settings)
     config = opened.config
     images = find_images(paths, args.follow_links)
     _refuse_if_none_is_good(images, config)

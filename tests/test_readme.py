@@ -261,3 +261,23 @@ def test_eight_ranks_of_the_default_preset(desk):
 @pytest.mark.slow
 def test_benchmarks():
     _run("pytest bench/", ROOT, timeout=1800)
+
+
+def test_the_sweep_file_is_read_by_the_search_and_its_settings_by_a_training(tmp_path, capsys, monkeypatch):
+    """`wandb agent` passes every parameter as --key=value to the program that the file names."""
+    import yaml
+
+    from engine import train
+    from engine.search import __main__ as search
+
+    (block,) = _blocks("yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_sweep.yaml").write_text(block)
+    assert search.main(["--sweep", "my_sweep.yaml", "--budget", "8", "--dry-run"]) == 0
+    assert "preset=demo" in capsys.readouterr().out
+    found = yaml.safe_load(block)
+    assert (ROOT / found["program"]).is_file()
+    first = {k: p.get("value", p.get("min", p.get("values", [0])[0])) for k, p in found["parameters"].items()}
+    with pytest.raises(SystemExit) as end:
+        train.main([*(f"--{key}={str(value).lower()}" for key, value in first.items()), "--print-config"])
+    assert end.value.code == 0 and "wandb: true" in capsys.readouterr().out

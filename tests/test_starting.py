@@ -1,10 +1,12 @@
 """How people start things: as a file, by srun and mpirun without torchrun, from another folder."""
 
+import os
 import re
 import sys
 
 import pytest
 
+from engine import cli
 from tests.conftest import ROOT, run_file
 
 SOURCES = sorted(
@@ -30,6 +32,64 @@ def test_a_command_run_as_a_file_is_the_command(path, tmp_path):
         assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, said
     else:
         assert "usage" in said.lower() or "settings:" in said or "python -m" in said, said
+
+
+TASKS = {
+    "srun": {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+    "a step of srun": {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0"},
+    "a step in a batch script": {
+        "SLURM_PROCID": "0",
+        "SLURM_NTASKS": "4",
+        "SLURM_STEP_ID": "0",
+        "ENVIRONMENT": "BATCH",
+    },
+    "Open MPI": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+    "MPICH": {"PMI_SIZE": "2", "PMI_RANK": "0"},
+}
+ONE = {
+    "torchrun under srun": {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "WORLD_SIZE": "16", "RANK": "8"},
+    "a batch script of one task": {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "ENVIRONMENT": "BATCH"},
+    "a batch script of several tasks, itself": {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "ENVIRONMENT": "BATCH"},
+    "a step of one task": {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"},
+    "a shell of salloc": {"SLURM_NTASKS": "4"},
+    "one task of MPI": {"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"},
+}
+
+
+def start(monkeypatch, environment):
+    """Exit code of a command that only returns, started with these variables."""
+    for name in [
+        *(k for k in os.environ if k.startswith(("SLURM", "PMI", "OMPI"))),
+        "WORLD_SIZE",
+        "RANK",
+        "ENVIRONMENT",
+    ]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "TORCHRUN_GRACE_S", 0)
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda argv: 0)
+    return end.value.code
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_tasks_without_torchrun_are_refused_in_one_line(case, monkeypatch, capsys):
+    """Each would train alone, all into folders of their own."""
+    assert start(monkeypatch, TASKS[case]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "torchrun --nproc_per_node" in error
+    assert ("mpirun" if "MPI" in case else "srun") in error
+
+
+def test_only_the_first_task_speaks(monkeypatch, capsys):
+    assert start(monkeypatch, {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("case", ONE)
+def test_what_is_one_task_or_has_ranks_is_let_through(case, monkeypatch):
+    assert start(monkeypatch, ONE[case]) == 0
 
 
 def test_every_bench_that_is_for_pytest_says_so(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from omegaconf import OmegaConf
 
 from engine.config.settings import Config
+from engine.config.words import elsewhere, hydra, undashed
 from engine.console import did_you_mean, nearest
 from engine.files import FAULTS, read_text, yaml_values
 from pipelines.errors import UserError
@@ -73,7 +74,12 @@ def _unknown(key: str, extra: Mapping[str, str] | None = None) -> UserError:
         return UserError(f"{key} is a section; set one of its keys: {inside}")
     leaf, leaves = key.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1]: name for name in names}
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
-    near = " or ".join(same_leaf[:3]) or nearest(key, names) or leaves.get(nearest(leaf, leaves), "")
+    near = (
+        " or ".join(same_leaf[:3])
+        or elsewhere(key, extra or {})
+        or nearest(key, names)
+        or leaves.get(nearest(leaf, leaves), "")
+    )
     return UserError(f"unknown key {key}; {f'did you mean {near}?' if near else '--help lists all keys'}")
 
 
@@ -174,6 +180,8 @@ def _read_preset(name: str) -> dict[str, Any]:
 
 
 def _split(item: str, extra: Mapping[str, str]) -> tuple[str, str]:
+    if instead := hydra(item):
+        raise UserError(f"unexpected argument {item!r}: {instead}")
     key, equals, text = item.partition("=")
     if not equals:
         raise UserError(
@@ -198,11 +206,11 @@ def split_extra(argv: list[str], extra: Mapping[str, str]) -> tuple[dict[str, st
     """
     values, rest = dict(extra), []
     for item in argv:
-        key, text = _split(item, extra)
+        key, text = _split(undashed(item), extra)
         if key in extra:
             values[key] = text
         else:
-            rest.append(item)
+            rest.append(f"{key}={text}")
     return values, rest
 
 

@@ -56,6 +56,12 @@ def open_detector(named: str | Path, settings: Sequence[str], ranks: Ranks | Non
     return Opened(config, path, ranks, partial(load_detector, found, config, ranks), _weights(found))
 
 
+def is_detector(path: str | Path) -> bool:
+    """Whether a path looks like a run folder, a checkpoint or an ensemble; nothing is read."""
+    inside = any((Path(path) / name).exists() for name in ("manifest.json", "checkpoints"))
+    return inside or ensemble_file.is_ensemble(path)
+
+
 def _open_ensemble(named: Path, settings: Sequence[str], given: Ranks | None) -> Opened:
     device = split_extra(list(settings), {"trainer.device": "auto"})[0]["trainer.device"]
     ranks = given or distributed.start(device)
@@ -115,7 +121,9 @@ def _weights(path: Path) -> list[Path]:
 def checkpoint_of(
     argv: list[str], extra: Mapping[str, str] | None = None, describe: str = ""
 ) -> tuple[str, list[str], dict[str, str]]:
-    """Reads a command line with `checkpoint=PATH`; answers `--help` and `--print-config` itself and exits.
+    """Reads a command line with `checkpoint=PATH`, `--checkpoint PATH` or a bare PATH.
+
+    Answers `--help` and `--print-config` itself and exits.
 
     Args:
         argv, extra, describe: as for `engine.cli.parse`.
@@ -127,6 +135,7 @@ def checkpoint_of(
         UserError: no checkpoint is named, an unknown key.
     """
     own = {"checkpoint": "", **(extra or {})}
+    argv = _as_setting(argv)
     if cli.wants_help(argv):
         cli.parse(argv, own, describe)
     flags = [item for item in argv if item in cli.FLAGS]
@@ -139,3 +148,17 @@ def checkpoint_of(
     if "--dry-run" in flags:
         raise UserError("--dry-run belongs to engine.train; an evaluation of few pages is one already")
     return named, settings, extras
+
+
+def _as_setting(argv: list[str]) -> list[str]:
+    """The arguments with the checkpoint as `checkpoint=PATH`, however it was named.
+
+    Raises:
+        UserError: a bare PATH beside another.
+    """
+    argv = cli.checkpoints(argv)
+    bare = [item for item in argv if item[:1] not in ("-", "+", "~") and ("=" not in item or Path(item).exists())]
+    named = [item.removeprefix(cli.NAMED) for item in argv if item.startswith(cli.NAMED)]
+    if len(bare) > 1 or (bare and named):
+        raise UserError(f"name one checkpoint, not {' and '.join([*named, *bare])}")
+    return [cli.NAMED + item if item in bare else item for item in argv]

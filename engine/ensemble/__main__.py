@@ -123,7 +123,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         "--bn-batches", type=int, default=0, help="training batches for the soup's BatchNorm statistics; 0 = their mean"
     )
     parser.add_argument("--out", type=Path, help="folder for ensemble.yaml, report.json and the soup")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(cli.checkpoints(argv))
     settings, paths = cli.split_settings(args.paths)
     split_extra(settings, {})  # refused before a file is read
     if not paths:

@@ -8,9 +8,10 @@
     python -m engine.export --import FOREIGN.pt --out FILE.safetensors
     python -m engine.export --import BASELINE.ckpt --out FOLDER   the contest baseline's checkpoint, as a run
 
-RUN is a run folder or a checkpoint; averaged weights are taken where there are any. Several outputs may be asked for at
-once. Every network is run before its file gets its name: maps within 1e-4 of PyTorch's and the same quads, on
-data.val=PAGES, or on built-in pages. Settings of the checkpoint may be overridden (section.key=value).
+RUN, --checkpoint RUN or checkpoint=RUN is a run folder or a checkpoint; averaged weights are taken where there are any.
+Several outputs may be asked for at once. Every network is run before its file gets its name: maps within 1e-4 of
+PyTorch's and the same quads, on data.val=PAGES, or on built-in pages. Settings of the checkpoint may be overridden
+(section.key=value).
 """
 
 if not __package__:  # run as a file: again as `python -m engine.export` does, from the root
@@ -46,7 +47,7 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
     cli.alone("engine.export")
-    args = _parser().parse_intermixed_args(argv)
+    args = _parser().parse_intermixed_args(cli.checkpoints(argv))
     settings, paths = cli.split_settings(args.items)
     given = [n for n in ("onnx", "rapidocr", "program", "aoti", "weights") if getattr(args, n)]
     if args.opset is not None and not args.onnx:

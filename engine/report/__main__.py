@@ -49,7 +49,7 @@ def arguments(argv: list[str]) -> tuple[argparse.Namespace, Path, list[str]]:
     parser.add_argument("--out", type=Path, help="the page; RUN/report.html by default")
     parser.add_argument("--pages", type=int, default=8, help="worst pages to show (8)")
     parser.add_argument("--no-eval", action="store_true", help="from the logs alone: no checkpoint is run")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(cli.checkpoints(argv))
     settings, runs = cli.split_settings(args.items)
     if len(runs) != 1:
         raise UserError(f"expected one run folder, got {len(runs)}: {' '.join(runs) or 'none'}")

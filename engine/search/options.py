@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from engine.cli import plain_settings
 from engine.config.load import preset_names
 from engine.console import did_you_mean
 from pipelines.errors import Parser, UserError
@@ -98,7 +99,7 @@ def parse(argv: list[str], describe: str = "") -> tuple[Options, list[str]]:
     Raises:
         UserError: unknown flag, missing or wrong value.
     """
-    words = list(argv)
+    words = plain_settings(argv, FIELDS)
     for place, word in enumerate(words[:-1]):
         if word == "--resume" and "=" in words[place + 1]:  # a setting is no study's name
             words[place] = f"--resume={NEWEST}"

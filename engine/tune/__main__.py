@@ -3,9 +3,10 @@
     python -m engine.tune checkpoint=runs/NAME data.val=PATH [--trials N] [--folds K] [--no-write] [--json]
                           [section.key=value ...]
 
-`checkpoint` is a run folder, a checkpoint, or the ensemble.yaml that engine.ensemble wrote. The network runs once; its
-probability maps are kept with 8 bits a pixel. Settings are ranked by CLEval's H-mean, as eval.protocol and eval.select
-of the checkpoint say. `post.*` settings given here are where the search starts, and what the gain is against.
+`checkpoint` is a run folder, a checkpoint, or the ensemble.yaml that engine.ensemble wrote; --checkpoint PATH and PATH
+alone name it too. The network runs once; its probability maps are kept with 8 bits a pixel. Settings are ranked by
+CLEval's H-mean, as eval.protocol and eval.select of the checkpoint say. `post.*` settings given here are where the
+search starts, and what the gain is against.
 
 The gain is cross-validated over the pages. If it is more than noise, the settings are written into the checkpoint's
 config.yaml (or the ensemble's file), with a record, tune.json: evaluation and prediction use them from then on.
@@ -188,12 +189,12 @@ def main(argv: list[str]) -> int:
     cli.alone("engine.tune")
     parser = cli.parser("engine.tune", __doc__)
     parser.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="checkpoint=RUN, data.val=PATH, other settings"
+        "settings", nargs="*", metavar="KEY=VALUE", help="checkpoint=RUN (or RUN), data.val=PATH, other settings"
     )
     parser.add_argument("--trials", type=int, default=16, help="growths asked of the model in each search (16)")
     parser.add_argument("--folds", type=int, default=5, help="of the pages, for the cross-validation (5)")
     parser.add_argument("--no-write", action="store_true", help="show the result only; no file is written")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(cli.checkpoints(argv))
     named, settings, _ = checkpoint_of(args.settings)
     opened = open_detector(named, settings)
     config, path = opened.config, opened.path

@@ -12,8 +12,10 @@ from engine.compare import __main__ as compare
 from engine.ensemble import __main__ as ensemble
 from engine.export import __main__ as export
 from engine.report import __main__ as report
+from engine.search import options
 from engine.tune import __main__ as tune
 from kernels import runtime
+from pipelines.errors import UserError
 from tests.conftest import TINY, run_module
 
 
@@ -57,6 +59,7 @@ CASES = {
     "missing checkpoint": (["init_from=nowhere"], "nowhere"),
     "missing resume": (["resume=nowhere"], "nowhere"),
     "interpolation": (["name=${oc.env:HOME}"], "name"),
+    "Lightning's word": (["ckpt_path=x"], "did you mean resume (to go on with a run) or init_from"),
     "no equals sign": (["--batch-size", "4"], "--batch-size"),
     "kernels without a GPU": (["trainer.kernels=triton", "trainer.device=cpu"], "needs a GPU"),
     "batch larger than data": (["data.batch_size=64"], "data.batch_size"),
@@ -179,3 +182,53 @@ def test_a_command_of_one_process_refuses_torchrun_before_it_joins_a_group(comma
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, errors, _ = leave(command.main, "anything")
     assert code == 2 and len(errors) == 1 and "runs as one process: start it with python -m" in errors[0]
+
+
+def test_settings_with_dashes_are_settings_in_every_command(capsys, trained):
+    """As `wandb agent` passes them; a flag of the command's own stays one."""
+    with pytest.raises(SystemExit):
+        train.main(["--preset=demo", "--models.optimizer.lr=0.25", "--seed=7", "--print-config"])
+    told = capsys.readouterr().out
+    assert "lr: 0.25" in told and "seed: 7" in told
+    assert folds.parse(["--folds=3", "--seed=7", "--data.train=x", "--name=y"])[1] == ["data.train=x", "name=y"]
+    assert options.parse(["--budget=3", "--seed=7", "--preset=demo"])[1] == ["preset=demo"]
+    assert ensemble.parse(["a", "--data.val=x"])[1:] == (["a"], ["data.val=x"])
+    assert report.arguments(["a", "--post.bin_thresh=0.2"])[2] == ["post.bin_thresh=0.2"]
+    for command, more in [
+        (evaluate, []),
+        (tune, []),
+        (predict, ["pages", "--out", "x"]),
+        (export, ["--weights=x.safetensors"]),
+    ]:
+        with pytest.raises(UserError, match=r"unknown key post.bin_threshh"):
+            command.main([f"checkpoint={trained}", "--post.bin_threshh=1", *more])
+
+
+@pytest.mark.parametrize("written", [["checkpoint=R"], ["--checkpoint", "R"], ["--checkpoint=R"], ["R"]], ids=" ".join)
+def test_a_checkpoint_is_named_in_any_way_in_every_command(written, trained, leave, capsys, tmp_path):
+    named = [word.replace("R", str(trained)) for word in written]
+    Image.fromarray(np.full((96, 128, 3), 255, np.uint8)).save(tmp_path / "page.png")
+    source = next((trained.parent / ".synthetic").rglob("*.json"))
+    few = [f"data.val={source}", f"run_root={tmp_path}"]
+    for command, arguments in [
+        (evaluate, [*named, *few]),
+        (tune, [*named, *few, "--no-write", "--trials=1", "--folds=2"]),
+        (predict, [*named, "page.png", "--out", "out"]),
+        (report, [*named, "--no-eval", "--out", "r.html"]),
+        (ensemble, [*named, *few]),
+        (export, [*named, "--weights", "w.safetensors"]),
+    ]:
+        code, _, error = leave(command.main, *arguments)
+        assert code == 0, (command, error)
+
+
+def test_two_checkpoints_for_a_command_of_one_are_refused(trained, leave):
+    for command, more in [
+        (evaluate, []),
+        (tune, []),
+        (predict, ["x.png", "--out", "o"]),
+        (report, []),
+        (export, ["--onnx", "x"]),
+    ]:
+        code, lines, error = leave(command.main, str(trained), f"checkpoint={trained}/checkpoints/last", *more)
+        assert code == 2 and len(lines) == 1, (command, error)
