@@ -46,15 +46,15 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
         return
     print("preflight: two steps of the preset's own configuration", flush=True)
     began = time.monotonic()
-    with _terminated_as_interrupted(), _undone_on_failure(study.folder):
-        try:
-            end = _tried(study, executor)
-        except BaseException:
-            executor.close()
-            raise
+    with contextlib.ExitStack() as held:
+        held.enter_context(_terminated_as_interrupted())
+        held.enter_context(_undone_on_failure(study.folder))
+        on_failure = held.enter_context(contextlib.ExitStack())
+        on_failure.callback(executor.close)
+        end = _tried(study, executor)
         if end.code:
-            executor.close()
             raise UserError(_words(study, end))
+        on_failure.pop_all()  # it goes on with the executor
     print(f"preflight: it can train ({duration(time.monotonic() - began)})", flush=True)
 
 
