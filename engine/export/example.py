@@ -56,7 +56,7 @@ if __name__ == "__main__":
     if page is None:
         sys.exit(f"{sys.argv[2]}: no image")
     raw = cv2.imread(sys.argv[2], cv2.IMREAD_UNCHANGED)
-    if raw.ndim == 3 and raw.shape[2] == 4 and raw.shape[:2] == page.shape[:2]:  # transparent: on white, as in training
+    if raw is not None and raw.shape == (*page.shape[:2], 4):  # transparent: laid on white, as in training
         alpha = raw[:, :, 3:] / np.iinfo(raw.dtype).max
         page = (page * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     for score, quad in detect(model, page):

@@ -33,7 +33,7 @@ def readable(data: np.ndarray, orientation: int, pixels: int) -> np.ndarray:
     """
     with pixel_limit(pixels):
         try:
-            with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+            with Image.open(io.BytesIO(data.tobytes()), formats=PILLOW_FORMATS) as image:
                 if image.width * image.height > pixels or not (image.format == "TIFF" or image.has_transparency_data):
                     return data
                 page = Image.fromarray(as_rgb(image))
