@@ -65,6 +65,7 @@ def test_the_top_of_engine_is_commands_rooms_and_few_shared_files():
 # Modules whose tests stand with another's, because they are parts of it: where to look.
 TESTED_IN = {
     "engine/evaluate.py": "tests/engine/evaluation/test_judge.py",
+    "engine/config/words.py": "tests/engine/config/test_load.py",
     "engine/ensemble/figure.py": "tests/engine/ensemble/test_main.py",
     "engine/export/program.py": "tests/engine/export/test_outputs.py",
     "engine/export/rapid.py": "tests/engine/export/test_outputs.py",

@@ -1,6 +1,7 @@
 """A trained detector for elsewhere, and weights from elsewhere.
 
     python -m engine.export RUN --onnx FILE.onnx [--opset N]      onnxruntime, TensorRT, OpenVINO
+    python -m engine.export RUN --onnx FILE.onnx --size HxW       for one size alone, as OpenCV's DNN wants it
     python -m engine.export RUN --rapidocr FOLDER                 RapidOCR: det.onnx and rapidocr.yaml
     python -m engine.export RUN --program FILE.pt2                torch.export
     python -m engine.export RUN --aoti FILE.pt2                   AOTInductor, compiled for this machine
@@ -35,6 +36,7 @@ def _parser() -> Parser:
     parser.add_argument("items", nargs="*", metavar="RUN", help="run folder or checkpoint; settings section.key=value")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="ONNX file to write")
     parser.add_argument("--opset", type=int, metavar="N", help="its operator set (default 18)")
+    parser.add_argument("--size", metavar="HxW", help="its one size, of one page; default: any size and batch")
     parser.add_argument("--rapidocr", type=Path, metavar="FOLDER", help="folder to write for RapidOCR")
     parser.add_argument("--program", type=Path, metavar="FILE", help="torch.export program to write")
     parser.add_argument("--aoti", type=Path, metavar="FILE", help="AOTInductor package to write; minutes of a core")
@@ -50,8 +52,10 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_intermixed_args(cli.checkpoints(argv))
     settings, paths = cli.split_settings(args.items)
     given = [n for n in ("onnx", "rapidocr", "program", "aoti", "weights") if getattr(args, n)]
-    if args.opset is not None and not args.onnx:
-        raise UserError("--opset belongs to --onnx")
+    for option in ("opset", "size"):
+        if getattr(args, option) is not None and not args.onnx:
+            raise UserError(f"--{option} belongs to --onnx")
+    args.size = _size(args.size) if args.size is not None else None
     if args.foreign:
         if given or paths:
             raise UserError(f"{(given or paths)[0]}: --import goes with --out and settings alone")
@@ -69,6 +73,17 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(result))
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) of `640x480`."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 5 for side in sides):
+        raise UserError(f"--size {text}: write HxW, e.g. 640x480")
+    height, width = int(sides[0]), int(sides[1])
+    if height % 32 or width % 32 or not (height and width):
+        raise UserError(f"--size {text}: both sides are multiples of 32, e.g. 640x480")
+    return height, width
 
 
 def _import(args: argparse.Namespace, settings: list[str]) -> dict:
@@ -102,6 +117,10 @@ def _export(args: argparse.Namespace, run: str, settings: list[str]) -> dict:
         if "max_abs_diff" in row:
             sizes = ", ".join("x".join(map(str, size)) for size in row["sizes"])
             text += f"; maps differ by at most {row['max_abs_diff']:.1e}, {row['quads']} quads the same ({sizes})"
+        if "opencv" in row:
+            found = row["opencv_max_abs_diff"]
+            said = "cannot run it" if found is None else f"has maps that differ by at most {found:.1e}"
+            text += f"; OpenCV {row['opencv']} {said}"
         if "hmean_rapidocr" in row:
             text += f"; H-mean {row['hmean_rapidocr']:.4f} in RapidOCR, {row['hmean_engine']:.4f} in the engine"
         print(text)

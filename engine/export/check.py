@@ -75,10 +75,10 @@ def sizes(config: Config) -> list[tuple[tuple[int, int], int]]:
     return [((height, width), 1), ((side(width / 2), side(height / 2)), 2), ((side(height / 3), side(width / 3)), 3)]
 
 
-def cases(exported: Exported, pages: ConcatIndex) -> list[Case]:
-    """PyTorch's maps of the first pages, once for all files that are compared with them."""
+def cases(exported: Exported, pages: ConcatIndex, only: tuple[int, int] | None = None) -> list[Case]:
+    """PyTorch's maps of the first pages, once for all files compared with them; `only`: of one page, at (H, W)."""
     found = []
-    for size, batch in sizes(exported.config):
+    for size, batch in [(only, 1)] if only else sizes(exported.config):
         options = LoaderOptions(threads=1, prefetch=1)
         loader = eval_loader(pages, image_size=size, batch_size=min(batch, len(pages)), options=options)
         try:

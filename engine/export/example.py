@@ -56,7 +56,7 @@ if __name__ == "__main__":
     raw = cv2.imread(sys.argv[2], cv2.IMREAD_UNCHANGED)
     if page is None or raw is None:
         sys.exit(f"{sys.argv[2]}: no image")
-    if raw.ndim == 3 and raw.shape[2] == 4 and raw.shape[:2] == page.shape[:2]:  # transparent: on white, as in training
+    if raw.shape == (*page.shape[:2], 4):  # transparent: laid on white, as in training
         alpha = raw[:, :, 3:] / (255 if raw.dtype == np.uint8 else 65535)
         page = (page * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     for score, quad in detect(model, page):

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 
-from engine.export.check import Run
+from engine.export.check import Case, Run
 from engine.export.network import EXAMPLE, dynamic_shapes
 from pipelines.errors import UserError
 
@@ -37,8 +39,14 @@ def need(*packages: str) -> None:
         raise UserError(f"{', '.join(missing)} is not installed, which this needs: {INSTALL}")
 
 
-def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = OPSET) -> None:
-    """Writes `module` (image -> prob_map) as ONNX with any batch and sides of multiples of 32.
+def write(
+    module: nn.Module,
+    path: Path,
+    facts: Mapping[str, str],
+    opset: int = OPSET,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Writes `module` (image -> prob_map) as ONNX with any batch and sides of multiples of 32, or for one size.
 
     BatchNorm is folded into the convolutions by the exporter. Weights lie in the file itself (below ONNX's 2 GB).
 
@@ -46,24 +54,27 @@ def write(module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = 
         module: in evaluation mode on the CPU.
         path: file to write.
         facts: texts for the model's metadata_props.
-        opset: version of the operator set.
+        opset: version of the operator set. The IR version is the least that has it: onnxruntime before 1.18 refuses 10.
+        size: (H, W) of a batch of one, all that the file takes then; None = any.
     """
     import onnx
 
     with quiet():
         program = torch.onnx.export(
             module,
-            (torch.zeros(EXAMPLE),),
+            (torch.zeros((1, 3, *size) if size else EXAMPLE),),
             dynamo=True,
             opset_version=opset,
-            dynamic_shapes=dynamic_shapes(),
+            dynamic_shapes=None if size else dynamic_shapes(),
             input_names=["image"],
             output_names=["prob_map"],
             verbose=False,
         )
     assert program is not None  # dynamo's export gives one
     model = program.model_proto
-    _name_sizes(model)
+    if not size:
+        _name_sizes(model)
+    model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
     for node in model.graph.node:  # each carries the source lines it came from, with paths of this machine
         del node.metadata_props[:]
         node.doc_string = ""
@@ -85,6 +96,22 @@ def open_model(path: Path) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda image: session.run(["prob_map"], {"image": image})[0]
+
+
+def opencv_difference(path: Path, case: Case) -> float | None:
+    """Largest difference of the map that OpenCV's DNN makes of a batch of one; None where it cannot run the network."""
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        network = cv2.dnn.readNetFromONNX(str(path))
+        network.setInput(case.image)
+        maps = np.asarray(network.forward())
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(before)
+    # OpenCV 5.0 gives a smaller map where it cannot broadcast.
+    return float(np.abs(maps[:, 0] - case.maps).max()) if maps.shape == (1, 1, *case.maps.shape[1:]) else None
 
 
 def _name_sizes(model: Any) -> None:

@@ -1,10 +1,13 @@
 """What `python -m engine.export RUN` does: writes what is asked for, and compares each network with PyTorch's."""
 
 import argparse
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+import cv2
 
 from engine.export import check, network, onnx_file, program, rapid, weights
 from engine.export.check import Case, compare, draft
@@ -38,7 +41,9 @@ def write(args: argparse.Namespace, given: str, settings: list[str]) -> dict:
         with check.pages_of(exported.config) as (pages, name):
             every = check.cases(exported, pages)
             if args.onnx:
-                rows.append(_onnx(args, exported, facts, every))
+                rows.append(
+                    _onnx(args, exported, facts, check.cases(exported, pages, args.size) if args.size else every)
+                )
             if args.rapidocr:
                 rows.append(_rapidocr(args.rapidocr, exported, facts, every, pages))
             if args.program or args.aoti:
@@ -66,9 +71,16 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _onnx(args: argparse.Namespace, exported: Exported, facts: dict, every: list[Case]) -> dict:
     opset = args.opset or onnx_file.OPSET
+    if args.size:
+        sides = f"(1, 3, {args.size[0]}, {args.size[1]})"
+        facts = facts | {"input": facts["input"].replace("(N, 3, H, W)", sides).partition(";")[0]}
+        facts |= {"output": facts["output"].replace("(N, 1, H, W)", sides.replace("3", "1", 1))}
+        facts |= {"image_size": json.dumps(args.size)}
     with draft(args.onnx, SUFFIXES["onnx"]) as path:
-        onnx_file.write(exported.module, path, facts, opset)
+        onnx_file.write(exported.module, path, facts, opset, args.size)
         figures = compare(onnx_file.open_model(path), every, exported.config, args.onnx)
+        if args.size:
+            figures |= {"opencv": cv2.__version__, "opencv_max_abs_diff": onnx_file.opencv_difference(path, every[0])}
     return {"kind": "onnx", "path": str(args.onnx), "opset": opset, **figures}
 
 

@@ -29,7 +29,8 @@ FACTS = {  # of det.onnx, where they differ from the plain network's
     "letterbox": "none in RapidOCR: see rapidocr.yaml",
 }
 HEAD = """\
-# RapidOCR's settings (of rapidocr {version}) with a detector trained by dbnet-engine:
+# RapidOCR's settings (of rapidocr {version}) with a detector trained by dbnet-engine.
+# rapidocr 3.10 or newer: 3.9 ignores limit_side_len.
 #     RapidOCR(config_path="{settings}", params={{"Det.model_path": "{model}"}})
 # with both paths as they are seen from where it runs. Recognition and classification are RapidOCR's own.
 """

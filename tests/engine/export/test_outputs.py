@@ -33,6 +33,22 @@ def test_a_network_is_compared_and_its_figures_given(made):
     (out / "new").unlink()
 
 
+def test_a_file_for_one_size(sharp, tmp_path, capsys):
+    import onnx
+
+    file = tmp_path / "m.onnx"
+    assert export.main([str(sharp), "--onnx", str(file), "--size", "64x96", "--json", *LOW]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["files"]
+    assert row["sizes"] == [[1, 64, 96]] and row["quads"] > 0 and row["opencv"]
+    model = onnx.load(file)
+    (image,), (prob,) = model.graph.input, model.graph.output
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (image, prob)]
+    assert shapes == [[1, 3, 64, 96], [1, 1, 64, 96]]
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["image_size"]) == [64, 96] and "(1, 3, 64, 96)" in facts["input"]
+    assert "(1, 1, 64, 96)" in facts["output"] and "multiples" not in facts["input"]
+
+
 @pytest.mark.slow
 def test_rapidocr_and_torch_export(sharp, tmp_path, capsys):
     files = ["--rapidocr", str(tmp_path / "rapid"), "--program", str(tmp_path / "m.pt2")]
@@ -47,7 +63,7 @@ def test_rapidocr_and_torch_export(sharp, tmp_path, capsys):
 def test_a_network_that_differs_is_not_kept(made, sharp, tmp_path, monkeypatch):
     import onnx
 
-    def wrong(module, path, facts, opset=18):
+    def wrong(module, path, *_):
         model = onnx.load(made[0] / "m.onnx")
         (bias,) = (i for i in model.graph.initializer if i.name.endswith("head.prob.6.bias"))
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
