@@ -5,7 +5,8 @@
 
 Made to run at the start of a training. Files are compared by path, then by size and pixels as the index has them, then
 by CHUNK bytes of their middle, and only what agrees so far is read whole: 100,000 pages of training with 10,000 of
-validation, all different, take 8 s on two busy cores. Pictures are compared (pipelines.split) up to ALIKE_PAGES pages in all.
+validation, all different, take 8 s on two busy cores. Up to ALIKE_PAGES pages in all pictures are compared too
+(pipelines.split).
 """
 
 import dataclasses
