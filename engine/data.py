@@ -104,6 +104,9 @@ def refuse_unjudgeable(pages: ConcatIndex, source: str) -> None:
 def warn_of_overlap(config: Config, train: ConcatIndex, other: ConcatIndex, key: str) -> None:
     """Says how many pages of `data.KEY` are among the training pages."""
     found = overlap(train, other, config.data.limits)
+    if found.unread:
+        words = f"{found.unread} files of one size are too many to read now"
+        warn(f"note: whether pages of data.{key} are in data.train too was not looked at: {words}")
     if not found.example:
         return
     how = [f"{len(rows)} {words}" for rows, words in ((found.same, "by bytes"), (found.alike, "by picture")) if rows]

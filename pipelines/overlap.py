@@ -5,7 +5,8 @@
 
 Made to run at the start of a training. Files are compared by path, then by size and pixels as the index has them, then
 by CHUNK bytes of their middle, and only what agrees so far is read whole: 100,000 pages of training with 10,000 of
-validation, all different, take 3 s. Pictures are compared (pipelines.split) up to ALIKE_PAGES pages in all.
+validation, all different, take 8 s on two busy cores. Up to ALIKE_PAGES pages in all pictures are compared too
+(pipelines.split).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from pipelines.index.build import MAX_WORKERS
 from pipelines.index.store import ConcatIndex
 from pipelines.limits import DEFAULT, Limits
 
-ALIKE_PAGES = 500  # of both sets; 5 to 10 ms each on one core, so 5 s at the most
+ALIKE_PAGES = 500  # of both sets; 5 to 15 ms each on one core, so 8 s at the most
 CHUNK = 4096
 MOST_READ = 20_000  # files whose middle is read; more have one size only where nothing is compressed
 
@@ -33,35 +34,36 @@ class Overlap:
     same: list[int]  # rows of the second set whose file is in the first
     alike: list[int]  # other rows of the second set whose picture looks as one of the first
     example: str  # "" where there is none
+    unread: int = 0  # files of one size, too many to read: only those of one path were found
 
 
 def overlap(first: ConcatIndex, second: ConcatIndex, limits: Limits = DEFAULT) -> Overlap:
     """Pages of `second` that are in `first`. A file that cannot be read now is like no other."""
-    pairs = _same(first, second)
+    pairs, unread = _same(first, second)
     alike: dict[int, int] = {}
     if len(first) + len(second) <= ALIKE_PAGES:
         alike = {row: other for row, other in _alike(first, second, limits).items() if row not in pairs}
     example = next((f"{second.path(row)} is {first.path(other)}" for row, other in (pairs | alike).items()), "")
-    return Overlap(sorted(pairs), sorted(alike), example)
+    return Overlap(sorted(pairs), sorted(alike), example, unread)
 
 
-def _same(first: ConcatIndex, second: ConcatIndex) -> dict[int, int]:
-    """Row of `second` -> row of `first` with the same path or bytes."""
+def _same(first: ConcatIndex, second: ConcatIndex) -> tuple[dict[int, int], int]:
+    """Row of `second` -> row of `first` with the same path or bytes; how many files were too many to read."""
     ours, theirs = _shapes(second), _shapes(first)
     common = np.intersect1d(ours, theirs)
     rows, others = (np.flatnonzero(np.isin(shapes, common)) for shapes in (ours, theirs))
     paths = {str(first.path(other)): other for other in others.tolist()}
-    pairs = {row: paths[name] for row in rows.tolist() if (name := str(second.path(row))) in paths}
+    pairs = {row: paths[str(second.path(row))] for row in rows.tolist() if str(second.path(row)) in paths}
     rows = np.array([row for row in rows if int(row) not in pairs], np.int64)
     others = others[np.isin(theirs[others], ours[rows])]
     if len(rows) + len(others) > MOST_READ:
-        return pairs
+        return pairs, len(rows) + len(others)
     for look in (_middle, _digest):
         here, there = _by(look, second, rows), _by(look, first, others)
         rows = np.array([row for row, mark in here.items() if mark in set(there.values())], np.int64)
         others = np.array([row for row, mark in there.items() if mark in set(here.values())], np.int64)
     place = {mark: row for row, mark in there.items()}
-    return pairs | {int(row): place[here[row]] for row in rows.tolist()}
+    return pairs | {row: place[here[row]] for row in rows.tolist()}, 0
 
 
 def _shapes(pages: ConcatIndex) -> np.ndarray:

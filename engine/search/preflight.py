@@ -46,15 +46,13 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
         return
     print("preflight: two steps of the preset's own configuration", flush=True)
     began = time.monotonic()
-    with contextlib.ExitStack() as held:
-        held.enter_context(_terminated_as_interrupted())
-        held.enter_context(_undone_on_failure(study.folder))
-        on_failure = held.enter_context(contextlib.ExitStack())
-        on_failure.callback(executor.close)
+    with contextlib.ExitStack() as undo, _terminated_as_interrupted():
+        undo.callback(_undo, study.folder, *_missing(study.folder))
+        undo.callback(executor.close)  # first: what still runs would write
         end = _tried(study, executor)
         if end.code:
             raise UserError(_words(study, end))
-        on_failure.pop_all()  # it goes on with the executor
+        undo.pop_all()  # nothing is undone
     print(f"preflight: it can train ({duration(time.monotonic() - began)})", flush=True)
 
 
@@ -107,20 +105,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextlib.contextmanager
-def _undone_on_failure(folder: Path) -> Iterator[None]:
-    """Takes away what was not there before: the study's folder or what is new in it, and empty folders above."""
+def _missing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """What is not there yet: the study's folder or what will be new in it, and folders above it."""
     own = [folder, *(folder / name for name in ("trials", "logs", "slurm"))]
-    new, above = ([path for path in paths if not path.exists()] for paths in (own, folder.parents))
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if not done:
-            if not (folder / ledger.FILE).exists() or folder not in new:  # nobody else has begun this study meanwhile
-                for path in new:
-                    shutil.rmtree(path, ignore_errors=True)
-            for path in above:
-                with contextlib.suppress(OSError):  # not empty
-                    path.rmdir()
+    return [path for path in own if not path.exists()], [path for path in folder.parents if not path.exists()]
+
+
+def _undo(folder: Path, new: list[Path], above: list[Path]) -> None:
+    """Takes away what was `_missing` before; folders above only if they are empty."""
+    if not (folder / ledger.FILE).exists() or folder not in new:  # nobody else has begun this study meanwhile
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in above:
+        with contextlib.suppress(OSError):  # not empty
+            path.rmdir()

@@ -76,5 +76,7 @@ def test_files_of_one_size_that_differ(tmp_path, monkeypatch):
     (folders[1] / "2.bmp").write_bytes((folders[0] / "0.bmp").read_bytes())
     train, val = (indexed(folder, [f"{k}.bmp" for k in range(3)]) for folder in folders)
     assert len({train.num_bytes(k) for k in range(3)} | {val.num_bytes(k) for k in range(3)}) == 1
-    assert overlap(train, val).same == [2]
+    assert overlap(train, val).same == [2] and overlap(train, val).unread == 0
+    monkeypatch.setattr("pipelines.overlap.MOST_READ", 5)
+    assert overlap(train, val).same == [] and overlap(train, val).unread == 6  # which open_data says
     assert 100 <= ALIKE_PAGES <= 1000
