@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -95,3 +96,15 @@ def test_what_is_one_task_or_has_ranks_is_let_through(case, monkeypatch):
 def test_every_bench_that_is_for_pytest_says_so(tmp_path):
     for path in sorted((ROOT / "bench").glob("bench_*.py")):
         assert path in COMMANDS, path
+
+
+@pytest.mark.parametrize("own", ["", "ACTIVE"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, tmp_path):
+    """OpenMP itself tells what it has read when torch is loaded."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    module = "import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('engine.train', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", module], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)) == {own or "PASSIVE"}

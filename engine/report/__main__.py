@@ -144,6 +144,12 @@ def main(argv: list[str]) -> int:
     if judged is not None and judged.bad:
         names = ", ".join(list(judged.bad)[:5])
         notes.append(f"{len(judged.bad)} pages cannot be read and count as pages without detections: {names}")
+    other = ""
+    if judged is not None:
+        from engine.report.origin import origin  # as `judge` does, it needs torch
+
+        other = origin(run, judged)
+        notes += [other] if other else []
     name = folder.resolve().name
     style, script = (Path(__file__).with_name(file).read_text() for file in ("page.css", "page.js"))
     replace_text(out, to_html(f"Report of {name}", blocks_of(run, judged, notes, out), style, script))
@@ -157,6 +163,8 @@ def main(argv: list[str]) -> int:
             "  ".join(f"{key} {scores[key]:.4f}" for key in ("hmean", "precision", "recall") if key in scores),
             f" ({of})",
         )
+    if other:
+        print(f"note: {printable(other)}")
     print(f"{printable(out)}  {out.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -1,5 +1,6 @@
 """`engine.report`: a page that is whole for any run, escaped, self-contained, small, and looked at in a browser."""
 
+import html
 import io
 import json
 import re
@@ -12,8 +13,10 @@ import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
 
+from engine.config import PostConfig
 from engine.report import sections
 from engine.report.__main__ import main
+from engine.tune import record
 from pipelines.errors import UserError
 from tests.conftest import ROOT
 
@@ -185,3 +188,29 @@ def test_two_million_lines(tmp_path):
         file.writelines(f"{head}{step}{tail}\n" for step in range(2_000_000))
     text = made(folder)
     assert "2000000 records" in text and len(text) < 500_000
+
+
+def test_a_headline_that_the_curves_do_not_show_says_where_both_come_from(trained, tmp_path, capsys):
+    """engine.tune on other pages writes its settings into the run's checkpoint: the headline is with them."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, symlinks=True)
+    best = json.loads((run / "summary.json").read_text())["val"]["hmean"]
+    assert main([str(run), "--pages", "0"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    checkpoint = (run / "checkpoints" / "best").resolve()
+    found = {"data": ["other.json"], "hmean": {"start": 0.91234, "best": 0.95678}}
+    record.apply(checkpoint, PostConfig(bin_thresh=0.25), found)
+    assert main([str(run), "--pages", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (note,) = told["notes"]
+    assert "engine.tune found on other.json (0.9123 -> 0.9568 there)" in note and note in html.unescape(
+        (run / "report.html").read_text()
+    )
+    assert note.startswith(f"H-mean {told['scores']['hmean']:.4f} is of the run's own pages")
+    assert f"the curves' best, {best:.4f}, is of the run's own pages (built-in), as logged" in note
+    (checkpoint / record.NAME).unlink()
+    source = next((trained.parent / ".synthetic").glob("*-4x*/annotations.json"))
+    assert main([str(run), "--pages", "0", f"data.val={source}"]) == 0
+    assert (
+        f"is of {source}, not the run's own pages, with other settings of the postprocessing" in capsys.readouterr().out
+    )
