@@ -57,7 +57,7 @@ if __name__ == "__main__":
         sys.exit(f"{sys.argv[2]}: no image")
     raw = cv2.imread(sys.argv[2], cv2.IMREAD_UNCHANGED)
     if raw is not None and raw.shape == (*page.shape[:2], 4):  # transparent: laid on white, as in training
-        alpha = raw[:, :, 3:] / np.iinfo(raw.dtype).max
+        alpha = raw[:, :, 3:] / (65535 if raw.dtype == np.uint16 else 255)
         page = (page * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     for score, quad in detect(model, page):
         print(f"{score:.3f}", *quad.round(1).ravel().tolist())
