@@ -14,7 +14,7 @@ from typing import NoReturn
 from engine.config import Config
 from engine.config.load import help_text, keys, load_config, preset_names, to_yaml
 from engine.config.words import undashed
-from pipelines.errors import OneLine, Parser, UserError, printable
+from pipelines.errors import OneLine, Parser, UserError, mendable, printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -25,18 +25,6 @@ FLAGS = {
 }
 NAMED = "checkpoint="
 TORCHRUN_GRACE_S = 10.0  # a busy machine takes seconds to end rank 0
-# What a user can mend outside the program: permissions, a full or read-only disk, a file where a folder is wanted.
-MENDABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-}
 
 
 class SettingsParser(Parser):
@@ -78,9 +66,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         if error.errno == errno.EPIPE:  # `... --help | head`; stdout must not be flushed again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        if error.errno not in MENDABLE:
+        if not mendable(error):
             raise
-        _refuse(f"{error.filename or 'a file'}: {error.strerror}")
+        _refuse(mendable(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -24,7 +24,7 @@ import numpy as np
 from pipelines.annotations import read
 from pipelines.bars import progress
 from pipelines.check import KINDS, Report, check
-from pipelines.errors import OneLine, Parser, UserError, printable
+from pipelines.errors import OneLine, Parser, UserError, mendable, printable
 from pipelines.folders import refuse_full
 from pipelines.index.build import Index, build, is_index, load
 from pipelines.limits import DEFAULT, Limits
@@ -92,7 +92,7 @@ def print_report(report: Report) -> None:
     for kind, count in report.counts.items():
         print(f"{count:8d}  {kind:18s} {KINDS[kind]}")
     if not report.counts:
-        print("nothing found")
+        print("no fault found")
     for reason in report.fatal:
         print(printable(f"cannot train: {reason}"))
 
@@ -247,8 +247,13 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"{flag} must be at least {least}")
         return args.run(args)
     except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return 2
+        words = str(error)
+    except OSError as error:
+        words = mendable(error)
+        if not words:
+            raise
+    print(printable(f"error: {words}"), file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The one exception that means "the user can mend this", and text from outside made fit to be shown."""
 
 import argparse
+import errno
 import logging
 import re
 from typing import NoReturn
@@ -15,6 +16,18 @@ class UserError(ValueError):
 
     Entry points print it as `error: <message>` on stderr and exit with code 2, without a traceback.
     """
+
+
+# What a user can mend outside the program: permissions, a full or read-only disk, a file where a folder is wanted.
+_MENDABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def mendable(error: OSError) -> str:
+    """What to tell the user of an error that is no fault of the program; "" for any other."""
+    return f"{error.filename or 'a file'}: {error.strerror}" if error.errno in _MENDABLE else ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """Folders to write into: complete or absent, never somebody else's."""
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,10 +23,10 @@ def new_folder(out: Path, replace: bool) -> Iterator[Path]:
     It replaces an `out` that exists, or else the one that was there first stays (two ranks that write the same).
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary = out.parent / f".{out.name[:200]}.{secrets.token_hex(4)}"
+    temporary.mkdir()  # under the umask, where mkdtemp's is the user's own
     try:
         yield temporary
-        temporary.chmod(0o755)
         if replace and out.exists():
             out.rename(Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent)) / "old")
         try:

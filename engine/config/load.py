@@ -85,7 +85,8 @@ def _unknown(key: str, extra: Mapping[str, str] | None = None) -> UserError:
 
 def _refuse_interpolation(key: str, value: Any) -> None:
     if "${" in str(value) or str(value) == "???":
-        raise UserError(f"{key}={value}: interpolation is switched off; write the value itself")
+        what = f"{key}={value}: interpolation is switched off"
+        raise UserError(f"{what}; write the value itself, and rename (or link to) a file with ${{ in its name")
 
 
 def _scalar(value: Any, kind: type) -> Any:

@@ -399,8 +399,19 @@ class Config:
                 "speed.fused_norms=true with trainer.sync_bn=true: a fused norm knows its own rank's batch only; set "
                 "one of them to false"
             )
+        self._check_statistics()
         if self.resume == "auto" and not self.name:
             raise UserError("resume=auto needs name=NAME: without it every start makes a new run folder")
+
+    def _check_statistics(self) -> None:
+        """The deepest map of a canvas of 32 x 32 is one pixel, and BatchNorm learns nothing from a single one."""
+        smallest = (self.data.progressive or [max(self.data.image_size)])[0]
+        alone = self.data.batch_size == 1 and not self.trainer.sync_bn
+        if smallest == SIZE_MULTIPLE and alone and self.models.encoder.freeze != "all":
+            raise UserError(
+                "data.batch_size=1 with a canvas of 32x32 px: BatchNorm sees one pixel of the deepest map and cannot "
+                "train; raise data.image_size (or data.progressive) or data.batch_size"
+            )
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:

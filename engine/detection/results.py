@@ -137,7 +137,7 @@ def _delete_formats(out: Path, asked: bool) -> None:
 
 def _claimed(path: Path) -> FileIO:
     """The file opened for writing, unbuffered, locked for as long as it is open."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - the journal closes it
     locked = files.flock(handle)
     if locked is None:

@@ -57,7 +57,7 @@ if __name__ == "__main__":
     if page is None or raw is None:
         sys.exit(f"{sys.argv[2]}: no image")
     if raw.shape == (*page.shape[:2], 4):  # transparent: laid on white, as in training
-        alpha = raw[:, :, 3:] / (255 if raw.dtype == np.uint8 else 65535)
+        alpha = raw[:, :, 3:] / (65535 if raw.dtype == np.uint16 else 255)
         page = (page * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     for score, quad in detect(model, page):
         print(f"{score:.3f}", *quad.round(1).ravel().tolist())

@@ -335,7 +335,7 @@ def attempt(folder: Path, log: Path, number: int, attempt_id: str, command: list
     except fence.Fenced as error:
         print(f"error: {folder}: {error}", file=sys.stderr, flush=True)
         return ended(EXIT_FENCED, 0, str(error), True)
-    output = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    output = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     offset = os.fstat(output).st_size
     wrapper.keep()
     try:

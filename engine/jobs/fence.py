@@ -63,7 +63,7 @@ def enter(folder: Path, attempt: int, attempt_id: str, token: str, over: Callabl
     if before.get("attempt", 0) > attempt:
         raise Fenced(f"attempt {before['attempt']} is newer")
     path, host = side_file(folder, "lock"), platform.node()
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     write_record(lock, {"attempt": attempt, "id": attempt_id, "token": token, "host": host, "pid": os.getpid()})
     start = time.monotonic()
     while (locked := flock(lock)) is False:

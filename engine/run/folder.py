@@ -92,7 +92,7 @@ class Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + DYING_S
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             owner, locked = owner_record(self.path), flock(file)
             if locked is False:
                 os.close(file)
@@ -123,7 +123,7 @@ class Lock:
     def _renew(self) -> None:
         """The file was deleted, with the folder of all runs; a process that has made its own by now goes first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         if flock(file) is False:
             owner = owner_record(self.path)
             warn(f"error: {self.folder} was deleted under this run. {_refusal(self.folder, owner)}")

@@ -56,7 +56,7 @@ class MetricsLog:
             read = read_metrics(path)  # what went wrong did, also in steps that are done again
             kept = [r for r in read if r.get("step", 0) <= resumed_step or r.get("kind") == "incident"]
             replace_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record; numbers that are not finite are written as null."""
@@ -92,7 +92,7 @@ class MetricsLog:
     def _renew(self) -> None:
         missing = not self.path.exists()  # else somebody has put another file there, and it is gone on with
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         if missing:
             self._backlog = os.pread(self._file, os.fstat(self._file).st_size, 0) + self._backlog
             warn(f"WARNING: {self.path} was deleted under the run; it, config.yaml and run.json are made anew")

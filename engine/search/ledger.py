@@ -391,7 +391,7 @@ def take_lock(folder: Path) -> int:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study")
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     locked = flock(descriptor)
     if locked is None:
         warn(f"WARNING: {folder}: this file system has no locks; start no second search of this study")

@@ -11,7 +11,7 @@ from pipelines.limits import Limits
 
 def test_check_of_a_good_set(good, tmp_path, capsys):
     assert main(["check", str(good), "--json", str(tmp_path / "r" / "report.json")]) == 0
-    assert "3 pages, 3 regions, 3 usable\nnothing found" in capsys.readouterr().out
+    assert "3 pages, 3 regions, 3 usable\nno fault found" in capsys.readouterr().out
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["fatal"] == [] and report["findings"] == [] and report["pages"] == 3
 

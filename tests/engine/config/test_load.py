@@ -145,6 +145,7 @@ def test_later_wins_and_the_preset_is_always_first():
         ("name=../x", ["name=../x", "run_root"]),
         ("resume=auto", ["resume=auto", "name=NAME"]),
         ("name=${oc.env:HOME}", ["name=${oc.env:HOME}", "interpolation"]),
+        ("data.train=pages ${1}", ["data.train=pages ${1}", "rename (or link to) a file with ${"]),
         ("data.batch_size=${seed}", ["data.batch_size", "interpolation"]),
         ("models.optimiser.lr=1", ["models.optimiser.lr", "did you mean models.optimizer.lr?"]),
         ("lr=1", ["unknown key lr", "did you mean models.optimizer.lr?"]),
@@ -323,3 +324,12 @@ def test_the_three_w44_presets_differ_only_where_they_say():
         "preset", "models.optimizer.lr", "models.optimizer.weight_decay", "models.scheduler.T_max",
         "models.scheduler.eta_min",
     }  # fmt: skip
+
+
+def test_one_page_of_32_pixels_is_refused_in_one_line():
+    """BatchNorm raised a traceback of torch's: its deepest map has a single pixel."""
+    for size in (["data.image_size=32"], ["data.image_size=64", "data.progressive=[32]"]):
+        with pytest.raises(UserError, match="BatchNorm sees one pixel"):
+            load_config(["preset=demo", "data.batch_size=1", *size])
+        load_config(["preset=demo", "data.batch_size=2", *size])
+    load_config(["preset=demo", "data.batch_size=1", "data.image_size=[32,64]"])
