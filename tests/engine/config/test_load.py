@@ -29,7 +29,7 @@ from tests.engine.config.conftest import load, message
 # Every key a user can set. A new one is added here on purpose: it is an interface, and it is in the README.
 KEYS = """
 preset name run_root seed wandb wandb_project wandb_group wandb_job_type resume init_from
-data: train train_weights val test format image_size progressive batch_size global_batch workers threads
+data: train train_weights val test format root image_size progressive batch_size global_batch workers threads
   prefetch hw_decoder_load max_bad_share max_page_mpx max_scans max_annotation_mb max_polygons max_points
   synthetic_train synthetic_val synthetic_size synthetic_seed
 augment: enabled hflip rotate_deg rotate_p scale_min scale_max aspect shift crop_tries brightness contrast brightness_p
