@@ -28,12 +28,12 @@ def origin(run: Run, judged: "Judgement") -> str:
         return ""
     own, now = run.config, judged.config
     ways = _tuning(judged.checkpoint, own.data.val)
-    if now.eval.protocol != own.eval.protocol:
-        ways.append(f"by {now.eval.protocol} CLEval (the run: {own.eval.protocol})")
     if now.post != own.post and not ways:
         ways.append("with other settings of the postprocessing than the run's own")
-    if now.data.val == own.data.val and not ways:
+    if now.data.val == own.data.val and not ways:  # the protocol stands beside the figure anyway
         return ""
+    if now.eval.protocol != own.eval.protocol:
+        ways.append(f"by {now.eval.protocol} CLEval (the run: {own.eval.protocol})")
     pages = OWN if now.data.val == own.data.val else f"{', '.join(now.data.val)}, not {OWN}"
     shown = f"H-mean {judged.scores['hmean']:.4f} is of {pages}{', ' if ways else ''}{', '.join(ways)}"
     best = run.history.best.get("hmean")
