@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -108,3 +109,15 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, tmp_path):
         [sys.executable, "-c", module], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)) == {own or "PASSIVE"}
+
+
+@pytest.mark.parametrize("how", ['trap "" INT; exec "$@"', 'exec "$@" <&-', 'exec taskset -c CORE "$@"'])
+def test_the_tests_pass_in_the_background_without_stdin_and_on_one_core(how):
+    """`nohup pytest &` has SIGINT ignored; a service has no stdin; the smallest machine has one core."""
+    if "taskset" in how and shutil.which("taskset") is None:
+        pytest.skip("no taskset here")
+    tests = [str(ROOT / "tests" / "engine" / "training" / "test_watchdog.py"), "-k", "ctrl_c"]
+    how = how.replace("CORE", str(min(os.sched_getaffinity(0))))
+    words = ["bash", "-c", how, "bash", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
