@@ -10,6 +10,5 @@ import os
 SHORT_SPIN = "10000"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", SHORT_SPIN
-    )  # of GNU's OpenMP, which torch brings: it goes before the policy
+    # of GNU's OpenMP, which torch brings; it goes before the policy
+    os.environ.setdefault("GOMP_SPINCOUNT", SHORT_SPIN)
