@@ -3,9 +3,10 @@
     def test_targets(measure):
         measure("db_targets", "1 page", ours, peer, peer_name="pyclipper + OpenCV", images=1)
 
-measures a row (arguments: `bench.harness.measure`), compares it with this device's baseline and fails the test if it
-has regressed; it returns the row for further assertions. One call a test. The names are fixed: bench is the function,
-case its input; changing one, or the peer's name, starts a new baseline. For an `ours` of seconds give rounds=5.
+measures a row (arguments: `bench.harness.measure`), compares it with this device's baseline (the repository's, or the
+machine's own, which its first run makes) and fails the test if it has regressed; it returns the row for further
+assertions. One call a test. The names are fixed: bench is the function, case its input; changing one, or the peer's
+name, starts a new baseline. For an `ours` of seconds give rounds=5.
 """
 
 import functools
@@ -16,6 +17,7 @@ import pytest
 from bench import harness, verdict
 
 JUDGED = pytest.StashKey[list]()
+KEPT = pytest.StashKey[list[str]]()  # what is said of the machine's own baseline
 PLANT_ALL = "all"
 
 
@@ -32,7 +34,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[JUDGED] = []
+    config.stash[JUDGED], config.stash[KEPT] = [], []
     config.option.benchmark_quiet = True  # pytest-benchmark's own table of wall times: --benchmark-verbose
     if config.getoption("bench_update") and config.getoption("bench_plant"):
         raise pytest.UsageError("--bench-update with --bench-plant would keep a planted slowdown: give one of them")
@@ -59,7 +61,29 @@ def measure(benchmark, request):
 
 @functools.cache
 def baselines(folder, device):
-    return verdict.load(folder, device)
+    return verdict.load(verdict.folder_for(folder, device), device)
+
+
+def keep_own(folder, judged):
+    """Keeps rows without a baseline as the machine's own, where the repository has none of it; what is to be said."""
+    said = []
+    for device in sorted({row.device for row, _, _ in judged}):
+        own = verdict.folder_for(folder, device)
+        if own == folder:
+            continue
+        file, new = own / f"{device}.jsonl", [row for row, before, _ in judged if row.device == device and not before]
+        if len(new) < len([row for row, _, _ in judged if row.device == device]):
+            said.append(f"{device}: judged by this machine's own baseline, {file} (delete it to start anew)")
+        try:
+            verdict.update(own, new)
+        except OSError as error:
+            said.append(f"{device}: {len(new)} rows not kept as this machine's own baseline ({file}: {error.strerror})")
+            continue
+        if new:
+            said.append(
+                f"{device}: {len(new)} rows kept as this machine's own baseline, {file}: the next run is judged"
+            )
+    return said
 
 
 def missed_plant(config):
@@ -74,6 +98,8 @@ def pytest_sessionfinish(session):
         option("bench_json").write_text("".join(verdict.line(r, verdict=v) + "\n" for r, _, v in judged))
     if option("bench_update"):
         verdict.update(option("bench_baselines"), [row for row, _, _ in judged])
+    elif not option("bench_plant"):
+        session.config.stash[KEPT] = keep_own(option("bench_baselines"), judged)
     if missed_plant(session.config):
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
@@ -95,5 +121,7 @@ def pytest_terminal_summary(terminalreporter, config):
         missing = set(baselines(option("bench_baselines"), device)) - {key for key, _ in ran}
         tail = f"; {len(missing)} rows of the baseline did not run" if missing else ""
         terminalreporter.write_line(f"{device}: {', '.join(counts)}{tail}")
+    for line in config.stash[KEPT]:
+        terminalreporter.write_line(line)
     if option("bench_update"):
         terminalreporter.write_line(f"rows written to {option('bench_baselines')}")

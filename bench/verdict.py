@@ -9,11 +9,13 @@ and is ok otherwise. The second condition keeps a noisy row from failing by nois
 Example: baseline 0.90 1.00 1.10; a run of 1.05 1.50 1.80 is ok (its best fifth reaches the baseline's), 1.15 1.50 1.80
 has regressed, and 1.11 1.15 1.20 is ok (within the tolerance of a ratio).
 
-`bench/baselines/DEVICE.jsonl` holds one row a line, sorted, so that a change of it can be read as a diff.
+`bench/baselines/DEVICE.jsonl` holds one row a line, sorted, so that a change of it can be read as a diff. A device that
+has no file there is its own baseline: its first run's rows are kept in `own_folder()`, outside the repository.
 """
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,17 @@ OK, IMPROVED, REGRESSED, NO_BASELINE = "ok", "improved", "regressed", "no baseli
 # an unchanged tree differed by up to 25 % from run to run. Microseconds on a GPU of one's own are far steadier.
 TOLERANCES = {"cpu_ratio": 0.4, "wall_ratio": 0.4, "cuda_us": 0.1}
 FOLDER = Path(__file__).parent / "baselines"
+
+
+def own_folder() -> Path:
+    """Where machines without a baseline in the repository keep their own: in the user's cache, by XDG's rule."""
+    given = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "dbnet-engine" / "bench"
+
+
+def folder_for(folder: Path, device: str) -> Path:
+    """The folder of a device's baseline: the given one where it has the device's file, else the machine's own."""
+    return folder if (folder / f"{device}.jsonl").exists() else own_folder()
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
     frozen_norms_to_eval(state.model)
     watch = Stopwatch()
     scalars = Scalars(len(METRICS), run.ranks.device)
-    asked = False
+    asked, first = False, position.step - position.samples_in_epoch // size
     while position.samples_in_epoch < epoch_samples:
         lr = set_lr(state.optimizer, config, position.step, loader.steps_per_epoch, position.rollback_factor)
         scalars.add(train_step(state, loader, config, run.ranks, watch, position.step))
@@ -187,7 +187,7 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
         run.watchdog.tick()
         run.watchdog.defer(True)  # from here on there is something to save
         if position.step % config.trainer.log_every == 0:
-            scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
+            close_window(scalars, watch, position, lr)
             report(run, scalars.finished())
             watch.reset()
             gc.collect(1)  # by hand, at the same step on every rank: a collection inside a step stalls all ranks
@@ -199,11 +199,19 @@ def train_epoch(run: Run, loader: TrainLoader, position: Position) -> bool:
             run.watchdog.pause()
             save(run, position, None)
     run.watchdog.pause()
+    every = config.trainer.log_every
+    if watch.steps and not asked and position.step // every == first // every:  # too short for a window
+        close_window(scalars, watch, position, lr)
     if position.samples_in_epoch == epoch_samples:
         position.epoch, position.samples_in_epoch = position.epoch + 1, 0
     run.recorder.finish()
     report(run, scalars.finished(wait=True))  # sync, once an epoch
     return not (must_stop(run, position, wait=True) or asked)  # sync, once an epoch
+
+
+def close_window(scalars: Scalars, watch: Stopwatch, position: Position, lr: float) -> None:
+    """Ends a window of steps: its record comes with `scalars.finished`."""
+    scalars.close_window({"step": position.step, "epoch": position.epoch, "lr": lr, **watch.read()})
 
 
 def report(run: Run, windows: list[tuple[dict, list[float]]]) -> None:

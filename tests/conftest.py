@@ -1,6 +1,7 @@
 """Shared by the tests: a tiny detector's settings, and processes as a user starts them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ if os.environ.pop("PYTEST_XDIST_WORKER", None):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # after OMP_NUM_THREADS is set
+
+# Under `nohup ... &` the shell has SIGINT ignored, in all processes that tests start too: Ctrl-C is none there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU the kernels' tests run Triton's interpreter, which is chosen when a kernel is imported; with one the
 # same tests run the compiled kernels.

@@ -259,7 +259,8 @@ def test_eight_ranks_of_the_default_preset(desk):
 
 
 @pytest.mark.slow
-def test_benchmarks():
+def test_benchmarks(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the machine's own baseline is the user's
     _run("pytest bench/", ROOT, timeout=1800)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -99,12 +100,25 @@ def test_every_bench_that_is_for_pytest_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("own", ["", "ACTIVE"])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(own, tmp_path):
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(own, tmp_path):
     """OpenMP itself tells what it has read when torch is loaded."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE"} | ({"OMP_WAIT_POLICY": own} if own else {})
     module = "import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('engine.train', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", module], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", done.stderr)) == {own or "PASSIVE"}
+    assert ("GOMP_SPINCOUNT = '10000'" in done.stderr) == (not own)
+
+
+@pytest.mark.parametrize("how", ['trap "" INT; exec "$@"', 'exec "$@" <&-', 'exec taskset -c CORE "$@"'])
+def test_the_tests_pass_in_the_background_without_stdin_and_on_one_core(how):
+    """`nohup pytest &` has SIGINT ignored; a service has no stdin; the smallest machine has one core."""
+    if "taskset" in how and shutil.which("taskset") is None:
+        pytest.skip("no taskset here")
+    tests = [str(ROOT / "tests" / "engine" / "training" / "test_watchdog.py"), "-k", "ctrl_c"]
+    how = how.replace("CORE", str(min(os.sched_getaffinity(0))))
+    words = ["bash", "-c", how, "bash", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

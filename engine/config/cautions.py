@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from engine.config.load import load_config
 from engine.config.settings import Config
 from pipelines.augment import AugmentConfig
+from pipelines.errors import UserError
 
 CONTEST_MAX_REGIONS = 500  # the contest refuses a page with more
 
@@ -14,7 +16,7 @@ def _given(config: Config) -> bool:
     return bool(config.data.train)
 
 
-# (key, words, whether the key has no effect); only keys that differ from their default are reported.
+# (key, words, whether the key has no effect); only keys that differ from the preset are reported.
 UNUSED: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("models.optimizer.momentum", "only sgd has it", lambda c: c.models.optimizer.name != "sgd"),
     ("models.optimizer.beta1", "sgd has none", lambda c: c.models.optimizer.name == "sgd"),
@@ -27,7 +29,7 @@ UNUSED: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("models.scheduler.pct_start", "only onecycle has it", lambda c: c.models.scheduler.name != "onecycle"),
     ("models.scheduler.warmup_start", "there is no warm-up", lambda c: c.models.scheduler.warmup_epochs == 0),
     ("models.encoder.hrnet_incre_head", "not an HRNet", lambda c: not c.models.encoder.name.startswith("hrnet")),
-    ("models.encoder.weights", "init_from replaces them", lambda c: bool(c.init_from)),
+    ("models.encoder.weights", "init_from replaces them", lambda c: bool(c.init_from and c.models.encoder.weights)),
     ("models.encoder.lr_scale", "the encoder is frozen", lambda c: c.models.encoder.freeze == "all"),
     ("models.encoder.decay_scale", "the encoder is frozen", lambda c: c.models.encoder.freeze == "all"),
     ("models.decoder.lr_scale", "the decoder is frozen", lambda c: c.models.decoder.freeze),
@@ -61,12 +63,20 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
+def _preset(config: Config) -> Config:
+    """The preset's settings: what differs from them was typed. The defaults where the preset's file is gone."""
+    try:
+        return load_config([f"preset={config.preset}"])[0]
+    except UserError:
+        return Config()
+
+
 def warnings(config: Config, world_size: int = 0, device: str = "") -> list[str]:
     """Settings that have no effect or look wrong, one line each; the run goes on with them.
 
     Ranks and device ("cpu", "cuda") of a run that has started; 0 and "" where there is none yet.
     """
-    plain = Config()
+    plain = _preset(config)
     found = [
         f"{key}={_value(config, key)} has no effect: {words}"
         for key, words, unused in UNUSED

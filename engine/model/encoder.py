@@ -7,7 +7,11 @@ parameters and 1.8 % fewer FLOPs.
 Source: timm (Wightman 2019); HRNet, Wang et al. 2020, arXiv 1908.07919.
 """
 
+import http.client
 import shlex
+import ssl
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +22,7 @@ from torch import nn
 
 from pipelines.errors import UserError
 
+HUB_TIMEOUT_S = 10.0
 STRIDES = (4, 8, 16, 32)
 # Activations of torch and timm, by class name in small letters, whose gradient is a function of their input.
 NEED_INPUT = ("hardswish", "hardsigmoid", "silu", "swish", "mish", "hardmish", "elu", "celu", "selu")
@@ -97,17 +102,39 @@ def _require_any_size(probe: Encoder, name: str) -> None:
 
 
 def _from_hub(name: str, indices: tuple[int, ...], options: dict[str, str]) -> Encoder:
-    """timm's pretrained weights; every way the hub can be out of reach ends in one line for the user."""
-    import huggingface_hub.errors
+    """timm's pretrained weights; every way the hub can be out of reach ends in one line for the user.
 
+    Where the hub does not answer, only files that are there already are taken: left alone, its client tries each of two
+    files six times, over 50 seconds and 22 lines.
+    """
+    from huggingface_hub import constants, errors
+
+    offline = constants.HF_HUB_OFFLINE
+    silent = "" if offline else _silence(constants.ENDPOINT)
     try:
+        constants.HF_HUB_OFFLINE = offline or bool(silent)
         return _create(name, pretrained=True, out_indices=indices, **options)
-    except (OSError, RuntimeError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except (OSError, RuntimeError, ValueError, errors.HfHubHTTPError) as error:
+        reason = silent or str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
             f"models.encoder.weights=timm: cannot get pretrained weights of {name} ({reason}); download the file once "
             "where the hub can be reached and give models.encoder.weights=PATH, or leave it empty to start from random"
         ) from None
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _silence(address: str) -> str:
+    """Why nothing answers at an address, asked once; "" where something does, whatever it says."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        # Certificates are the client's own affair: it may have others than Python's.
+        return "" if isinstance(reason, ssl.SSLError) else f"{address} does not answer: {reason}"
+    return ""
 
 
 def read_tensors(path: Path, key: str = "models.encoder.weights") -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Where the headline of a report comes from, in the case that it is not what the curves beside it show.
 
-A tuning writes its settings into the checkpoint, and pages or settings may be given: the evaluation of the report is
-then another one than the run's own, and its figure no point of the curves.
+A tuning writes its settings into the checkpoint, and other pages may be given: the evaluation of the report is then
+another one than the run's own, and its figure no point of the curves. Settings alone that the user gives need no word.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ def origin(run: Run, judged: "Judgement") -> str:
         return ""
     own, now = run.config, judged.config
     ways = _tuning(judged.checkpoint, own.data.val)
-    if now.eval.protocol != own.eval.protocol:
-        ways.append(f"by {now.eval.protocol} CLEval (the run: {own.eval.protocol})")
-    if now.post != own.post and not ways:
-        ways.append("with other settings of the postprocessing than the run's own")
     if now.data.val == own.data.val and not ways:
         return ""
+    if now.post != own.post and not ways:
+        ways.append("with other settings of the postprocessing than the run's own")
+    if now.eval.protocol != own.eval.protocol:
+        ways.append(f"by {now.eval.protocol} CLEval (the run: {own.eval.protocol})")
     pages = OWN if now.data.val == own.data.val else f"{', '.join(now.data.val)}, not {OWN}"
     shown = f"H-mean {judged.scores['hmean']:.4f} is of {pages}{', ' if ways else ''}{', '.join(ways)}"
     best = run.history.best.get("hmean")

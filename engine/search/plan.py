@@ -309,7 +309,7 @@ def _check_parameter(parameter: Parameter, arguments: list[str], config: Config)
             raise UserError(f"the space of the search: {error}") from None
         idle.append([line for line in warnings(trial) if line.startswith(f"{parameter.name}=") and "no effect" in line])
     lines = [found[0] for found in idle if found]
-    # a value that equals the default is never reported, so the others decide
+    # a value that equals the preset's is never reported, so the others decide
     if len(lines) >= len(tried) - 1 and lines:
         return [f"WARNING: searching {parameter.name} is of no use with these settings: {lines[0]}"]
     return []

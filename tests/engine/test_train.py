@@ -145,3 +145,16 @@ def test_frozen_batch_norms_stay_fixed_also_after_checkpoints_in_an_epoch(tmp_pa
     name = "encoder.bn1.running_mean"
     assert torch.equal(after[name], torch.zeros_like(after[name]))
     assert after["head.prob.1.running_mean"].abs().sum() > 0
+
+
+def test_an_epoch_of_fewer_steps_than_log_every_leaves_a_record(tmp_path):
+    """4 steps an epoch and a line every 20: no loss was ever written."""
+    assert train.main([*TINY, "name=few", f"run_root={tmp_path}", "trainer.log_every=20"]) == 0
+    records = [r for r in read_metrics(tmp_path / "few" / "metrics.jsonl") if r["kind"] == "train"]
+    assert [(r["step"], r["epoch"]) for r in records] == [(4, 0), (8, 1)] and all(r["loss"] > 0 for r in records)
+    assert train.main([*TINY, "name=some", f"run_root={tmp_path}", "trainer.log_every=3", "trainer.max_steps=7"]) == 0
+    records = [r for r in read_metrics(tmp_path / "some" / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["step"] for r in records] == [3, 6]
+    assert train.main([*TINY, "name=one", f"run_root={tmp_path}", "trainer.log_every=3", "trainer.max_steps=1"]) == 0
+    records = [r for r in read_metrics(tmp_path / "one" / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["step"] for r in records] == [1]

@@ -3,6 +3,7 @@
 import pytest
 
 from engine.config.cautions import global_batch_notice, warnings
+from engine.config.load import preset_names
 from tests.engine.config.conftest import load
 
 
@@ -27,13 +28,24 @@ from tests.engine.config.conftest import load
         (["speed.fused_norms=true", "trainer.kernels=reference"], "slower than when off"),
         (["speed.fused_norms=true", "trainer.device=cpu"], "slower than when off"),
         (["data.progressive=[640,960]", "trainer.max_steps=5"], "may end before"),
-        (["init_from=x", "models.encoder.weights=timm"], "init_from replaces"),
+        (["init_from=x", "models.encoder.weights=y.safetensors"], "init_from replaces"),
         (["init_from=x", "models.encoder.weights=", "resume=y"], "brings its own weights"),
     ],
 )
 def test_doubtful_settings_run_with_one_warning(argv, words):
     found = warnings(load(*argv))
     assert len(found) == 1 and words in found[0], found
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_what_a_preset_says_is_no_warning(preset):
+    """Nobody typed demo's data.synthetic_train or trainer.ema_decay: only what was typed is spoken of."""
+    typed = [f"preset={preset}", "data.train=x", "data.val=y", "trainer.ema=false", "augment.enabled=false"]
+    assert [line for line in warnings(load(*typed)) if "no effect" in line] == []
+    found = warnings(load(*typed, "data.synthetic_train=7"))
+    assert [line for line in found if "no effect" in line] == [
+        "data.synthetic_train=7 has no effect: data.train is given"
+    ]
 
 
 def test_fused_norms_on_the_device_at_hand():

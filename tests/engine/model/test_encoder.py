@@ -1,8 +1,10 @@
 """The encoder: maps, weights from elsewhere, and what is refused."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import safetensors.torch
@@ -92,6 +94,34 @@ def test_a_hub_out_of_reach_ends_in_one_line():
         done.stdout.startswith("models.encoder.weights=timm: cannot get pretrained weights") and "PATH" in done.stdout
     )
     assert done.stdout.count("\n") == 1
+
+
+def test_a_silent_hub_is_asked_once_and_quietly(monkeypatch, capfd, tmp_path):
+    """Its client alone tries each of two files six times: 50 s and 22 lines."""
+    from huggingface_hub import constants
+
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            while True:
+                try:
+                    asked.append(server.accept()[0].close())
+                except OSError:
+                    return
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(UserError, match=f"{address} does not answer"):
+            build_encoder("lcnet_050", weights="timm")
+        server.shutdown(socket.SHUT_RDWR)
+    assert len(asked) == 1 and not constants.HF_HUB_OFFLINE
+    assert capfd.readouterr() == ("", "")
 
 
 def test_weights_of_a_part_are_not_taken_silently(tmp_path):
