@@ -93,7 +93,7 @@ def write_pages(folder: Path) -> Path:
             right, bottom = rng.randint(45, 76), top + rng.randint(9, 13)
             for x in range(left, right, 3):
                 page[top + rng.randint(0, 3) : bottom, x : x + 2] = rng.randint(0, 90)
-            rows.append(f"{left},{top},{right},{top},{right},{bottom},{left},{bottom},word")
+            rows.append(f"{left},{top},{right},{top},{right},{bottom},{left},{bottom},word {line}")
         Image.fromarray(page).save(folder / "img" / f"{number:02}.png")
         (folder / "gt" / f"{number:02}.txt").write_text("\n".join(rows) + "\n")
     return folder
