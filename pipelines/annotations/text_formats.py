@@ -28,6 +28,7 @@ __all__ = ["LAYOUTS", "build_pages", "choose_layout", "interpret", "is_text_line
 
 logger = logging.getLogger(__name__)
 
+DOTA = ("imagesource:", "gsd:")  # the two lines above DOTA's boxes
 CHUNK = 1 << 20  # bytes; a file of one page's labels is hardly ever larger
 
 
@@ -67,7 +68,8 @@ def read_lines(path: Path, *, warn: bool = True) -> Iterator[str]:
 
 def parsed(path: Path, *, warn: bool = True) -> Iterator[Line]:
     """The lines of a file that are not blank."""
-    return (parse_line(text, n) for n, text in enumerate(read_lines(path, warn=warn), 1) if text.strip())
+    lines = enumerate(read_lines(path, warn=warn), 1)
+    return (parse_line(text, n) for n, text in lines if text.strip() and not (n <= 2 and text.startswith(DOTA)))
 
 
 def _count(paths: list[Path], where: str) -> tuple[Tally, str]:
@@ -134,6 +136,8 @@ def build_pages(
         pages.append(pack(page))
     bad = len(findings) - before
     if bad * 2 > tally.total:
-        raise UserError(f"{where}: {bad} of {tally.total} lines do not fit the {layout} layout; name another --format")
+        raise UserError(
+            f"{where}: {bad} of {tally.total} lines do not fit the {layout} layout; name another data.format (--format)"
+        )
     settle(pages)
     return layout, pages

@@ -109,5 +109,7 @@ def build_pages(items: list[tuple[str, Path]], where: str, findings: list[Findin
         pages.append(page)
     bad = len(findings) - before
     if bad * 2 > total:
-        raise UserError(f"{where}: {bad} of {total} records are none of Total-Text's; name another --format")
+        raise UserError(
+            f"{where}: {bad} of {total} records are none of Total-Text's; name another data.format (--format)"
+        )
     return pages

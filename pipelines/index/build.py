@@ -152,7 +152,7 @@ def _drop_bad(source: Source, headers: list[Header], skip_bad: bool, counts: dic
         raise UserError(
             f"{source.root / source.pages[bad[0]].path}: {first.problem} ({first.detail}); "
             f"{len(bad)} of {len(headers)} pages are unusable: `pipelines.dataset check` names them all, "
-            "`build --skip-bad` leaves them out"
+            "`pipelines.dataset build --skip-bad` makes an index without them"
         )
     for i in bad:
         words = f"{source.pages[i].path}: {headers[i].problem} ({headers[i].detail}), left out"
