@@ -15,6 +15,7 @@ from engine.model.decoder import Decoder
 from engine.model.encoder import build_encoder
 from engine.model.head import Head
 from engine.model.norms import fuse_norms
+from engine.model.upsample import sum_gradients
 from engine.model.widths import HRNet, pad_first_branch, pad_input
 from pipelines.errors import UserError
 
@@ -38,6 +39,7 @@ class DBNet(nn.Module):
         _initialise(self.decoder)
         _initialise(self.head)
         _start_small(self.head)
+        sum_gradients(self)
         if e.pad_widths != "none":
             _pad_widths(cast(HRNet, self.encoder), self.decoder, e.name, int(e.pad_widths))
 

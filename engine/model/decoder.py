@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.model.upsample import repeat
+
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int, batch_norm: bool) -> nn.Sequential:
     """A convolution without bias, followed by BN + ReLU when `batch_norm`."""
@@ -20,26 +22,6 @@ def conv_block(in_channels: int, out_channels: int, kernel_size: int, batch_norm
     if batch_norm:
         layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-class _Repeat(torch.autograd.Function):
-    """Nearest upsampling by a whole factor, whose gradient is the sum over each factor x factor block.
-
-    As torch's, but for the layout on a CPU: its own backward pass copies a channels_last gradient to NCHW and back,
-    2.5 % of a step of `receipts_cpu`.
-    """
-
-    @staticmethod
-    def forward(x: torch.Tensor, factor: int) -> torch.Tensor:
-        return F.interpolate(x, scale_factor=factor, mode="nearest")
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.factor = inputs[1]
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return F.avg_pool2d(gradient, ctx.factor, divisor_override=1), None
 
 
 class Decoder(nn.Module):
@@ -70,9 +52,8 @@ class Decoder(nn.Module):
             return F.interpolate(x, scale_factor=2.0**levels, mode=self.upsample, align_corners=align)
         factor = size[0] // x.shape[-2]
         whole = (x.shape[-2] * factor, x.shape[-1] * factor) == tuple(size)
-        nhwc = x.is_contiguous(memory_format=torch.channels_last)
-        if self.upsample == "nearest" and whole and nhwc and x.device.type == "cpu":
-            return _Repeat.apply(x, factor)
+        if self.upsample == "nearest" and whole:
+            return repeat(x, factor)
         return F.interpolate(x, size=size, mode=self.upsample, align_corners=align)
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:

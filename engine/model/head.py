@@ -7,7 +7,10 @@ Source: DBNet, Liao et al. 2020, arXiv 1911.08947, section 3.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from engine.model.upsample import DoubleToOne
 
 
 def _double(in_channels: int, out_channels: int, smooth: bool, bias: bool) -> nn.Module:
@@ -15,6 +18,8 @@ def _double(in_channels: int, out_channels: int, smooth: bool, bias: bool) -> nn
         return nn.Sequential(
             nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         )
+    if out_channels == 1:
+        return DoubleToOne(in_channels)
     return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=bias)
 
 
@@ -24,6 +29,15 @@ def _branch(in_channels: int, hidden: int, smooth: bool) -> nn.Sequential:
         _double(hidden, hidden, smooth, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
         _double(hidden, 1, smooth, bias=True),
     )  # fmt: skip
+
+
+def _rest(branch: nn.Sequential, y: torch.Tensor) -> torch.Tensor:
+    """A branch behind its first convolution, compiled, in training."""
+    *layers, norm, act, last = list(branch)[1:]
+    for layer in layers:
+        y = layer(y)
+    joined = isinstance(last, DoubleToOne) and type(norm) is nn.BatchNorm2d and norm.training and norm.affine
+    return last.after_norm(y, norm) if joined else last(act(norm(y)))
 
 
 class Head(nn.Module):
@@ -38,5 +52,12 @@ class Head(nn.Module):
         self.thresh = _branch(in_channels, hidden_channels, smooth)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        prob_logits = self.prob(x)
-        return (prob_logits, self.thresh(x)) if self.training else prob_logits
+        if not self.training:
+            return self.prob(x)
+        if not torch.compiler.is_compiling():
+            return self.prob(x), self.thresh(x)
+        # Compiled, the first convolutions are one: x is read once, and its two gradients need no sum. In eager mode the
+        # halves of one map would have to be copied.
+        weight = torch.cat([self.prob.get_submodule("0").weight, self.thresh.get_submodule("0").weight])
+        prob, thresh = F.conv2d(x, weight, padding=1).chunk(2, dim=1)
+        return _rest(self.prob, prob), _rest(self.thresh, thresh)

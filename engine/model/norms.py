@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from engine.model.upsample import DoubleToOne
 from engine.model.widths import PaddedBatchNorm2d
 from kernels.norm_relu import norm_relu
 
@@ -112,7 +113,13 @@ def fuse_norms(model: nn.Module, kernels: str) -> int:
     pairs = [(getattr(model.encoder, f"bn{i}", None), getattr(model.encoder, f"act{i}", None)) for i in (1, 2)]
     for module in list(model.modules()):
         if type(module) is nn.Sequential:
-            pairs += zip(module, list(module)[1:])
+            layers = list(module)
+            # What stands before a DoubleToOne joins it, compiled: as an operator of its own its map would be written.
+            pairs += [
+                (norm, act)
+                for norm, act, then in zip(layers, layers[1:], [*layers[2:], None])
+                if not isinstance(then, DoubleToOne)
+            ]
         elif type(module) in FUSED_BLOCKS:
             pairs += _fuse_block(module)
     found = [(norm, act) for norm, act in pairs if _is_pair(norm, act)]
