@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.model.upsample import DoubleToOne
+from engine.model.norm_double import DoubleToOne
 
 
 def _double(in_channels: int, out_channels: int, smooth: bool, bias: bool) -> nn.Module:
@@ -36,8 +36,9 @@ def _rest(branch: nn.Sequential, y: torch.Tensor) -> torch.Tensor:
     *layers, norm, act, last = list(branch)[1:]
     for layer in layers:
         y = layer(y)
-    joined = isinstance(last, DoubleToOne) and type(norm) is nn.BatchNorm2d and norm.training and norm.affine
-    return last.after_norm(y, norm) if joined else last(act(norm(y)))
+    if isinstance(last, DoubleToOne) and type(norm) is nn.BatchNorm2d and norm.training:
+        return last.after_norm(y, norm)
+    return last(act(norm(y)))
 
 
 class Head(nn.Module):
@@ -58,6 +59,6 @@ class Head(nn.Module):
             return self.prob(x), self.thresh(x)
         # Compiled, the first convolutions are one: x is read once, and its two gradients need no sum. In eager mode the
         # halves of one map would have to be copied.
-        weight = torch.cat([self.prob.get_submodule("0").weight, self.thresh.get_submodule("0").weight])
-        prob, thresh = F.conv2d(x, weight, padding=1).chunk(2, dim=1)
+        weights: list[torch.Tensor] = [branch.get_parameter("0.weight") for branch in (self.prob, self.thresh)]
+        prob, thresh = F.conv2d(x, torch.cat(weights), padding=1).chunk(2, dim=1)
         return _rest(self.prob, prob), _rest(self.thresh, thresh)

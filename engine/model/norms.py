@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from engine.model.upsample import DoubleToOne
+from engine.model.norm_double import DoubleToOne, follow
 from engine.model.widths import PaddedBatchNorm2d
 from kernels.norm_relu import norm_relu
 
@@ -43,18 +43,11 @@ class _NormReLU(nn.BatchNorm2d):
         if shortcut is not None:
             shortcut = shortcut.to(y.dtype)  # as timm's `x += shortcut`; under autocast it may be float32
         z, mean, var = norm_relu(y, weight, bias, shortcut, eps=self.eps, implementation=self.kernels)
-        self._follow(mean[: self.num_features], var[: self.num_features], y.numel() // y.shape[1])
+        follow(self, mean[: self.num_features], var[: self.num_features], y.numel() // y.shape[1])
         return z
 
     def _terms(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.weight, self.bias
-
-    @torch.no_grad()
-    def _follow(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-        """The running statistics, as nn.BatchNorm2d moves them: towards the mean and the unbiased variance."""
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
 
 
 class NormReLU(_NormReLU):
