@@ -14,6 +14,9 @@ from pipelines.errors import UserError
 from pipelines.limits import DEFAULT, Limits
 from pipelines.options import check_options, option
 
+# Up to this many pages a rank the host needs longer to start a step's kernels than a GPU to run them: 2 pages of
+# HRNet-W44 are 20 ms of counted work and some 4,700 launches.
+GRAPH_PAGES = 4
 SIZE_MULTIPLE = 32  # the deepest map of the encoder has stride 32
 
 
@@ -293,7 +296,12 @@ class SpeedConfig:
         "model", "what trainer.compile compiles: the whole network, or its repeated blocks", choices=("model", "blocks")
     )
     max_autotune: bool = option(False, "time several kernels for each convolution while compiling; takes long")
-    cuda_graphs: bool = option(False, "replay each compiled graph as one CUDA graph")
+    cuda_graphs: str = option(
+        "auto",
+        "replay each compiled graph as one CUDA graph; auto = on a GPU, up to 4 pages a rank and one canvas",
+        choices=("auto", "true", "false"),
+    )
+    combo_kernels: bool = option(False, "join small kernels that do not wait for each other; not timed yet")
     force_layout: bool = option(False, "switch on Inductor's own channels-last pass, which it leaves out for HRNet")
     memory_budget: float = option(
         1.0, "share of the activations kept for the backward pass; the rest is computed again", 0.0, 1.0
@@ -309,6 +317,7 @@ class SpeedConfig:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cuda_graphs", str(self.cuda_graphs).lower())  # YAML's true and false are no words
         check_options(self, "speed.")
 
 
@@ -383,7 +392,7 @@ class Config:
             raise UserError(f"name={self.name}: expected a plain folder name; the folder above it is run_root")
         if not self.resume:
             raise UserError("resume is empty: expected none, auto or a checkpoint folder")
-        if self.speed.cuda_graphs and self.trainer.accumulate > 1:
+        if self.speed.cuda_graphs == "true" and self.trainer.accumulate > 1:
             raise UserError(
                 f"speed.cuda_graphs=true with trainer.accumulate={self.trainer.accumulate}: a replayed graph would "
                 "write over gradients that are still being summed; set one of them to its default"
@@ -402,6 +411,14 @@ class Config:
         self._check_statistics()
         if self.resume == "auto" and not self.name:
             raise UserError("resume=auto needs name=NAME: without it every start makes a new run folder")
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether compiled graphs are replayed as CUDA graphs, on a GPU: `speed.cuda_graphs`, decided."""
+        if self.speed.cuda_graphs != "auto":
+            return self.speed.cuda_graphs == "true"
+        # A canvas has a graph and its memory of its own; sums of gradients would be written over.
+        return self.data.batch_size <= GRAPH_PAGES and not self.data.progressive and self.trainer.accumulate == 1
 
     def _check_statistics(self) -> None:
         """The deepest map of a canvas of 32 x 32 is one pixel, and BatchNorm learns nothing from a single one."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.config import Config, SpeedConfig
+from engine.config import Config
 from engine.distributed import Ranks
 from kernels import runtime
 from pipelines.errors import UserError
@@ -60,11 +60,12 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     if not config.trainer.compile:
         return model
     compiler = os.environ.get("CXX", "g++")  # Inductor's choice
-    if next(model.parameters()).device.type == "cpu" and shutil.which(compiler) is None:
+    gpu = next(model.parameters()).is_cuda
+    if not gpu and shutil.which(compiler) is None:
         raise UserError(
             f"trainer.compile=true: there is no {compiler}; install it (or set CXX), or trainer.compile=false"
         )
-    speed = config.speed
+    speed, options = config.speed, inductor_options(config, gpu)
     parts = list(blocks(model)) if speed.scope == "blocks" else [model]
     _allow_graphs(GRAPHS * len(parts))
     dynamo: Any = torch._dynamo.config
@@ -72,11 +73,11 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     torch._functorch.config.activation_memory_budget = speed.memory_budget
     # dynamic=False: with the default a second size compiles a graph of any size, slower for all.
     if speed.scope == "model":
-        whole = torch.compile(model, dynamic=False, options=inductor_options(speed))
+        whole = torch.compile(model, dynamic=False, options=options)
         assert isinstance(whole, nn.Module)
         return whole
     for block in parts:
-        block.compile(dynamic=False, options=inductor_options(speed))
+        block.compile(dynamic=False, options=options)
     return model
 
 
@@ -90,11 +91,13 @@ def _allow_graphs(most: int) -> None:
     settings.accumulated_recompile_limit = max(2 * most, settings.accumulated_recompile_limit)
 
 
-def inductor_options(speed: SpeedConfig) -> dict[str, Any]:
+def inductor_options(config: Config, gpu: bool) -> dict[str, Any]:
     """`speed.*` in Inductor's words; only what differs from its defaults."""
+    speed = config.speed
     chosen = {
         "max_autotune": speed.max_autotune,
-        "triton.cudagraphs": speed.cuda_graphs,
+        "triton.cudagraphs": config.cuda_graphs and gpu,
+        "combo_kernels": speed.combo_kernels,
         "force_layout_optimization": speed.force_layout,
     }
     options: dict[str, Any] = {name: True for name, on in chosen.items() if on}

@@ -43,7 +43,7 @@ loss: mode prob_weight thresh_weight binary_weight negative_ratio shrink_ratio t
 trainer: max_epochs max_steps max_minutes accumulate clip_norm precision compile channels_last device deterministic ema
   ema_decay precise_bn sync_bn log_every patience checkpoint_every_steps max_failed_saves keep_top_k keep_last kernels
   threads hang_timeout_s nonfinite_limit on_nonfinite rollback_lr max_rollbacks profile overlays
-speed: scope max_autotune cuda_graphs force_layout memory_budget optimize_ddp bucket_mib fused_norms
+speed: scope max_autotune cuda_graphs combo_kernels force_layout memory_budget optimize_ddp bucket_mib fused_norms
 eval: every_epochs batch_size protocol select image_size ema workers
 post: shape bin_thresh box_thresh unclip_ratio min_size_px min_unclipped_px score_mode max_candidates connectivity
   polygon_epsilon

@@ -32,6 +32,20 @@ def test_cuda_graphs_are_not_replayed_over_gradients_that_are_summed():
     assert "trainer.accumulate=2" in message("speed.cuda_graphs=true", "trainer.accumulate=2")
 
 
+def test_cuda_graphs_are_chosen_where_the_host_is_what_a_step_waits_for():
+    few, many = ["data.batch_size=4"], ["data.batch_size=5"]
+    for typed, expected in (
+        (few, True),
+        (many, False),
+        ([*many, "speed.cuda_graphs=true"], True),
+        ([*few, "speed.cuda_graphs=false"], False),
+        ([*few, "trainer.accumulate=2"], False),
+        ([*few, "data.progressive=[640]"], False),
+    ):
+        assert load_config(["preset=hrnet_w44_1280", *typed])[0].cuda_graphs == expected
+    assert not load_config(["preset=hrnet_w44_1280_fast"])[0].cuda_graphs
+
+
 def test_settings_that_cannot_work():
     frozen = ("models.encoder.freeze=all", "models.decoder.freeze=true")
     assert load(*frozen).models.decoder.freeze

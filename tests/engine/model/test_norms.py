@@ -208,8 +208,8 @@ def test_one_graph_and_no_waiting():
 @pytest.mark.slow
 def test_sums_of_gradients_are_folded_and_change_nothing_but_rounding():
     """By the pass that speed.fused_norms gives Inductor, in a backend that stops where Inductor would go on."""
-    assert inductor_options(_config().speed) == {}
-    (fold,) = inductor_options(_config(FUSED).speed).values()
+    assert inductor_options(_config(), gpu=False) == {}
+    (fold,) = inductor_options(_config(FUSED), gpu=False).values()
     assert isinstance(fold, FoldSums) and fold.uuid() == FoldSums().uuid()
     added = []
 
