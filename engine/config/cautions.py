@@ -107,8 +107,8 @@ def _doubtful(config: Config) -> Iterator[str]:
         yield f"data.progressive with {' and '.join(limits)}: the run may end before it has seen data.image_size"
     if config.data.progressive and config.speed.cuda_graphs == "true":
         yield (
-            f"speed.cuda_graphs=true with data.progressive={config.data.progressive}: every canvas keeps the GPU memory "
-            "of its graphs to the end of the run"
+            f"speed.cuda_graphs=true with data.progressive={config.data.progressive}: every canvas keeps the GPU "
+            "memory of its graphs to the end of the run"
         )
     if trainer.ema and not evaluation.ema:
         yield "trainer.ema=true with eval.ema=false: the average is kept but neither judged nor selected by"

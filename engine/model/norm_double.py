@@ -90,7 +90,9 @@ class _NormReLUDouble(torch.autograd.Function):
         dz = sum(one * _wide(taps[:, k]) for k, one in enumerate(each))
         count = y.numel() // y.shape[1]
         dy = (dz - _wide(dshift / count) - x * _wide(dscale / count)) * _wide(scale * torch.rsqrt(var + ctx.eps))
-        return dy.to(y.dtype), dscale, dshift, dweight.reshape(weight.shape).to(weight.dtype), g.sum().reshape(1), None
+        # (C, 1, 2, 2) with the strides of a channels_last weight, which DDP would copy it into
+        dweight = dweight.reshape(-1, 2, 2, 1).permute(0, 3, 1, 2).to(weight.dtype)
+        return dy.to(y.dtype), dscale, dshift, dweight, g.sum().reshape(1), None
 
 
 def _wide(vector: Tensor) -> Tensor:

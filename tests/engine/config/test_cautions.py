@@ -28,7 +28,7 @@ from tests.engine.config.conftest import load
         (["speed.fused_norms=true", "trainer.kernels=reference"], "slower than when off"),
         (["speed.fused_norms=true", "trainer.device=cpu"], "slower than when off"),
         (["data.progressive=[640,960]", "trainer.max_steps=5"], "may end before"),
-        (["data.progressive=[640]", "speed.cuda_graphs=true"], "every canvas keeps the GPU memory"),
+        (["data.progressive=[640]", "speed.cuda_graphs=true"], "every canvas keeps the GPU"),
         (["init_from=x", "models.encoder.weights=y.safetensors"], "init_from replaces"),
         (["init_from=x", "models.encoder.weights=", "resume=y"], "brings its own weights"),
     ],
