@@ -29,8 +29,8 @@ from engine.profiling.flops import Layer
 
 ITEM = 2  # bytes of a bf16 activation
 # Bytes a pixel of the page. Loss: 9 read (two logits, three masks and the bf16 map), 4 again to refine the threshold of
-# the negatives, 9 read and 4 written backward. Then its two gradients are stacked. Targets: three masks and a bf16 map.
-PER_PIXEL = {"loss": 26, "stack of the loss's gradients": 8, "targets": 5}
+# the negatives, 9 read and 4 written backward. Targets: three masks and a bf16 map.
+PER_PIXEL = {"loss": 26, "targets": 5}
 # Bytes a parameter, once a step. Adam reads weight, gradient and two moments and writes three of them; a clip reads the
 # gradient for its norm and scales it; the average reads two and writes one; autocast copies the weights to bf16 (4 + 2)
 # and their gradients back to float32 (2 + 4).

@@ -141,10 +141,19 @@ def broadcast_object(item: Any) -> Any:
 
 
 def broadcast_buffers(model: torch.nn.Module) -> None:
-    """Rank 0's BatchNorm statistics to every rank: they are the authoritative ones (DDP does not broadcast them)."""
-    if dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+    """Rank 0's BatchNorm statistics to every rank: they are the authoritative ones (DDP does not broadcast them).
+
+    One broadcast for each dtype, not one for each of HRNet-W44's 975 buffers.
+    """
+    if not dist.is_initialized():
+        return
+    buffers = list(model.buffers())
+    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):  # in the same order on all ranks
+        group = [buffer for buffer in buffers if buffer.dtype == dtype]
+        joined = torch.cat([buffer.reshape(-1) for buffer in group])
+        dist.broadcast(joined, src=0)
+        for buffer, part in zip(group, joined.split([buffer.numel() for buffer in group]), strict=True):
+            buffer.copy_(part.view(buffer.shape))
 
 
 class Agreement:

@@ -52,16 +52,28 @@ def snapshot(
     Reading the device is a sync, once a checkpoint. Tensors are made contiguous: safetensors stores no strides, and
     loading copies into the model's own layout.
     """
-
-    def host(tensors: Tensors) -> Tensors:
-        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-
     states = optimizer.state_dict()["state"]
     flat = {f"{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items() if v is not None}
-    parts = {"model": host(model.state_dict()), "optimizer": host(flat)}
+    parts = {"model": host_copies(model.state_dict()), "optimizer": host_copies(flat)}
     if ema is not None:
-        parts["ema"] = host(ema.state_dict())
+        parts["ema"] = host_copies(ema.state_dict())
     return parts
+
+
+def host_copies(tensors: Tensors) -> Tensors:
+    """Contiguous copies in host memory, by name.
+
+    From a GPU one copy for each dtype: one by one, HRNet-W44's 2,900 tensors would be as many waits, some 0.4 s by
+    estimate. Joined on the GPU they take their own size there once more, for that moment.
+    """
+    made = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items() if not v.is_cuda}
+    on_gpu = {k: v.detach() for k, v in tensors.items() if v.is_cuda}
+    for dtype in {v.dtype for v in on_gpu.values()}:
+        group = {k: v for k, v in on_gpu.items() if v.dtype == dtype}
+        joined = torch.cat([v.reshape(-1) for v in group.values()]).cpu()
+        each = joined.split([v.numel() for v in group.values()])
+        made |= {k: one.view(v.shape) for (k, v), one in zip(group.items(), each, strict=True)}
+    return {k: made[k] for k in tensors}
 
 
 def not_finite(tensors: Tensors) -> list[str]:
