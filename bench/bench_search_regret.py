@@ -9,13 +9,10 @@ methods meet the same problems with the same noise a trial number. Intervals: 90
 W&B's `sweeps` take part where they are installed (`pip install optuna sweeps`).
 """
 
-if not __package__:  # run as a file: again as `python -m bench.bench_search_regret` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("bench.bench_search_regret", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import importlib.util

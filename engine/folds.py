@@ -11,13 +11,10 @@ Killed at any moment, the same command goes on: finished folds stay, the one und
     FOLDER/split/fold_0/train, val   FOLDER/runs/fold_0   FOLDER/logs/fold_0.log   FOLDER/ensemble.yaml, report.json
 """
 
-if not __package__:  # run as a file: again as `python -m engine.folds` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("engine.folds", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import contextlib

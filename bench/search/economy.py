@@ -7,13 +7,10 @@ the driver does; stopped trials are told with their extrapolated value. `8 trial
 goes on with the epochs that were saved. "Best stopped": the trial that would have ended highest was stopped.
 """
 
-if not __package__:  # run as a file: again as `python -m bench.search.economy` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("bench.search.economy", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import dataclasses

@@ -10,13 +10,10 @@ Everything is kept in --out FOLDER: trials.jsonl (the ledger), trials/ (run fold
 comparison.json. Killed at any moment, --resume --out FOLDER goes on; with seeds=N it adds seeds.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.compare` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.compare", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import contextlib

@@ -9,13 +9,10 @@ the first member's post settings find the regions in the mean. Settings (section
 --out writes ensemble.yaml, report.json, ensemble.png and, with --soup, a run folder `soup` with the mean weights.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.ensemble` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.ensemble", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import contextlib

@@ -10,13 +10,10 @@ With --no-eval the page is made from the logs alone. So it is, with a note, if t
 pages are gone.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.report` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.report", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import json

@@ -13,13 +13,10 @@ config.yaml (or the ensemble's file), with a record, tune.json: evaluation and p
 RUN/tune.png shows the H-mean around the best settings.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.tune` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.tune", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import contextlib
 import dataclasses
