@@ -2,6 +2,7 @@
 
     python -m bench.bench_search_regret                      # the whole study: 200 problems a cell, about an hour
     python -m bench.bench_search_regret --seeds 40 --block 0 # while tuning a method: its own problems
+    python -m bench.bench_search_regret --stopping           # instead: what early stopping saves and costs
     pytest bench/bench_search_regret.py                      # 8 problems, and the time of an ask and a tell
 
 Regret = noise-free H lost by the recommended configuration, in thousandths. Problems: `bench.search.problems`. All
@@ -25,14 +26,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.search import economy
 from bench.search.methods import METHODS, OURS, RANDOM, RIVAL, plain_skopt
-from bench.search.problems import FIRST, SPACE, chains, problem
+from bench.search.problems import BUDGET, FIRST, SPACE, chains, interval, problem
 from engine.search.ask import configuration
 from engine.search.study import Study, Trial
 
-BUDGET = 8
 CELLS = (("fitted", 1), ("fitted", 4), ("fitted", 8), ("moved", 1), ("moved", 4))
-RESAMPLES = 4000
 
 
 def regrets(name: str, family: str, agents: int, seeds: range, block: int) -> list[float]:
@@ -43,13 +43,6 @@ def regrets(name: str, family: str, agents: int, seeds: range, block: int) -> li
         one = problem(family, seed, block)
         found.append(one.regret(method(one, BUDGET, agents, seed)))
     return found
-
-
-def interval(values: np.ndarray, statistic) -> tuple[float, float]:
-    """90 % bootstrap interval of a statistic of rows (N, ...), resampled over N."""
-    rng = np.random.default_rng(0)
-    drawn = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
-    return tuple(np.percentile(drawn, [5, 95]))
 
 
 def measured(names: list[str], seeds: range, block: int, workers: int) -> dict[str, list[float]]:
@@ -131,7 +124,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--json", type=Path, help="write every regret to this file")
+    parser.add_argument("--stopping", action="store_true", help="early stopping instead, of our method alone")
     options = parser.parse_args(argv)
+    if options.stopping:
+        economy.report(options.seeds, options.block, options.workers)
+        return 0
     missing = [n for n in options.only if METHODS[n][1] and importlib.util.find_spec(METHODS[n][1]) is None]
     for name in missing:
         print(f"note: {name} is left out: the package {METHODS[name][1]} is not installed", file=sys.stderr)

@@ -1,27 +1,17 @@
 """What early stopping saves and costs: regret at equal trials and at equal epochs, on problems with a known optimum.
 
-    python -m bench.search.economy --seeds 100
-
 One agent, the surrogate of engine.search, trainings of `EPOCHS` epochs watched epoch by epoch by `stopping.decide` as
 the driver does; stopped trials are told with their extrapolated value. `8 trials` ends after 8 trials, `120 epochs`
 goes on with the epochs that were saved. "Best stopped": the trial that would have ended highest was stopped.
 """
 
-if not __package__:  # run as a file: our packages are found from the root, not from its own folder
-    import sys
-
-    sys.path[0] = __file__.rsplit("/", 3)[0]
-
-import argparse
 import dataclasses
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from bench.bench_search_regret import BUDGET, interval
-from bench.search.problems import EPOCHS, FIRST, SPACE, Problem, chains, problem
+from bench.search.problems import BUDGET, EPOCHS, FIRST, SPACE, Problem, chains, interval, problem
 from engine.search.ask import configuration
 from engine.search.model import stopping, surrogate
 from engine.search.study import Study, Trial
@@ -77,20 +67,15 @@ def outcomes(rule: str, family: str, budget: int, seeds: range, block: int) -> l
     return [search(problem(family, s, block), RULES[rule], budget, BUDGET * EPOCHS, s) for s in seeds]
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--block", type=int, default=1, help="0 = problems for tuning, 1 = for reporting")
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args(argv)
-    chains(options.block)
+def report(count: int, block: int, workers: int) -> None:
+    """Prints a Markdown table, a row a rule and budget, over `count` problems of each family."""
+    chains(block)  # once, before the workers are forked
     cells = [(f, rule, n) for f in ("fitted", "moved") for rule in RULES for n in (BUDGET, MOST)]
     cells = [cell for cell in cells if cell[1:] != ("none", MOST)]
-    seeds = range(options.seeds)
-    print(f"Early stopping, {options.seeds} problems, 1 agent: median regret in thousandths of H (90 % interval)\n")
+    print(f"Early stopping, {count} problems, 1 agent: median regret in thousandths of H (90 % interval)\n")
     print("| family | rule | until | regret | epochs of 120 | trials | best stopped |\n|---|---|---|---|---|---|---|")
-    with ProcessPoolExecutor(options.workers) as pool:
-        jobs = [pool.submit(outcomes, rule, family, n, seeds, options.block) for family, rule, n in cells]
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(outcomes, rule, family, n, range(count), block) for family, rule, n in cells]
         for (family, rule, n), job in zip(cells, jobs, strict=True):
             found = job.result()
             regret = np.array([o.regret for o in found])
@@ -102,8 +87,3 @@ def main(argv: list[str]) -> int:
                 f"| {means[1]:.1f} | {means[2]:.0%} |",
                 flush=True,
             )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -25,9 +25,10 @@ import numpy as np
 
 from engine.search.space import Parameter, Space
 
-EPOCHS = 15
+BUDGET, EPOCHS = 8, 15  # trials of a search, epochs of a training
 SEED_SD, EPOCH_SD = 0.9e-3, 0.44e-3
 CHAINS, STEPS = 400, 6000
+RESAMPLES = 4000
 T_VALUES = (15, 18, 20, 25)
 SPACE = Space(
     (
@@ -193,3 +194,10 @@ def problem(family: str, seed: int, block: int) -> Problem:
         rng = np.random.default_rng([20260206, block, seed])
         s = dataclasses.replace(s, place=rng.uniform(size=(1, 3)), offset=rng.permuted(s.offset, axis=1))
     return Problem(s, float(s.top[0]), int(np.random.SeedSequence([block, seed]).generate_state(1)[0]))
+
+
+def interval(values: np.ndarray, statistic) -> tuple[float, float]:
+    """90 % bootstrap interval of a statistic of rows (N, ...), resampled over N."""
+    rng = np.random.default_rng(0)
+    drawn = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
+    return tuple(np.percentile(drawn, [5, 95]))
