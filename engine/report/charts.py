@@ -111,14 +111,12 @@ def line_chart(
     )
     parts = [_frame(x, y, "step"), upright, *[_drawn(line, i, x, y) for i, line in enumerate(lines)]]
     parts.append(f'<line class="hair" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/>')
-    data = {"x": [LEFT, WIDTH - RIGHT, x.low, x.high], "lines": [[line.name, _values(line)] for line in lines]}
+    values = [[[round(x, 2), None if y is None else float(f"{y:.5g}")] for x, y, _, _ in line.points] for line in lines]
+    names = [line.name for line in lines]
+    data = {"x": [LEFT, WIDTH - RIGHT, x.low, x.high], "lines": [list(pair) for pair in zip(names, values)]}
     body = f'<svg role="img" aria-label="{escaped(title)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(parts)}</svg>'
     head = f"<figcaption><b>{escaped(title)}</b>{escaped(f' ({unit})' if unit else '')}{_legend(lines)}</figcaption>"
     return f'<figure class="chart" data-chart="{escaped(json.dumps(data))}">{head}{body}<output></output></figure>'
-
-
-def _values(line: Line) -> list[list]:
-    return [[round(x, 2), None if y is None else float(f"{y:.5g}")] for x, y, _, _ in line.points]
 
 
 def _legend(lines: Sequence[Line]) -> str:
