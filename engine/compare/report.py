@@ -18,17 +18,7 @@ from engine.console import text_table
 from engine.files import replace_text
 from engine.search.report.words import duration, number
 from engine.search.study import Study
-from engine.visualization.document import (
-    Block,
-    Code,
-    Figure,
-    Heading,
-    Items,
-    Link,
-    Table,
-    Text,
-    write_report,
-)
+from engine.visualization.document import Block, Code, Figure, Heading, Items, Link, Table, Text, write_report
 
 WHY_LAST = (
     "Compared is the last epoch. The best epoch's value is the largest of as many draws as there are epochs: the "

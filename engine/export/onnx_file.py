@@ -40,11 +40,7 @@ def need(*packages: str) -> None:
 
 
 def write(
-    module: nn.Module,
-    path: Path,
-    facts: Mapping[str, str],
-    opset: int = OPSET,
-    size: tuple[int, int] | None = None,
+    module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = OPSET, size: tuple[int, int] | None = None
 ) -> None:
     """Writes `module` (image -> prob_map) as ONNX with any batch and sides of multiples of 32, or for one size.
 

@@ -223,12 +223,7 @@ class Wrapper:
 
         environment = {**os.environ, MARK: self.token, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            preexec_fn=die_with_parent,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent
         )
         self.child, process.returncode = process.pid, 0  # reaped here, with its memory, not by Popen
 

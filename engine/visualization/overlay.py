@@ -131,10 +131,7 @@ def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Seque
 
 
 def _labels(
-    canvas: np.ndarray,
-    polygons: Sequence[np.ndarray],
-    scores: Sequence[float] | np.ndarray,
-    colours: Sequence[tuple],
+    canvas: np.ndarray, polygons: Sequence[np.ndarray], scores: Sequence[float] | np.ndarray, colours: Sequence[tuple]
 ) -> None:
     size = max(0.3, min(canvas.shape[:2]) / 2600)
     for polygon, score, colour in zip(polygons, scores, colours, strict=True):

@@ -12,17 +12,7 @@ from engine.search.report.findings import Findings, Gain, find
 from engine.search.report.words import called, difference, duration, number, short, show
 from engine.search.space import Parameter
 from engine.search.study import Study, Trial, field_of
-from engine.visualization.document import (
-    Block,
-    Code,
-    Figure,
-    Heading,
-    Items,
-    Link,
-    Table,
-    Text,
-    write_report,
-)
+from engine.visualization.document import Block, Code, Figure, Heading, Items, Link, Table, Text, write_report
 
 
 def write(study: Study, posterior: Posterior | None, baseline: float | None = None) -> Path:
