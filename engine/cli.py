@@ -88,21 +88,14 @@ def parser(module: str, describe: str) -> SettingsParser:
 
         parser = cli.parser("engine.tune", __doc__)
 
-    Its complaints are UserErrors, for `run` to show in one line.
-    """
-    made = SettingsParser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
-    return made
-
-
-def alone(module: str) -> None:
-    """Refuses several ranks for a command that is one process.
-
     Raises:
-        UserError: torchrun has started it.
+        UserError: torchrun has started it, as several ranks. So are the parser's complaints, for `run` to show.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"{module} runs as one process: start it with python -m")
+    made = SettingsParser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
+    return made
 
 
 def wants_help(argv: list[str]) -> bool:

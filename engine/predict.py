@@ -207,7 +207,6 @@ def _check_places(args: argparse.Namespace, paths: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    cli.alone("engine.predict")
     args = _parser().parse_intermixed_args(argv)
     formats = _formats(args.format)
     named, settings, paths = _detector(args)

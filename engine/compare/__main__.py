@@ -54,7 +54,6 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    cli.alone("engine.compare")
     flags = arguments().parse_intermixed_args(argv)
     if flags.agents is not None and not 1 <= flags.agents <= 1000:
         raise UserError(f"--agents {flags.agents}: allowed is 1 to 1000")

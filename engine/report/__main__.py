@@ -131,7 +131,6 @@ def figures(run: Run, judged: "Judgement | None", notes: list[str], out: Path) -
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    cli.alone("engine.report")
     args, folder, settings = arguments(argv)
     with progress("megabytes of metrics") as tell:
         run = read_run(folder, tell)
