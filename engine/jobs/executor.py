@@ -109,6 +109,12 @@ class Executor:
             time.sleep(self.look_s)
 
 
+def train_command(gpus: int) -> list[str]:
+    """`python -m engine.train`, by torchrun on more than one GPU."""
+    ranks = ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"] if gpus > 1 else []
+    return [sys.executable, "-m", *ranks, "engine.train"]
+
+
 def wrapper_command(attempt: Attempt, parent: int | str) -> list[str]:
     """`python -m engine.jobs.attempt ...` around the attempt's command; `parent` starts it and holds its stdin."""
     own = {"--folder": attempt.folder, "--log": attempt.log, "--attempt": attempt.attempt, "--id": attempt.id}

@@ -1,12 +1,11 @@
 """From a study and a trial to the child that runs it, and from the child's metrics.jsonl back to epochs."""
 
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
 from engine.config.load import load_config, shown
-from engine.jobs.executor import Attempt
+from engine.jobs.executor import Attempt, train_command
 from engine.jobs.open import open_executor
 from engine.search import objective
 from engine.search.study import GIVEN, Study, Trial
@@ -24,10 +23,7 @@ def command(study: Study, trial: Trial, gpus: int) -> list[str]:
         if study.method == GIVEN:
             values |= {"seed": trial.seed}  # what a comparison repeats a configuration with
         return objective.command(study.objective, values, folder, study.metric)
-    launch = [sys.executable, "-m"]
-    if gpus > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
-    return [*launch, "engine.train", *settings(study, trial)]
+    return [*train_command(gpus), *settings(study, trial)]
 
 
 def settings(study: Study, trial: Trial) -> list[str]:
