@@ -161,9 +161,8 @@ def as_json(tuned: Tuned, real: tuple[float, float], config: Config, path: Path,
 def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     """The result for people."""
     rows = [["", "H-mean", *COLUMNS]]
-    rows.append(["start", f"{tuned.stored[0]:.4f}", *(_short(getattr(tuned.start, name)) for name in COLUMNS)])
-    for place, one in enumerate(tuned.ranked[:SHOWN], start=1):
-        rows.append([f"{place}", f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
+    for place, one in enumerate([Found(tuned.start, tuned.stored[0]), *tuned.ranked[:SHOWN]]):
+        rows.append([str(place or "start"), f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
     gain = tuned.gain
     off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
     lines = [

@@ -1,7 +1,7 @@
 """Regions of stored maps for many settings at once.
 
     judge = Judge(store, pages, "official", least_filters(post))
-    judge.growth(post, rows).counts(post)                # (P, 10) COUNTS: as CLEval itself would count them
+    counts(judge.growth(post, rows), post)               # (P, 10) COUNTS: as CLEval itself would count them
 
 There are two kinds of settings. Those of GROWTH decide which regions there are and what they look like. FILTERS only
 leave some of them out. So for a growth the regions are found, moved outwards and brought to source pixels once, best
@@ -137,11 +137,9 @@ class Judge:
         self.store, self.pages, self.protocol = store, pages, protocol
         self._finder = Finder(store, least)
 
-    def growth(self, post: PostConfig, rows: np.ndarray) -> "Growth":
+    def growth(self, post: PostConfig, rows: np.ndarray) -> list["Page"]:
         """The regions of some pages for the growth of `post`, ready to be filtered and scored."""
-        return Growth(
-            [_Page(self, row, found) for row, found in zip(rows, self._finder.regions(post, rows), strict=True)]
-        )
+        return [Page(self, row, found) for row, found in zip(rows, self._finder.regions(post, rows), strict=True)]
 
     def exact(self, post: PostConfig, rows: np.ndarray) -> np.ndarray:
         """(P, 10) COUNTS of some pages by `detection.postprocess` and `evaluation.cleval`, nothing shared."""
@@ -153,18 +151,12 @@ class Judge:
         return counts_of([result for _, _, result in every])
 
 
-class Growth:
-    """Pages with the regions of one growth."""
-
-    def __init__(self, pages: list["_Page"]) -> None:
-        self._pages = pages
-
-    def counts(self, post: PostConfig) -> np.ndarray:
-        """(P, 10) COUNTS of the pages with the filters of `post`."""
-        return np.array([page.counts(post) for page in self._pages])
+def counts(growth: list["Page"], post: PostConfig) -> np.ndarray:
+    """(P, 10) COUNTS of the pages of a growth with the filters of `post`."""
+    return np.array([page.counts(post) for page in growth])
 
 
-class _Page:
+class Page:
     """One page: which filters leave the same regions is known, and the geometry is done once."""
 
     def __init__(self, judge: Judge, row: int, regions: Regions) -> None:
@@ -175,6 +167,7 @@ class _Page:
         self._quads = False  # whether all texts are, once the relations are known
 
     def counts(self, post: PostConfig) -> list[int]:
+        """COUNTS with the filters of `post`."""
         kept = self._regions.kept(post)
         key = kept.tobytes()
         if key not in self._known:

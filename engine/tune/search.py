@@ -26,7 +26,7 @@ from engine.config import PostConfig
 from engine.evaluation.significance import SURE, hmeans, standard_error, without_each
 from engine.search.model import surrogate
 from engine.search.space import Parameter, Space
-from engine.tune.candidates import FILTERS, GROWTH, Judge
+from engine.tune.candidates import FILTERS, GROWTH, Judge, counts
 from pipelines.errors import UserError
 
 GRID: dict[str, tuple] = {
@@ -117,7 +117,7 @@ class Filters:
     def counts(self, post: PostConfig) -> np.ndarray:
         """(P, 10) COUNTS of `rows`."""
         if post not in self._known:
-            self._known[post] = self._growth.counts(post)
+            self._known[post] = counts(self._growth, post)
         return self._known[post]
 
     def best(self, members: np.ndarray, select: str) -> Found:
@@ -220,18 +220,15 @@ def slices(judge: Judge, best: PostConfig, start: PostConfig, select: str) -> It
     """For every setting (name, its values, H-mean of all pages with the others as in `best`)."""
     every = np.arange(len(judge.store))
     growth = judge.growth(best, every)
-    for name in FILTERS:
-        values = sorted({*VALUES[name], getattr(best, name), getattr(start, name)})
-        yield (
-            name,
-            values,
-            [float(hmeans(growth.counts(dataclasses.replace(best, **{name: value})), select)) for value in values],
-        )
+    tried = {name: list(VALUES[name]) for name in FILTERS}
     for parameter in space(start).parameters:
         name = parameter.name.removeprefix("post.")
-        values = sorted({*_around(parameter, getattr(best, name)), getattr(best, name), getattr(start, name)})
+        tried[name] = _around(parameter, getattr(best, name))
+    for name, some in tried.items():
+        values = sorted({*some, getattr(best, name), getattr(start, name)})
         posts = [dataclasses.replace(best, **{name: value}) for value in values]
-        yield name, values, [float(hmeans(judge.growth(post, every).counts(post), select)) for post in posts]
+        found = [counts(growth if name in FILTERS else judge.growth(post, every), post) for post in posts]
+        yield name, values, [float(hmeans(one, select)) for one in found]
 
 
 def _around(parameter: Parameter, value: Any) -> list:
