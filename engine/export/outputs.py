@@ -49,7 +49,8 @@ def write(args: argparse.Namespace, given: str, settings: list[str]) -> dict:
             if args.program or args.aoti:
                 rows += _programs(args, exported, facts, every)
     for row in rows:
-        row["bytes"] = _size(Path(row["path"]))
+        path = Path(row["path"])
+        row["bytes"] = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir())
     return {"checkpoint": str(exported.source), "pages": name or "nothing", "files": rows}
 
 
@@ -113,7 +114,3 @@ def _rapidocr(folder: Path, exported: Exported, facts: dict, every: list[Case], 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return {"kind": "rapidocr", "path": str(folder), "opset": onnx_file.OPSET, **figures}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir())

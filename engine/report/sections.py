@@ -112,14 +112,12 @@ def lines_of(
     source: Thinned, names: Sequence[tuple[str, str, int]], marks: bool = False, factor: float = 1.0
 ) -> list[charts.Line]:
     """Series of records as lines; names = (key, label, colour)."""
-
-    def scaled(value: float | None) -> float | None:
-        return None if value is None else factor * value
-
     lines = []
     for key, name, colour in names:
-        series = source.series(key)
-        points = [(step, scaled(mean), scaled(least), scaled(greatest)) for step, mean, least, greatest in series]
+        points = []
+        for step, *values in source.series(key):
+            mean, least, greatest = (None if value is None else factor * value for value in values)
+            points.append((step, mean, least, greatest))
         lines.append(charts.Line(name, points, colour, marks))
     return lines
 
@@ -223,13 +221,9 @@ def settings(run: Run) -> list[Block]:
         rows = [[k, _shown(base[k]), _shown(v)] for k, v in own.items() if v != base[k] and k not in own_place]
         blocks.append(Text(f"Other than in {called}:" if rows else f"As in {called}."))
         blocks += [Table(["setting", "there", "this run"], rows)] if rows else []
-    lines = "\n".join(f"{key}: {_shown(value)}" for key, value in run.settings.items())
-    whole = f"<details><summary>all {len(run.settings)} settings</summary><pre>{_lines(lines)}</pre></details>"
+    lines = "\n".join(escaped(f"{key}: {_shown(value)}") for key, value in run.settings.items())
+    whole = f"<details><summary>all {len(run.settings)} settings</summary><pre>{lines}</pre></details>"
     return [*blocks, Markup(whole)]
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(escaped, text.split("\n")))
 
 
 def _base(config: Config) -> tuple[dict[str, Any], str]:

@@ -69,28 +69,17 @@ def overlay(
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
     canvas, gt, pred = _enlarged(image, gt, pred)
-    _outline_all(canvas, gt, gt_colours, pred, pred_colours)
+    thick = _thickness(canvas, gt)
+    _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
+    # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
+    _outlines(canvas, gt, gt_colours, thick + 1)
+    _outlines(canvas, pred, pred_colours, thick)
     if scores is not None:
         _labels(canvas, pred, scores, pred_colours)
     if title is None:
         return canvas
     shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
     return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
-
-
-def _outline_all(
-    canvas: np.ndarray,
-    gt: Sequence[np.ndarray],
-    gt_colours: Sequence[tuple],
-    pred: Sequence[np.ndarray],
-    pred_colours: Sequence[tuple],
-) -> None:
-    """Draws both kinds of polygons in place; what is wrong is tinted."""
-    thick = _thickness(canvas, gt)
-    _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
-    # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
-    _outlines(canvas, gt, gt_colours, thick + 1)
-    _outlines(canvas, pred, pred_colours, thick)
 
 
 def _thickness(canvas: np.ndarray, gt: Sequence[np.ndarray]) -> int:
