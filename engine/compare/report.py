@@ -9,14 +9,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from engine.compare import figures, verdict
+from engine.compare import figures
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, cautions, find, same_by_best, sentences
 from engine.compare.verdict import Family
 from engine.config.load import shown
 from engine.console import text_table
 from engine.files import replace_text
-from engine.search.report.words import duration, number
+from engine.search.report.repeats import mean_interval
+from engine.search.report.words import duration, number, rough
 from engine.search.study import Study
 from engine.visualization.document import Block, Code, Figure, Heading, Items, Link, Table, Text, write_report
 
@@ -80,16 +81,12 @@ def table(cells: list[Cell], metric: str) -> Table:
         if not cell.final:
             rows.append([cell.label, "0", "", "", "", "", "", failed])
             continue
-        mean, sd, low, high = verdict.mean_interval(list(cell.final.values()))
-        best, best_sd, *_ = verdict.mean_interval(list(cell.best.values()))
-        span = "" if math.isnan(sd) else f"{number(low)} to {number(high)}"
-        row = [number(mean), _digits2(sd), span, number(best), _digits2(best_sd)]
+        mean, sd, low, high = mean_interval(list(cell.final.values()))
+        best, best_sd, *_ = mean_interval(list(cell.best.values()))
+        span = "" if sd is None else f"{number(low)} to {number(high)}"
+        row = [number(mean), rough(sd), span, number(best), rough(best_sd)]
         rows.append([cell.label, str(len(cell.final)), *row, failed])
     return Table(header, rows)
-
-
-def _digits2(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2g}"
 
 
 def pairs_table(family: Family) -> Table:
@@ -167,8 +164,7 @@ def text_of(result: dict[str, Any]) -> str:
     rows = [["", "last epoch", "sd", "best epoch", "trainings"]]
     for cell in result["combinations"]:
         last, best = cell["final"], cell["best"]
-        sd = "" if last["sd"] is None else f"{last['sd']:.2g}"
         count = f"{len(last['by_seed'])}" + (f", {len(cell['failed'])} failed" if cell["failed"] else "")
-        rows.append([cell["label"], number(last["mean"]), sd, number(best["mean"]), count])
+        rows.append([cell["label"], number(last["mean"]), rough(last["sd"]), number(best["mean"]), count])
     verdicts = [family["verdict"] for family in result["families"]]
     return "\n".join([text_table(rows, left=(0, 4)), "", *verdicts, *result["cautions"], *result["left_out"]])

@@ -18,6 +18,7 @@ import numpy as np
 from engine.compare import verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of, combinations
 from engine.compare.verdict import Family
+from engine.search.report.repeats import mean_interval
 from engine.search.report.words import show
 from engine.search.study import ENDED, Study, Trial
 
@@ -63,7 +64,8 @@ class Result:
     @property
     def unequal(self) -> bool:
         """Whether spreads differ so much that luck is called a difference in more than 5 % of comparisons."""
-        sds = [verdict.mean_interval(list(cell.final.values()))[1] for cell in self.cells if len(cell.final) > 1]
+        every = [mean_interval(list(cell.final.values()))[1] for cell in self.cells if cell.final]
+        sds = [sd for sd in every if sd is not None]
         return bool(sds) and max(sds) > verdict.UNEQUAL * float(np.median(sds)) > 0
 
 
@@ -192,9 +194,8 @@ def as_json(result: Result) -> dict[str, Any]:
     for cell in result.cells:
         plain: dict[str, Any] = {"values": cell.values, "label": cell.label, "failed": cell.failed}
         for which, found in (("final", cell.final), ("best", cell.best)):
-            mean, sd, low, high = verdict.mean_interval(list(found.values())) if found else (math.nan,) * 4
-            plain[which] = {"by_seed": found, "mean": _known(mean), "sd": _known(sd)}
-            plain[which]["interval_90"] = [_known(low), _known(high)]
+            mean, sd, low, high = mean_interval(list(found.values())) if found else (None,) * 4
+            plain[which] = {"by_seed": found, "mean": mean, "sd": sd, "interval_90": [low, high]}
         cells.append(plain)
     families = [
         dataclasses.asdict(family)
@@ -209,10 +210,6 @@ def as_json(result: Result) -> dict[str, Any]:
         "cautions": cautions(result), "left_out": result.left_out,
         "minutes": round(math.fsum(trial.minutes for trial in study.trials), 3),
     }  # fmt: skip
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def by_schedule(cells: list[Cell]) -> list[list[Cell]]:

@@ -36,7 +36,6 @@ from scipy.stats import studentized_range, t
 
 LEVEL = 0.05  # probability that any difference is called one that is none, over all families
 POWER = 0.8
-INTERVAL = 0.9  # of a mean alone, in tables
 UNEQUAL = 4.0  # largest sd of a combination, as a multiple of the median one, from which on a caution is due
 
 
@@ -121,14 +120,3 @@ def _chance(gap: float, spread: float, count: int, df: int, families: int) -> fl
     if spread == 0:
         return 0.0 if gap > 0 else 1.0
     return min(1.0, families * float(studentized_range.sf(gap / spread, count, df)))
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """Mean, sd and the 90 % t interval of the mean of a combination's own values; NaN where one value has none."""
-    found = np.asarray(values, float)
-    mean = float(found.mean())
-    if len(found) < 2:
-        return mean, math.nan, math.nan, math.nan
-    sd = float(found.std(ddof=1))
-    half = float(t.ppf((1 + INTERVAL) / 2, len(found) - 1)) * sd / math.sqrt(len(found))
-    return mean, sd, mean - half, mean + half

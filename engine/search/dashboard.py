@@ -54,18 +54,15 @@ def of(epochs: int, study: Study) -> str:
     return f"{epochs}/{study.max_epochs}" if epochs <= study.max_epochs > 1 else str(epochs)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else shown(value)
-
-
 def row(study: Study, trial: Trial, running: list) -> list[str]:
     """Cells of a trial: number, state, epochs, metric (the last one while it runs), searched values, time, kind."""
     last = trial.curve[-1][1] if trial.curve else None
     minutes = trial.minutes + sum(run.minutes for run in running if run.trial is trial)
     value = trial.value if trial.state in ENDED else last
+    searched = [trial.values[name] for name in study.space.names]
     return [
         str(trial.number), trial.state, of(trial.epochs, study), "" if value is None else f"{value:.4f}",
-        *(_short(trial.values[name]) for name in study.space.names), duration(60 * minutes), trial.kind,
+        *(f"{v:.4g}" if isinstance(v, float) else shown(v) for v in searched), duration(60 * minutes), trial.kind,
     ]  # fmt: skip
 
 

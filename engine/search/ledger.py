@@ -87,7 +87,8 @@ class Ledger:
             raise
         self.study = self._fold.study
         self._file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND)
-        _heal(self._file, folder / FILE)
+        if not (folder / FILE).read_bytes().endswith(b"\n"):  # its writer did not get to end the last line
+            os.write(self._file, b"\n")
 
     def append(self, event: str, **fields: Any) -> None:
         """Writes one event durably, then adds it to `study`."""
@@ -219,16 +220,6 @@ def imported_events(trial: Trial) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
-def _heal(descriptor: int, path: Path) -> None:
-    """Ends a line that its writer did not get to end."""
-    size = path.stat().st_size
-    if size:
-        with path.open("rb") as file:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                os.write(descriptor, b"\n")
-
-
 def _write(descriptor: int, path: Path, lines: list[dict[str, Any]]) -> None:
     data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
     size = os.fstat(descriptor).st_size
@@ -278,7 +269,10 @@ class _Fold:
         trials = self.study.trials
         match event:
             case {"event": "extend"}:
-                self._extend(event)
+                self.study.budget = event.get("budget", self.study.budget)
+                self.study.agents = event.get("agents", self.study.agents)
+                if event.get("runner") is not None:
+                    self.study.runner, self.study.confirmation = _runner_from_json(event["runner"])
             case {"event": "trial", "trial": number} if number == len(trials):
                 plain: dict[str, Any] = {name: event.get(name) for name in TRIAL}
                 trials.append(Trial(number=number, **plain))
@@ -293,12 +287,6 @@ class _Fold:
                 trials[number].minutes += event.get("minutes") or 0.0
             case {"event": "end", "trial": number} if number < len(trials):
                 self._end(trials[number], event)
-
-    def _extend(self, event: dict[str, Any]) -> None:
-        self.study.budget = event.get("budget", self.study.budget)
-        self.study.agents = event.get("agents", self.study.agents)
-        if event.get("runner") is not None:
-            self.study.runner, self.study.confirmation = _runner_from_json(event["runner"])
 
     def _epoch(self, trial: Trial, event: dict[str, Any]) -> None:
         """The same epoch twice: the later one counts."""

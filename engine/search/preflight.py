@@ -42,7 +42,9 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
     Raises:
         UserError: what the training says.
     """
-    if not _needed(study):
+    judged = any(trial.curve for trial in study.trials if trial.kind != "imported")
+    left = len(study.searched) < study.budget or any(trial.state not in ENDED for trial in study.trials)
+    if judged or not left or study.objective:
         return
     print("preflight: two steps of the preset's own configuration", flush=True)
     began = time.monotonic()
@@ -54,12 +56,6 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
             raise UserError(_words(study, end))
         undo.pop_all()  # nothing is undone
     print(f"preflight: it can train ({duration(time.monotonic() - began)})", flush=True)
-
-
-def _needed(study: Study) -> bool:
-    judged = any(trial.curve for trial in study.trials if trial.kind != "imported")
-    left = len(study.searched) < study.budget or any(trial.state not in ENDED for trial in study.trials)
-    return left and not judged and not study.objective
 
 
 def _tried(study: Study, executor: Executor) -> Exit:

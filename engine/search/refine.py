@@ -58,23 +58,15 @@ def refined_space(study: Study, posterior: Posterior) -> Space:
     for column, parameter in enumerate(study.space.parameters):
         wider = spread[column].wider
         if parameter.values:
-            narrowed.append(_fewer(parameter, wider, _heights(study, posterior, optimum, column)))
+            points = np.repeat(optimum[None], len(parameter.values), axis=0)
+            points[:, column] = parameter.places
+            heights = study.sign * posterior.predict(points)[0]  # with the others at the optimum
+            best = [parameter.values[i] for i in np.argsort(-heights)[:2]]
+            kept = tuple(value for value in parameter.values if value in wider or value in best)
+            narrowed.append(dataclasses.replace(parameter, values=kept))
         else:
             narrowed.append(_narrower(parameter, [parameter.unit(value) for value in wider], optimum[column]))
     return Space(tuple(narrowed))
-
-
-def _heights(study: Study, posterior: Posterior, optimum: np.ndarray, column: int) -> np.ndarray:
-    """Expected value, higher = better, of each value of a discrete parameter with the others at the optimum."""
-    points = np.repeat(optimum[None], len(study.space.parameters[column].values), axis=0)
-    points[:, column] = study.space.parameters[column].places
-    return study.sign * posterior.predict(points)[0]
-
-
-def _fewer(parameter: Parameter, plausible: tuple, heights: np.ndarray) -> Parameter:
-    best = [parameter.values[i] for i in np.argsort(-heights)[:2]]
-    kept = tuple(value for value in parameter.values if value in plausible or value in best)
-    return dataclasses.replace(parameter, values=kept)
 
 
 def _narrower(parameter: Parameter, wider: list[float], optimum: float) -> Parameter:
