@@ -1,6 +1,5 @@
 """What every entry point does the same way: arguments, `--help`, `--print-config`, `--dry-run`, exit codes."""
 
-import contextlib
 import errno
 import logging
 import os
@@ -121,11 +120,19 @@ def parse(
         UserError: in one line, whatever is wrong. Under torchrun only rank 0 raises; the others, which read the same
             arguments, exit with the same code.
     """
-    with _once_under_torchrun():
+    try:
         flags = [item for item in argv if item in FLAGS or item == "-h"]
         config, extras = load_config([item for item in argv if item not in flags], extra=extra, base=base)
+    except UserError:
+        if _is_main():
+            raise
+        # torchrun ends all ranks as soon as one leaves; rank 0 must have printed by then.
+        time.sleep(TORCHRUN_GRACE_S)
+        sys.exit(EXIT_USER_ERROR)
     if wants_help(flags):
-        _print_once(_help(config, extra, describe))
+        known = "\n".join(f"  {name:<16}{words}" for name, words in FLAGS.items())
+        presets = f"presets (preset=NAME or preset=FILE.yaml): {', '.join(preset_names())}"
+        _print_once(f"{describe.strip()}\n\nflags:\n{known}\n\n{presets}\n\n{help_text(extra, config)}".lstrip())
         sys.exit(0)
     if "--print-config" in flags:
         _print_once(to_yaml(config).rstrip())
@@ -197,28 +204,6 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-@contextlib.contextmanager
-def _once_under_torchrun():
-    """Lets only rank 0 report a UserError that every rank runs into."""
-    try:
-        yield
-    except UserError:
-        if _is_main():
-            raise
-        # torchrun ends all ranks as soon as one leaves; rank 0 must have printed by then.
-        time.sleep(TORCHRUN_GRACE_S)
-        sys.exit(EXIT_USER_ERROR)
-
-
 def _print_once(text: str) -> None:
     if _is_main():
         print(text, flush=True)
-
-
-def _help(config: Config, extra: Mapping[str, str] | None, describe: str) -> str:
-    flags = "\n".join(f"  {name:<16}{words}" for name, words in FLAGS.items())
-    presets = ", ".join(preset_names())
-    return (
-        f"{describe.strip()}\n\nflags:\n{flags}\n\n"
-        f"presets (preset=NAME or preset=FILE.yaml): {presets}\n\n{help_text(extra, config)}"
-    ).lstrip()

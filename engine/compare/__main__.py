@@ -32,6 +32,7 @@ from typing import Any
 from engine import cli
 from engine.compare import plan
 from engine.config.load import load_config
+from engine.run.log import read_metrics
 from engine.search import ledger, trials
 from engine.search.study import Runner, Study
 from pipelines.errors import UserError
@@ -176,8 +177,7 @@ def minutes_each(study: Study, gpus: int) -> float:
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "no words").splitlines()
             raise UserError(f"a few steps of the first training failed: {lines[-1].removeprefix('error: ')}")
-        metrics = Path(folder, "probe", "metrics.jsonl").read_text(encoding="utf-8")
-    records = [json.loads(line) for line in metrics.splitlines()]
+        records = read_metrics(Path(folder, "probe", "metrics.jsonl"))
     step = [record["step_ms"] for record in records if record["kind"] == "train"][-1] / 1000
     evaluation = next(record["seconds"] for record in records if record["kind"] == "validation")
     config, _ = load_config(study.arguments)

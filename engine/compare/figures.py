@@ -6,6 +6,7 @@ A colour is a schedule, the style of a line a warm-up (and learning rate). Learn
 metrics.jsonl of the trainings, so they are what was used.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,13 @@ def rates_of(result: Result, cell: Cell) -> list[tuple[float, float]]:
         records = read_metrics(run_folder(result.study, trial) / "metrics.jsonl")
     except UserError:  # its run folder was removed since
         return []
-    points = [point for record in records if (point := _rate(record)) is not None]
+    points = []
+    for record in records:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged since
+            if record.get("kind") == "train":
+                points.append((int(record["step"]), float(record["lr"])))
     steps = max((step for step, _ in points), default=0)
     return [(result.epochs * step / steps, lr) for step, lr in points]  # the last record is of the last step
-
-
-def _rate(record: dict[str, Any]) -> tuple[int, float] | None:
-    try:
-        return (int(record["step"]), float(record["lr"])) if record.get("kind") == "train" else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _curves(axes: Any, result: Result, cells: list[Cell], looks: dict) -> None:

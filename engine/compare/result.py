@@ -38,11 +38,6 @@ class Cell:
     best: dict[int, float]  # seed -> of the best epoch
     failed: dict[int, str]  # seed -> why there is no value
 
-    @property
-    def whole(self) -> bool:
-        """Whether every training gave a value."""
-        return not self.failed
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -109,12 +104,12 @@ def _families(study: Study, cells: list[Cell], seeds: list[int], which: str) -> 
     """The families that can be compared, and why others cannot."""
     if len(seeds) < 2:
         return [], ["fewer than two seeds are done in all combinations: nothing can be told from luck yet"]
-    whole = [cell for cell in cells if cell.whole]
+    whole = [cell for cell in cells if not cell.failed]
     left_out = [
         f"{cell.label}: {len(cell.failed)} of {len(seeds)} trainings gave no value, so it is not compared: its mean "
         "would be that of the lucky ones"
         for cell in cells
-        if not cell.whole
+        if cell.failed
     ]
     if len(whole) < 2:
         return [], [*left_out, "fewer than two combinations have all their trainings: nothing can be compared"]

@@ -107,16 +107,14 @@ def compare(name: str, levels: Sequence[str], means: np.ndarray, repeats: int, n
     pairs = []
     for better, worse in itertools.combinations(order.tolist(), 2):
         gap = float(means[better] - means[worse])
-        p = _chance(gap, spread, count, noise.df, families)
+        # Corrected for the families; of noise that is exactly 0, too.
+        p = (
+            min(1.0, families * float(studentized_range.sf(gap / spread, count, noise.df)))
+            if spread
+            else float(gap <= 0)
+        )
         pairs.append(Pair(levels[better], levels[worse], gap, gap - width, gap + width, p))
     pairs.sort(key=lambda pair: -pair.difference)
     power = float(t.ppf(POWER, noise.df))
     detectable = (critical / math.sqrt(2) + power) * math.sqrt(2) * spread
     return Family(name, tuple(levels), tuple(map(float, means)), repeats, tuple(pairs), detectable, width)
-
-
-def _chance(gap: float, spread: float, count: int, df: int, families: int) -> float:
-    """p of a gap between the means of `count` levels, corrected; of noise that is exactly 0, too."""
-    if spread == 0:
-        return 0.0 if gap > 0 else 1.0
-    return min(1.0, families * float(studentized_range.sf(gap / spread, count, df)))

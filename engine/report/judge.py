@@ -124,6 +124,11 @@ def _judged(opened: Opened, pages: ConcatIndex, worst: int, tell: Callable[[int,
         tell(len(scores), len(pages))
     known = {page.row: page for page in scores}
     drawn = [(known[-row], found, result) for _, row, found, result in sorted(kept, key=lambda k: (-k[0], -k[1]))]
+    maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks) if drawn else []
+    worst_pages = []
+    for (score, found, result), (prob, thresh) in zip(drawn, maps, strict=True):
+        labels = pages.polygons(score.row), pages.texts(score.row), np.asarray(pages.ignore(score.row), bool)
+        worst_pages.append(WorstPage(score, found, result, *labels, prob, thresh))
     return Judgement(
         checkpoint=opened.path,
         config=config,
@@ -131,28 +136,9 @@ def _judged(opened: Opened, pages: ConcatIndex, worst: int, tell: Callable[[int,
         scores=metric.compute(config.eval.select),
         pages=sorted(scores, key=lambda page: (page.hmean, page.row)),
         heights=by_height.rows(),
-        worst=_with_maps(model, pages, config, ranks, drawn),
+        worst=worst_pages,
         bad=paths_of(pages, bad.known),
     )
-
-
-def _with_maps(
-    model: DBNet,
-    pages: ConcatIndex,
-    config: Config,
-    ranks: Ranks,
-    drawn: list[tuple[PageScore, Detections, PageResult]],
-) -> list[WorstPage]:
-    """The worst pages with their maps: the network runs on them once more, with the threshold branch."""
-    if not drawn:
-        return []
-    maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks)
-    worst = []
-    for (score, found, result), (prob, thresh) in zip(drawn, maps, strict=True):
-        row = score.row
-        labels = pages.polygons(row), pages.texts(row), np.asarray(pages.ignore(row), bool)
-        worst.append(WorstPage(score, found, result, *labels, prob, thresh))
-    return worst
 
 
 def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -36,9 +36,9 @@ def origin(run: Run, judged: "Judgement") -> str:
         ways.append(f"by {now.eval.protocol} CLEval (the run: {own.eval.protocol})")
     pages = OWN if now.data.val == own.data.val else f"{', '.join(now.data.val)}, not {OWN}"
     shown = f"H-mean {judged.scores['hmean']:.4f} is of {pages}{', ' if ways else ''}{', '.join(ways)}"
-    best = run.history.best.get("hmean")
+    best, named = run.history.best.get("hmean"), ", ".join(own.data.val) or "built-in"
     curves = "the curves are" if best is None else f"the curves' best, {best:.4f}, is"
-    return f"{shown}; {curves} of {_named(own.data.val)}, as logged while it trained."
+    return f"{shown}; {curves} of {OWN} ({named}), as logged while it trained."
 
 
 def _tuning(checkpoint: Path, own: list[str]) -> list[str]:
@@ -55,7 +55,3 @@ def _tuning(checkpoint: Path, own: list[str]) -> list[str]:
     there = [hmean.get(name) for name in ("start", "best")] if isinstance(hmean, dict) else []
     numbers = " -> ".join(f"{value:.4f}" for value in there if isinstance(value, float))
     return [f"with settings that engine.tune found on {on}{f' ({numbers} there)' if numbers else ''}"]
-
-
-def _named(own: list[str]) -> str:
-    return f"{OWN} ({', '.join(own)})" if own else f"{OWN} (built-in)"

@@ -174,13 +174,10 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _plain(cell: str | Link) -> str:
-    return cell.text if isinstance(cell, Link) else cell
-
-
 def _is_text(table: Table, column: int) -> bool:
     """Whether a column holds words rather than numbers: then it stands to the left."""
-    cells = [_plain(row[column]) for row in table.rows]
+    cells = [row[column] for row in table.rows]
+    cells = [cell.text if isinstance(cell, Link) else cell for cell in cells]
     return any(cell and not re.fullmatch(r"[-+±]?[\d.,:e+±%hmin\- ]*", cell) for cell in cells)
 
 
