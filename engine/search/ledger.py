@@ -41,26 +41,22 @@ TRIAL = ("values", "kind", "seed", "repeats", "folder", "name")  # fields of Tri
 RUNS = ("executor", "timeout", "stall", "baseline", "fixed", "looked")  # of Runner, under their own names
 TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
 MOST = 10**9  # model.stopping.LONGEST; a curve's model keeps numbers for the epochs it has seen only
-COMMON = {"trial": WHOLE, "time": NUMBER}
 NEEDED = {
-    "study": {
-        **dict.fromkeys(("name", "metric", "goal", "method"), TEXT),
-        "budget": WHOLE,
-        "agents": WHOLE,
-        "space": LIST,
-    },
-    "extend": {},
-    "trial": {**COMMON, "values": TABLE, "kind": TEXT, "seed": WHOLE, "folder": TEXT, "name": TEXT},
-    "start": {**COMMON, "attempt": WHOLE},
-    "epoch": {**COMMON, "epoch": WHOLE, "value": NUMBER},
-    "cut": COMMON,
-    "end": {**COMMON, "state": TEXT},
+    "study": ("name", "metric", "goal", "method", "budget", "agents", "space"),
+    "extend": (),
+    "trial": ("trial", "time", "values", "kind", "seed", "folder", "name"),
+    "start": ("trial", "time", "attempt"),
+    "epoch": ("trial", "time", "epoch", "value"),
+    "cut": ("trial", "time"),
+    "end": ("trial", "time", "state"),
 }
-OPTIONAL = {
-    "seed": WHOLE, "max_epochs": WHOLE, "budget": WHOLE, "agents": WHOLE, "repeats": WHOLE, "minutes": NUMBER,
-    "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
-    "objective": TEXT, "reason": TEXT,
-}  # fmt: skip
+FIELDS = {
+    **dict.fromkeys(("name", "metric", "goal", "method", "kind", "folder", "state", "objective", "reason"), TEXT),
+    **dict.fromkeys(("budget", "agents", "trial", "seed", "attempt", "epoch", "max_epochs", "repeats"), WHOLE),
+    **dict.fromkeys(("time", "value", "minutes"), NUMBER),
+    **dict.fromkeys(("values", "early_stop", "first", "runner", "scores"), TABLE),
+    **dict.fromkeys(("space", "arguments", "estimate"), LIST),
+}
 RUNNER = {
     "executor": TEXT, "timeout": NUMBER, "stall": NUMBER, "baseline": NUMBER, "fixed": TABLE, "looked": WHOLE,
     "confirm": WHOLE, "chosen": LIST, "chosen_after": WHOLE,
@@ -339,14 +335,12 @@ def fault(event: dict[str, Any]) -> str:
     kind = event["event"]
     if not isinstance(kind, str) or kind not in NEEDED:
         return ""
-    for name, wanted in NEEDED[kind].items():
-        if name not in event:
+    for name in NEEDED[kind]:
+        if event.get(name) is None:
             return f"damaged: {kind} has no {name}"
-        if not _is(event[name], wanted):
-            return f"damaged: {name} of {kind} must be {wanted}"
-    for fields, known in ((event, OPTIONAL), (event.get("runner") or {}, RUNNER)):
+    for table, known in ((event, FIELDS), (event.get("runner") or {}, RUNNER)):
         for name, wanted in known.items():
-            if fields.get(name) is not None and not _is(fields[name], wanted):
+            if table.get(name) is not None and not _is(table[name], wanted):
                 return f"damaged: {name} of {kind} must be {wanted}"
     return _deeper(kind, event)
 
