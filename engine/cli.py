@@ -165,30 +165,25 @@ def checkpoints(argv: list[str]) -> list[str]:
     return words
 
 
-def tasks_without_ranks() -> tuple[str, int]:
-    """(who started them, how many) of tasks of srun or mpirun that torchrun has made no ranks of; ("", 1) if none.
+def _refuse_tasks() -> None:
+    """Several tasks of srun or mpirun that torchrun has made no ranks of would each do the whole work, side by side.
 
     A batch script of Slurm is one process, whatever number of tasks it may start.
+
+    Raises:
+        UserError: on the first task; the others leave with the same code when it has spoken.
     """
     if "WORLD_SIZE" in os.environ:
-        return "", 1
+        return
     steps = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
     slurm = next((os.environ[name] for name in steps if name in os.environ), "") if "SLURM_PROCID" in os.environ else ""
     if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in os.environ:
         slurm = ""
     sizes = [("srun", slurm), *(("mpirun", os.environ.get(name, "")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))]
-    return next(((who, int(size)) for who, size in sizes if size.isdecimal() and int(size) > 1), ("", 1))
-
-
-def _refuse_tasks() -> None:
-    """Several tasks that know nothing of one another would each do the whole work, side by side.
-
-    Raises:
-        UserError: on the first task; the others leave with the same code when it has spoken.
-    """
-    who, tasks = tasks_without_ranks()
-    if tasks == 1:
+    several = [(who, int(size)) for who, size in sizes if size.isdecimal() and int(size) > 1]
+    if not several:
         return
+    who, tasks = several[0]
     if any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")):
         time.sleep(TORCHRUN_GRACE_S)  # mpirun ends all tasks as soon as one leaves
         sys.exit(EXIT_USER_ERROR)

@@ -34,22 +34,16 @@ def draw(result: Result, folder: Path) -> Path | None:
     drawn = any(rates.values())
     figure = sheet(10.5, 5.0)
     spaces = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
-    looks = _looks(cells)
+    looks: dict[str, dict[str, Any]] = {}  # colour and style of each combination
+    for number, group in enumerate(by_schedule(cells)):  # a function may have more schedules than there are colours
+        for place, cell in enumerate(group):
+            looks[cell.label] = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[place % len(STYLES)]}
     _curves(figure.add_subplot(spaces[:, 0]), result, cells, looks)
     _finals(figure.add_subplot(spaces[1, 1] if drawn else spaces[:, 1]), result, cells, looks)
     if drawn:
         _rates(figure.add_subplot(spaces[0, 1]), rates, looks)
     save(figure, path)
     return path
-
-
-def _looks(cells: list[Cell]) -> dict[str, dict[str, Any]]:
-    """Colour and style of each combination."""
-    looks = {}
-    for number, group in enumerate(by_schedule(cells)):  # a function may have more schedules than there are colours
-        for place, cell in enumerate(group):
-            looks[cell.label] = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[place % len(STYLES)]}
-    return looks
 
 
 def rates_of(result: Result, cell: Cell) -> list[tuple[float, float]]:

@@ -57,16 +57,12 @@ def axis(values: Sequence[float], log: bool = False, zero: bool = False) -> Axis
     if high - low <= 1e-9 * max(abs(high), abs(low)):  # one value: a range around it
         pad = abs(high) * 0.1 or 1.0
         low, high = (low, high + pad) if zero and low == 0 else (low - pad, high + pad)
-    step = _step(high - low)
+    raw = (high - low) / 5  # ticks
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(k for k in (1, 2, 5, 10) if k * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [i * step for i in range(first, last + 1)]
     return Axis(first * step, last * step, ticks)
-
-
-def _step(span: float) -> float:
-    raw = span / 5  # ticks
-    power = 10.0 ** math.floor(math.log10(raw))
-    return power * next(k for k in (1, 2, 5, 10) if k * power >= raw * 0.999)
 
 
 def _log_axis(low: float, high: float) -> Axis:

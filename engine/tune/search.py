@@ -223,20 +223,13 @@ def slices(judge: Judge, best: PostConfig, start: PostConfig, select: str) -> It
     tried = {name: list(VALUES[name]) for name in FILTERS}
     for parameter in space(start).parameters:
         name = parameter.name.removeprefix("post.")
-        tried[name] = _around(parameter, getattr(best, name))
+        near = np.clip(parameter.unit(getattr(best, name)) + np.linspace(-0.2, 0.2, 9), 0, 1)
+        tried[name] = list(parameter.values) or [parameter.value(unit) for unit in near]
     for name, some in tried.items():
         values = sorted({*some, getattr(best, name), getattr(start, name)})
         posts = [dataclasses.replace(best, **{name: value}) for value in values]
         found = [counts(growth if name in FILTERS else judge.growth(post, every), post) for post in posts]
         yield name, values, [float(hmeans(one, select)) for one in found]
-
-
-def _around(parameter: Parameter, value: Any) -> list:
-    """Values of a parameter to draw: all of a choice, or nine around `value`."""
-    if parameter.values:
-        return list(parameter.values)
-    centre = parameter.unit(value)
-    return [parameter.value(unit) for unit in np.clip(centre + np.linspace(-0.2, 0.2, 9), 0, 1)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,8 +68,13 @@ def overlay(
         raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
-    canvas, gt, pred = _enlarged(image, gt, pred)
-    thick = _thickness(canvas, gt)
+    k = min(3, -(-SMALL_WIDTH // image.shape[1]))
+    canvas = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image.copy()
+    gt, pred = ([k * np.asarray(polygon, np.float64) for polygon in group] for group in (gt, pred))
+    # In pixels: by the size of the page, and no more than a 14th of the middle text's height.
+    sides = [min(cv2.minAreaRect(np.asarray(polygon, np.float32))[1]) for polygon in gt if len(polygon) > 2]
+    thick = min(canvas.shape[:2]) / 600
+    thick = max(1, round(min(thick, np.median(sides) / 14 if sides else thick)))
     _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
     # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
     _outlines(canvas, gt, gt_colours, thick + 1)
@@ -80,13 +85,6 @@ def overlay(
         return canvas
     shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
     return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
-
-
-def _thickness(canvas: np.ndarray, gt: Sequence[np.ndarray]) -> int:
-    """Of an outline in pixels: by the size of the page, and no more than a 14th of the middle text's height."""
-    thick = min(canvas.shape[:2]) / 600
-    sides = [min(cv2.minAreaRect(np.asarray(polygon, np.float32))[1]) for polygon in gt if len(polygon) > 2]
-    return max(1, round(min(thick, np.median(sides) / 14 if sides else thick)))
 
 
 def _tints(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple]) -> None:
@@ -101,13 +99,6 @@ def _tints(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence
             mask = np.zeros(area.shape[:2], np.uint8)
             cv2.fillPoly(mask, [np.round(points - (x0 + 0.5, y0 + 0.5)).astype(np.int32)], 1)
             area[mask > 0] = np.round((1 - TINT) * area[mask > 0] + TINT * np.array(colour)).astype(np.uint8)
-
-
-def _enlarged(image: np.ndarray, *polygons: Sequence[np.ndarray]) -> tuple:
-    """A copy of the page, enlarged when it is narrow, and its polygons with it."""
-    k = min(3, -(-SMALL_WIDTH // image.shape[1]))
-    canvas = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image.copy()
-    return canvas, *([k * np.asarray(polygon, np.float64) for polygon in group] for group in polygons)
 
 
 def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple], thick: int) -> None:
