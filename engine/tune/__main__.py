@@ -41,7 +41,7 @@ from engine.evaluation.judge import judged
 from engine.evaluation.significance import SURE, counts_of, groups_of, hmeans
 from engine.tune import figure, record
 from engine.tune.candidates import Judge
-from engine.tune.search import Found, Gain, Search, deal, gain_of, least_filters, slices
+from engine.tune.search import Found, Gain, deal, gain_of, least_filters, search, slices
 from pipelines.bars import progress
 from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex
@@ -88,8 +88,8 @@ def tune(
     fold, every = deal(groups, folds), np.arange(len(store))
     judge = Judge(store, pages, config.eval.protocol, least_filters(start))
     all_pages, without_fold = np.ones(len(store), bool), [fold != k for k in range(folds)]
-    whole, *parts = Search(judge, start, select, [all_pages, *without_fold], trials, tell).run()
-    best, chosen = whole.best, [part.best for part in parts]
+    whole, *parts = search(judge, start, select, [all_pages, *without_fold], trials, tell)
+    best, *chosen = (searched.ranked[0].post for searched in (whole, *parts))
     before, after = judge.exact(start, every), judge.exact(best, every)
     unseen = np.zeros_like(before)  # every page with the settings that were found without it
     for k, post in enumerate(chosen):

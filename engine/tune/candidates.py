@@ -48,16 +48,30 @@ class Regions:
         return first[self.on_page[first]]
 
 
-class Finder:
-    """Finds regions in stored maps. What was found is kept until another threshold, score or set of pages is asked for.
+def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(short sides, corners in canvas pixels) after the growth."""
+    with torch.inference_mode():
+        wide = box.grow(unclip_distance(box, unclip_ratio))
+        return wide.short_side().numpy(), list(wide.corners().float().numpy())
+
+
+def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
+    polygons = [offset(outline, unclip_ratio) for outline in found]
+    return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons
+
+
+class Judge:
+    """Finds regions in stored maps, and scores settings by them.
+
+    What was found is kept until another threshold, score or set of pages is asked for.
 
     Args:
-        store: maps of all pages.
+        store: maps of the pages. pages: their texts. protocol: of CLEval.
         least: the least value of every filter that will be asked for; regions below are left out.
     """
 
-    def __init__(self, store: MapStore, least: PostConfig) -> None:
-        self.store, self.least = store, least
+    def __init__(self, store: MapStore, pages: ConcatIndex, protocol: str, least: PostConfig) -> None:
+        self.store, self.pages, self.protocol, self.least = store, pages, protocol, least
         self._key: tuple = ()
         self._found: list = []
 
@@ -112,34 +126,9 @@ class Finder:
         polygons, on_page = to_page([polygons[i] for i in large], matrix, size)
         return Regions(score[large], short[large], wide[large], polygons, on_page)
 
-
-def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(short sides, corners in canvas pixels) after the growth."""
-    with torch.inference_mode():
-        wide = box.grow(unclip_distance(box, unclip_ratio))
-        return wide.short_side().numpy(), list(wide.corners().float().numpy())
-
-
-def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
-    polygons = [offset(outline, unclip_ratio) for outline in found]
-    return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons
-
-
-class Judge:
-    """Scores settings on stored maps.
-
-    Args:
-        store: maps of the pages. pages: their texts. protocol: of CLEval.
-        least: see `Finder`.
-    """
-
-    def __init__(self, store: MapStore, pages: ConcatIndex, protocol: str, least: PostConfig) -> None:
-        self.store, self.pages, self.protocol = store, pages, protocol
-        self._finder = Finder(store, least)
-
     def growth(self, post: PostConfig, rows: np.ndarray) -> list["Page"]:
         """The regions of some pages for the growth of `post`, ready to be filtered and scored."""
-        return [Page(self, row, found) for row, found in zip(rows, self._finder.regions(post, rows), strict=True)]
+        return [Page(self, row, found) for row, found in zip(rows, self.regions(post, rows), strict=True)]
 
     def exact(self, post: PostConfig, rows: np.ndarray) -> np.ndarray:
         """(P, 10) COUNTS of some pages by `detection.postprocess` and `evaluation.cleval`, nothing shared."""

@@ -39,7 +39,7 @@ def test_the_shared_path_is_exact(real, protocol):
     for _ in range(4):
         growth = _random(rng)
         shared = judge.growth(growth, every)
-        regions = judge._finder.regions(growth, every)
+        regions = judge.regions(growth, every)
         for _ in range(3):
             filters = {name: getattr(_random(rng), name) for name in FILTERS}
             post = dataclasses.replace(growth, **filters)
