@@ -264,7 +264,6 @@ def describe(result: dict, out: Path) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
     args, settings = parse(argv)
     if args.folds < 2 or args.agents < 1:
         raise UserError("--folds must be at least 2 and --agents at least 1")

@@ -321,7 +321,6 @@ def describe(result: dict) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
     args, paths, settings = parse(argv)
     device = split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"]
     ranks = distributed.start(device)

@@ -44,7 +44,6 @@ def _parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
     args = _parser().parse_intermixed_args(cli.checkpoints(argv))
     settings, paths = cli.split_settings(args.items)
     given = [n for n in ("onnx", "rapidocr", "program", "aoti", "weights") if getattr(args, n)]

@@ -130,7 +130,6 @@ def figures(run: Run, judged: "Judgement | None", notes: list[str], out: Path) -
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
     args, folder, settings = arguments(argv)
     with progress("megabytes of metrics") as tell:
         run = read_run(folder, tell)

@@ -5,6 +5,11 @@ import io
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
 from engine.config.load import shown
 from engine.run.progress import duration
 from engine.search.study import ENDED, Study, Trial
@@ -74,8 +79,6 @@ class Dashboard:
     """
 
     def __init__(self, console: Any = None) -> None:
-        from rich.console import Console
-
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._live: Any = None
         self._drawn = 0.0
@@ -93,8 +96,6 @@ class Dashboard:
         """Draws the table anew, twice a second at most."""
         if not self.console.is_terminal or time.monotonic() - self._drawn < REDRAW_S:
             return
-        from rich.live import Live
-
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
@@ -110,8 +111,6 @@ class Dashboard:
 
 def table(study: Study, running: list) -> Any:
     """The rank table as a rich renderable. All words are `Text`: a list [/d/a.json] is no markup."""
-    from rich.table import Table
-    from rich.text import Text
 
     def words(text: str) -> Text:
         return Text(printable(text))
@@ -129,8 +128,6 @@ def table(study: Study, running: list) -> Any:
 
 def text_table(study: Study) -> str:
     """The rank table as plain text, for the end of a search."""
-    from rich.console import Console
-
     with contextlib.closing(io.StringIO()) as file:
         Console(file=file, width=200, no_color=True).print(table(study, []))
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

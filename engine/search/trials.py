@@ -36,18 +36,14 @@ def settings(study: Study, trial: Trial) -> list[str]:
     return [*study.arguments, *values, *own, *group]
 
 
-def on_cpu(study: Study) -> bool:
-    """Whether a training of this study uses no GPU whatever there is."""
-    return not study.objective and load_config(study.arguments)[0].trainer.device == "cpu"
-
-
 def executor_of(study: Study) -> Any:
     """The executor that runs a study's trials.
 
     Raises:
         UserError: it cannot be had.
     """
-    return open_executor(study.runner.executor, study.agents, [] if on_cpu(study) else None)
+    on_cpu = not study.objective and load_config(study.arguments)[0].trainer.device == "cpu"  # whatever GPUs there are
+    return open_executor(study.runner.executor, study.agents, [] if on_cpu else None)
 
 
 def run_folder(study: Study, trial: Trial) -> Path:

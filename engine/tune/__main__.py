@@ -181,7 +181,6 @@ def _short(value: Any) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
     parser = cli.parser("engine.tune", __doc__)
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="checkpoint=RUN (or RUN), data.val=PATH, other settings"
