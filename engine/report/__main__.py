@@ -141,7 +141,7 @@ def main(argv: list[str]) -> int:
         notes.append(f"{len(judged.bad)} pages cannot be read and count as pages without detections: {names}")
     other = ""
     if judged is not None:
-        from engine.report.origin import origin  # as `judge` does, it needs torch
+        from engine.report.judge import origin
 
         other = origin(run, judged)
         notes += [other] if other else []

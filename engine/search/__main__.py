@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine import cli
-from engine.search import ledger, plan, preflight, trials
 from engine.search import options as flags
 from engine.search.options import Options
 from pipelines.errors import UserError
@@ -40,6 +39,8 @@ def main(argv: list[str]) -> int:
 
 def report(named: str, options: Options, items: Sequence[str]) -> int:
     """--report STUDY."""
+    from engine.search import ledger, plan
+
     others = [flag for flag in options.given() if flag not in ("--report", "--study-root", "--baseline")] + list(items)
     if others:
         raise UserError(f"{others[0]}: --report takes a study, and --baseline if any")
@@ -50,6 +51,8 @@ def report(named: str, options: Options, items: Sequence[str]) -> int:
 
 def resume(named: str, options: Options, items: Sequence[str]) -> int:
     """--resume STUDY [--budget N]."""
+    from engine.search import ledger, plan, preflight, trials
+
     folder = plan.find_study(named, options)
     before = ledger.read(folder)
     changes = plan.resume_changes(before, options, items)
@@ -69,6 +72,8 @@ def resume(named: str, options: Options, items: Sequence[str]) -> int:
 
 def begin(options: Options, items: Sequence[str]) -> int:
     """A new study, alone or from what another or a table knows."""
+    from engine.search import ledger, plan, preflight, trials
+
     study, notices, events = plan.prepare(options, items)
     executor = trials.executor_of(study)
     for line in [*notices, *plan.describe(study), executor.notice]:

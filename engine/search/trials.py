@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.load import load_config, shown
-from engine.jobs.executor import Attempt, train_command
-from engine.jobs.open import open_executor
+from engine.jobs.executor import Attempt, open_executor, train_command
 from engine.search import objective
 from engine.search.study import GIVEN, Study, Trial
 
