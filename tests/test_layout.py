@@ -106,7 +106,6 @@ TESTED_IN = {
     "bench/plain_loop.py": "tests/test_readme.py",
     "bench/rapidocr_receipts.py": "tests/test_readme.py",
     "bench/receipts.py": "tests/engine/detection/test_chain.py",
-    "bench/search/economy.py": "bench/bench_search_regret.py",
     "bench/search/methods.py": "bench/bench_search_regret.py",
     "bench/search/problems.py": "bench/bench_search_regret.py",
 }

@@ -28,7 +28,6 @@ from engine.search.space import Parameter, Space
 BUDGET, EPOCHS = 8, 15  # trials of a search, epochs of a training
 SEED_SD, EPOCH_SD = 0.9e-3, 0.44e-3
 CHAINS, STEPS = 400, 6000
-RESAMPLES = 4000
 T_VALUES = (15, 18, 20, 25)
 SPACE = Space(
     (
@@ -94,17 +93,10 @@ def _surfaces(theta: np.ndarray) -> Surfaces:
     for column, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
         correlation[:, i, j] = correlation[:, j, i] = np.clip(parts["cross"][:, column], -0.8, 0.8)
     offset = np.abs(parts["offset"])
-    flat = {name: parts[name][:, 0] for name in ("top", "saturation", "gap", "power", "speed")}
-    return Surfaces(
-        place=parts["place"],
-        matrix=correlation * root[:, :, None] * root[:, None, :],
-        offset=offset - offset.min(axis=1, keepdims=True),
-        top=flat["top"],
-        saturation=np.exp(flat["saturation"]),
-        gap=np.exp(flat["gap"]),
-        power=np.exp(flat["power"]),
-        speed=flat["speed"],
-    )
+    flat = {name: parts[name][:, 0] for name in ("top", "speed")}
+    flat |= {name: np.exp(parts[name][:, 0]) for name in ("saturation", "gap", "power")}
+    matrix = correlation * root[:, :, None] * root[:, None, :]
+    return Surfaces(place=parts["place"], matrix=matrix, offset=offset - offset.min(axis=1, keepdims=True), **flat)
 
 
 def _losses(s: Surfaces, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,10 +186,3 @@ def problem(family: str, seed: int, block: int) -> Problem:
         rng = np.random.default_rng([20260206, block, seed])
         s = dataclasses.replace(s, place=rng.uniform(size=(1, 3)), offset=rng.permuted(s.offset, axis=1))
     return Problem(s, float(s.top[0]), int(np.random.SeedSequence([block, seed]).generate_state(1)[0]))
-
-
-def interval(values: np.ndarray, statistic) -> tuple[float, float]:
-    """90 % bootstrap interval of a statistic of rows (N, ...), resampled over N."""
-    rng = np.random.default_rng(0)
-    drawn = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(RESAMPLES)]
-    return tuple(np.percentile(drawn, [5, 95]))

@@ -193,16 +193,6 @@ def compare_all(work: Work) -> list[Judged]:
     return judged
 
 
-def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tensor]]:
-    """The members' weights on the CPU; UserError where they have no mean."""
-    every = ensemble.members
-    tensors = [
-        store.load_judged(place.path, member.config.eval.ema) for place, member in zip(places, every, strict=True)
-    ]
-    soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
-    return tensors
-
-
 def cook(
     work: Work, tensors: list[dict[str, torch.Tensor]], judged: list[Judged], select: ConcatIndex | None, batches: int
 ) -> tuple[soup.Soup, Judged]:
@@ -254,7 +244,11 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         raise UserError("data.val=PATH is missing: name the pages to judge on")
     if args.bn_batches and not config.data.train:
         raise UserError("--bn-batches needs training pages: data.train=PATH")
-    tensors = alike(ensemble, places) if args.soup else []
+    tensors = []
+    if args.soup:
+        every, configs = ensemble.members, [member.config for member in ensemble.members]
+        tensors = [store.load_judged(place.path, one.eval.ema) for place, one in zip(places, configs, strict=True)]
+        soup.check_alike([member.name for member in every], configs, tensors)
     pages = open_pages(config, config.data.val, ranks)
     refuse_unjudgeable(pages, f"data.val={','.join(config.data.val)}")
     select = open_pages(config, [args.select], ranks) if args.select else None
