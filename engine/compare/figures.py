@@ -7,12 +7,14 @@ metrics.jsonl of the trainings, so they are what was used.
 """
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.compare.result import Cell, Result, by_schedule
+from engine.compare.plan import SCHEDULE
+from engine.compare.result import Cell, Result
 from engine.run.log import read_metrics
 from engine.search.trials import run_folder
 from engine.visualization.sheet import BLUE, GREEN, ORANGE, RED, plain, save, sheet
@@ -35,7 +37,8 @@ def draw(result: Result, folder: Path) -> Path | None:
     figure = sheet(10.5, 5.0)
     spaces = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
     looks: dict[str, dict[str, Any]] = {}  # colour and style of each combination
-    for number, group in enumerate(by_schedule(cells)):  # a function may have more schedules than there are colours
+    schedules = itertools.groupby(cells, key=lambda cell: cell.values.get(SCHEDULE))
+    for number, (_, group) in enumerate(schedules):  # a function may have more schedules than there are colours
         for place, cell in enumerate(group):
             looks[cell.label] = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[place % len(STYLES)]}
     _curves(figure.add_subplot(spaces[:, 0]), result, cells, looks)

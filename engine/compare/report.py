@@ -39,26 +39,28 @@ def write(study: Study) -> tuple[dict[str, Any], Path]:
 
 def sections(result: Result, picture: Path | None) -> list[Block]:
     """The report as blocks, in order."""
-    blocks: list[Block] = [Text(_overview(result)), Heading("Verdict"), Items(verdict_lines(result))]
+    study, seeds = result.study, ", ".join(map(str, result.seeds))
+    minutes = math.fsum(trial.minutes for cell in result.cells for trial in cell.trials)
+    done = sum(len(cell.trials) for cell in result.cells)
+    text = (
+        f"{len(result.cells)} combinations, {len(result.seeds)} seeds each ({seeds}), {result.epochs} epochs, "
+        f"{done} trainings that took {duration(minutes)} together. Metric: {study.metric}."
+    )
+    blocks: list[Block] = [Text(text), Heading("Verdict"), Items(verdict_lines(result))]
     blocks += [Heading("Combinations"), table(result.cells, result.study.metric), Text(WHY_LAST)]
     if picture is not None:
         caption = "Left the validation curves, from the lowest to the highest seed; right what was compared."
         blocks.append(Figure(picture, caption))
     for family in result.families:
-        blocks += [Heading(f"Pairs: {family.name}"), pairs_table(family), Text(_how(family, len(result.families)))]
+        rows = [
+            [p.first, p.second, f"{p.difference:+.2g}", f"{p.low:.2g} to {p.high:.2g}", f"{p.p:.2g}", "yes" * p.shown]
+            for p in family.pairs
+        ]
+        pairs = Table(["higher", "lower", "difference", "interval for all pairs", "p", "shown"], rows)
+        blocks += [Heading(f"Pairs: {family.name}"), pairs, Text(_how(family, len(result.families)))]
     blocks += [Heading("What is fair, and what is not"), Items(fairness(result))]
     blocks += [Heading("Trainings"), _trainings(result), Heading("Again"), Code(_again(result))]
     return blocks
-
-
-def _overview(result: Result) -> str:
-    study, seeds = result.study, ", ".join(map(str, result.seeds))
-    minutes = math.fsum(trial.minutes for cell in result.cells for trial in cell.trials)
-    done = sum(len(cell.trials) for cell in result.cells)
-    return (
-        f"{len(result.cells)} combinations, {len(result.seeds)} seeds each ({seeds}), {result.epochs} epochs, "
-        f"{done} trainings that took {duration(minutes)} together. Metric: {study.metric}."
-    )
 
 
 def verdict_lines(result: Result) -> list[str]:
@@ -87,15 +89,6 @@ def table(cells: list[Cell], metric: str) -> Table:
         row = [number(mean), rough(sd), span, number(best), rough(best_sd)]
         rows.append([cell.label, str(len(cell.final)), *row, failed])
     return Table(header, rows)
-
-
-def pairs_table(family: Family) -> Table:
-    """All pairs of a family, the largest difference first."""
-    rows = [
-        [p.first, p.second, f"{p.difference:+.2g}", f"{p.low:.2g} to {p.high:.2g}", f"{p.p:.2g}", "yes" * p.shown]
-        for p in family.pairs
-    ]
-    return Table(["higher", "lower", "difference", "interval for all pairs", "p", "shown"], rows)
 
 
 def _how(family: Family, families: int) -> str:

@@ -3,13 +3,10 @@
     result = find(study)
     [sentences(family, study.metric) for family in result.families]
 
-The value of the last epoch is compared. The best epoch's value is the largest of as many draws as there are epochs: the
-noisier curve gets the higher one, and a schedule that is steady at its end looks worse than it is. The best is what the
-checkpoint `best` scores, so it is shown beside.
+The value of the last epoch is compared; `report.WHY_LAST` says why. The best epoch's is shown beside.
 """
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -205,8 +202,3 @@ def as_json(result: Result) -> dict[str, Any]:
         "cautions": cautions(result), "left_out": result.left_out,
         "minutes": round(math.fsum(trial.minutes for trial in study.trials), 3),
     }  # fmt: skip
-
-
-def by_schedule(cells: list[Cell]) -> list[list[Cell]]:
-    """Cells of one schedule together, in the order given; all in one where the schedule does not vary."""
-    return [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.values.get(SCHEDULE))]

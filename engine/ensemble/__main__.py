@@ -216,8 +216,12 @@ def cook(
         """As they are used: with BatchNorm statistics of their own where `batches` asks for them."""
         if not batches:
             return weights
-        model = built(weights)
-        _renew_norms(model, config, work.ranks, batches)
+        model, pages = built(weights), open_pages(config, config.data.train, work.ranks, "train")
+        trained = trained_norms(build_model(changed(config, {"models.encoder.weights": ""})))  # reads no file
+        plain = changed(config, {"data.progressive": []})
+        with contextlib.closing(build_train_loader(plain, pages, work.ranks, 0, 0)) as loader:
+            images = (next(loader).to(work.ranks.device).image for _ in range(batches))
+            estimate([model], trained, images, config)  # as at the end of a training
         return {name: value.cpu() for name, value in model.state_dict().items()}
 
     def judge(weights: dict[str, torch.Tensor], pages: ConcatIndex) -> Judged:
@@ -225,15 +229,6 @@ def cook(
 
     made = soup.greedy(tensors, known, renewed, lambda weights: judge(weights, chosen_on))
     return made, dataclasses.replace(judge(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
-
-
-def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: int) -> None:
-    """BatchNorm statistics from training batches, as `training.precise_bn` takes them at the end of a training."""
-    pages = open_pages(config, config.data.train, ranks, "train")
-    trained = trained_norms(build_model(changed(config, {"models.encoder.weights": ""})))  # no start weights are read
-    plain = changed(config, {"data.progressive": []})
-    with contextlib.closing(build_train_loader(plain, pages, ranks, 0, 0)) as loader:
-        estimate([model], trained, (next(loader).to(ranks.device).image for _ in range(batches)), config)
 
 
 def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:

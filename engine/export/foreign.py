@@ -100,7 +100,8 @@ def find_tensors(held: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
     for number, (name, value) in enumerate(_leaves(held) if isinstance(held, Mapping) else ()):
         if number > MOST_NAMES:
             raise UserError(f"more than {MOST_NAMES} entries: no table of weights")
-        if _is_plain(value):
+        plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+        if plain and value.device.type == "cpu":
             found[name] = value.detach()
         else:
             left.append(f"{name} ({type(value).__name__})")
@@ -116,15 +117,6 @@ def _leaves(held: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
     else:
         yield prefix, held
-
-
-def _is_plain(value: Any) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:

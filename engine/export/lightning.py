@@ -42,8 +42,7 @@ ENCODERS = {
     ),
     "layer1": ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"),  # HRNet has this one too
 }  # fmt: skip
-BASELINE_SIZE = [640, 640]  # its canvas; the file does not tell
-DATA = {"image_size": BASELINE_SIZE}
+DATA = {"image_size": [640, 640]}  # its canvas; the file does not tell
 POST = {"bin_thresh": 0.3, "box_thresh": 0.4}
 
 

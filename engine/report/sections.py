@@ -49,8 +49,11 @@ def overview(run: Run, judged: "Judgement | None", notes: list[str]) -> list[Blo
     words = [
         f"preset {preset}" if preset else "",
         f"{history.last_step:.0f} steps",
-        "finished" if summary else _unfinished(run),
+        "finished" if summary else "not finished",  # whether it still runs is not known from outside
     ]
+    log = run.folder / "metrics.jsonl"
+    if not summary and log.exists():
+        words.append(f"last record {datetime.fromtimestamp(log.stat().st_mtime):%Y-%m-%d %H:%M}")
     tiles = _scores(run, judged)
     speed = history.last.get("images_per_second")
     tiles += [(f"{speed:.4g}", "images/s, last window")] if speed is not None else []
@@ -66,14 +69,6 @@ def overview(run: Run, judged: "Judgement | None", notes: list[str]) -> list[Blo
     if notes:
         blocks.append(Markup(f'<div class="notes">{"".join(f"<p>{escaped(note)}</p>" for note in notes)}</div>'))
     return blocks
-
-
-def _unfinished(run: Run) -> str:
-    """When an unfinished run last wrote: whether it still runs is not known from outside."""
-    path = run.folder / "metrics.jsonl"
-    if not path.exists():
-        return "not finished"
-    return f"not finished, last record {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
 def _scores(run: Run, judged: "Judgement | None") -> list[tuple[str, str]]:

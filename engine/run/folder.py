@@ -32,11 +32,6 @@ class InUse(UserError):
     """Another process has the run folder."""
 
 
-def lock_file(folder: Path) -> Path:
-    """`runs/.NAME.lock` of `runs/NAME`."""
-    return folder.parent / f".{folder.name}.lock"
-
-
 @contextlib.contextmanager
 def claim(config: Config) -> Iterator[Path]:
     """The run's folder, with this process as its only writer inside the context; for rank 0. Creates no run folder.
@@ -68,7 +63,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, lock_file(folder)
+        self.folder, self.path = folder, folder.parent / f".{folder.name}.lock"
         self._owner = {
             "host": platform.node(),
             "pid": os.getpid(),

@@ -52,8 +52,13 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
         undo.callback(_undo, study.folder, *_missing(study.folder))
         undo.callback(executor.close)  # first: what still runs would write
         end = _tried(study, executor)
+        if end.code == EXIT_USER_ERROR and not end.outside:
+            raise UserError(end.reason)  # the training's own line
         if end.code:
-            raise UserError(_words(study, end))
+            values = [f"{key}={shown(value)}" for key, value in study.first.items()]
+            again = shlex.join([sys.executable, "-m", "engine.train", *study.arguments, *values, "--dry-run"])
+            words = "the preset's own configuration cannot be trained here"
+            raise UserError(f"{words}: {end.reason}; to see more: {again}")
         undo.pop_all()  # nothing is undone
     print(f"preflight: it can train ({duration(time.monotonic() - began)})", flush=True)
 
@@ -76,15 +81,6 @@ def _tried(study: Study, executor: Executor) -> Exit:
     for left in (log, *folder.parent.glob(f"*{NAME}*")):
         left.unlink(missing_ok=True)
     return end
-
-
-def _words(study: Study, end: Exit) -> str:
-    """The training's own line, or for what is no user's mistake how to see more of it."""
-    if end.code == EXIT_USER_ERROR and not end.outside:
-        return end.reason
-    values = [f"{key}={shown(value)}" for key, value in study.first.items()]
-    again = shlex.join([sys.executable, "-m", "engine.train", *study.arguments, *values, "--dry-run"])
-    return f"the preset's own configuration cannot be trained here: {end.reason}; to see more: {again}"
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ recommended), but at least 1/8 of the old width around the recommended value, ne
 and choice parameters the values in the wider range stay, at least the two best: a parameter with one value is no
 parameter.
 
-All measured and all failed trials go along as knowledge (kind imported), those outside the new space too: the model
-sees them at their own coordinates, below 0 or above 1 (`Space.coordinates`), not moved to the nearest bound, where they
-were not. Only a trial whose choice is no longer offered has no coordinate and stays behind.
+All measured and all failed trials go along as knowledge (kind imported) at their own coordinates, outside the new space
+too, below 0 or above 1. Only a trial whose choice is no longer offered has no coordinate and stays behind.
 
 Worked example: lr 1e-5 to 2e-4, wider range 9.7e-5 to 1.1e-4 around 1e-4. An eighth of the log width is a factor of
 20^(1/8) = 1.45, so the new range is 8.3e-5 to 1.2e-4.

@@ -162,7 +162,9 @@ def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     """The result for people."""
     rows = [["", "H-mean", *COLUMNS]]
     for place, one in enumerate([Found(tuned.start, tuned.stored[0]), *tuned.ranked[:SHOWN]]):
-        rows.append([str(place or "start"), f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
+        values = [getattr(one.post, name) for name in COLUMNS]
+        words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        rows.append([str(place or "start"), f"{one.score:.4f}", *words])
     gain = tuned.gain
     off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
     lines = [
@@ -174,10 +176,6 @@ def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
         words,
     ]
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def main(argv: list[str]) -> int:

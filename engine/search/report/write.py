@@ -10,7 +10,6 @@ from engine.search.report import figures, repeats
 from engine.search.report.effects import Z90, digits2
 from engine.search.report.findings import Findings, Gain, find
 from engine.search.report.words import called, difference, duration, number, rough, short, show
-from engine.search.space import Parameter
 from engine.search.study import Study, Trial, field_of
 from engine.visualization.document import Block, Code, Figure, Heading, Items, Link, Table, Text, write_report
 
@@ -270,12 +269,6 @@ def _poor(found: Findings) -> list[Block]:
     return [Heading("Failed and poor settings"), Text(share + text), Table(header, rows)]
 
 
-def _spread(parameter: Parameter, values: tuple) -> str:
-    if parameter.values:
-        return ", ".join(map(show, values))
-    return f"{show(values[0])} to {show(values[1])}"
-
-
 def _recommended(study: Study, found: Findings) -> list[Block]:
     if found.optimum_value is None:
         if not found.ranked:
@@ -284,9 +277,11 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
         return [Heading("Recommended values"), Text(text)]
     rows = []
     for item, parameter in zip(found.ranges, study.space.parameters, strict=True):
-        note = "not told apart" if item.whole else ""
-        cells = [show(item.optimum), _spread(parameter, item.safe), _spread(parameter, item.wider), note]
-        rows.append([item.name, *cells])
+        spans = [
+            ", ".join(map(show, found)) if parameter.values else " to ".join(map(show, found))
+            for found in (item.safe, item.wider)
+        ]
+        rows.append([item.name, show(item.optimum), *spans, "not told apart" if item.whole else ""])
     mean, sd = found.optimum_value
     expected = f"{number(mean)} ± {Z90 * sd:.1g} (90 %)"
     text = (
