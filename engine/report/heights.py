@@ -79,7 +79,8 @@ class ByHeight:
             recall, precision, hmean = _share(self.gt[i]), _share(self.pred[i]), None
             if recall is not None and precision is not None:
                 hmean = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-            counts = map(int, (*self.texts[i], *self.found[i]))
+            texts, missed, split, merged, detections, false = map(int, (*self.texts[i], *self.found[i]))
+            counts = texts, missed, split, merged, detections, false
             rows.append(HeightRow(float(low), float(high), source, *counts, recall, precision, hmean))
         return rows
 
