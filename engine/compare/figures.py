@@ -44,7 +44,13 @@ def draw(result: Result, folder: Path) -> Path | None:
     _curves(figure.add_subplot(spaces[:, 0]), result, cells, looks)
     _finals(figure.add_subplot(spaces[1, 1] if drawn else spaces[:, 1]), result, cells, looks)
     if drawn:
-        _rates(figure.add_subplot(spaces[0, 1]), rates, looks)
+        axes = figure.add_subplot(spaces[0, 1])
+        for label, points in rates.items():
+            if points:
+                axes.plot(*zip(*points), lw=1.3, **looks[label])
+        axes.set(xlabel="epoch", title="learning rate, as it was")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        plain(axes)
     save(figure, path)
     return path
 
@@ -85,15 +91,6 @@ def _curves(axes: Any, result: Result, cells: list[Cell], looks: dict) -> None:
     plain(axes)
     if len(cells) <= LABELS:
         axes.legend(fontsize=8, loc="lower right")
-
-
-def _rates(axes: Any, rates: dict[str, list], looks: dict) -> None:
-    for label, points in rates.items():
-        if points:
-            axes.plot(*zip(*points), lw=1.3, **looks[label])
-    axes.set(xlabel="epoch", title="learning rate, as it was")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    plain(axes)
 
 
 def _finals(axes: Any, result: Result, cells: list[Cell], looks: dict) -> None:

@@ -336,8 +336,10 @@ def fault(event: dict[str, Any]) -> str:
     if not isinstance(kind, str) or kind not in NEEDED:
         return ""
     for name in NEEDED[kind]:
-        if event.get(name) is None:
+        if name not in event:
             return f"damaged: {kind} has no {name}"
+        if not _is(event[name], FIELDS[name]):
+            return f"damaged: {name} of {kind} must be {FIELDS[name]}"
     for table, known in ((event, FIELDS), (event.get("runner") or {}, RUNNER)):
         for name, wanted in known.items():
             if table.get(name) is not None and not _is(table[name], wanted):

@@ -80,6 +80,11 @@ def decide(trial: Trial, study: Study) -> Decision:
     return _curve(trial, study, rule)
 
 
+def estimate(trial: Trial, study: Study) -> tuple[float, float] | None:
+    """(mean, sd) of the best value the trial would reach by the last epoch; None without a finite value."""
+    return _forecast(trial, study).estimate if _finite(trial) else None
+
+
 def _finite(trial: Trial) -> list[tuple[int, float]]:
     return [(epoch, value) for epoch, value in trial.curve if math.isfinite(value)]
 
@@ -179,4 +184,4 @@ def _hyperband(trial: Trial, study: Study, rule: dict[str, Any]) -> Decision:
     reason = (
         f"hyperband, band of {reached[-1]} evaluations: {study.sign * value:.5g} is worse than {study.sign * least:.5g}"
     )
-    return Decision(True, reason, _forecast(trial, study).estimate)
+    return Decision(True, reason, estimate(trial, study))
