@@ -42,9 +42,10 @@ def card(page: WorstPage, number: int, link: str, limits: Limits) -> str:
         rgb = read_rgb(score.path, limits)
     except UserError as error:  # another decoder than the loader's, or the file has gone meanwhile
         return f'<section class="page">{head}{words}<p>No picture: {escaped(error)}</p></section>'
-    statuses = {"gt_status": page.result.gt_status, "pred_status": page.result.pred_status}
-    found = page.detections.polygons
-    picture = overlay.overlay(rgb, gt=page.polygons, ignore=page.ignore, pred=found, title=None, **statuses)
+    found, texts, regions = page.detections.polygons, page.result.gt_status, page.result.pred_status
+    picture = overlay.overlay(
+        rgb, gt=page.polygons, ignore=page.ignore, pred=found, gt_status=texts, pred_status=regions, title=None
+    )
     views = [
         f'<figure class="whole">{_image(_page_jpeg(_cropped(picture, rgb.shape[1], page)), score.name)}</figure>',
         _captioned(_map(page.prob_map, 0, 1), "probability map, 0 to 1"),

@@ -163,8 +163,8 @@ def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     rows = [["", "H-mean", *COLUMNS]]
     for place, one in enumerate([Found(tuned.start, tuned.stored[0]), *tuned.ranked[:SHOWN]]):
         values = [getattr(one.post, name) for name in COLUMNS]
-        words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        rows.append([str(place or "start"), f"{one.score:.4f}", *words])
+        shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        rows.append([str(place or "start"), f"{one.score:.4f}", *shown])
     gain = tuned.gain
     off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
     lines = [

@@ -177,8 +177,8 @@ def _lines(text: str) -> str:
 def _is_text(table: Table, column: int) -> bool:
     """Whether a column holds words rather than numbers: then it stands to the left."""
     cells = [row[column] for row in table.rows]
-    cells = [cell.text if isinstance(cell, Link) else cell for cell in cells]
-    return any(cell and not re.fullmatch(r"[-+±]?[\d.,:e+±%hmin\- ]*", cell) for cell in cells)
+    words = [cell.text if isinstance(cell, Link) else cell for cell in cells]
+    return any(word and not re.fullmatch(r"[-+±]?[\d.,:e+±%hmin\- ]*", word) for word in words)
 
 
 def _html_table(table: Table) -> str:
