@@ -1,12 +1,9 @@
 """Command line for data sets: `python -m pipelines.dataset build|check|stats|split|synth`."""
 
-if not __package__:  # run as a file: again as `python -m pipelines.dataset` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("pipelines.dataset", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import json
