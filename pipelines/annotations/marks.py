@@ -56,7 +56,8 @@ def settle(pages: list[Page]) -> None:
 
     `#` is one for Total-Text, which has no `###`; who writes `###` means the sign itself.
     """
-    if not any(len(text) > 2 and not text.strip("#") for page in pages for text in page.texts or ()):
+    signs = {text for page in pages for text in page.texts or () if text[:1] == "#" and not text.strip("#")}
+    if "#" in signs and max(map(len, signs)) <= 2:
         for page in pages:
             for k, text in enumerate(page.texts or ()):
                 page.ignore[k] |= text == "#"
@@ -67,15 +68,15 @@ def settle(pages: list[Page]) -> None:
 
 def share_a_text(pages: list[Page]) -> bool:
     """Whether nearly all texts are the same: a class, or what PPOCRLabel writes before anybody has typed (待识别)."""
-    likely, votes = "", 0  # the majority, by one count up and down (Boyer and Moore): a table would cost memory
+    likely, votes, total = "", 0, 0  # the majority, by one count up and down (Boyer and Moore): a table costs memory
     for text in _said(pages):
+        total += 1
         votes += 1 if text == likely else -1
         if votes < 0:
             likely, votes = text, 1
-    total = same = 0
-    for text in _said(pages):
-        total, same = total + 1, same + (text == likely)
-    return total >= FEWEST_SHAPES and same >= MOST_SHAPES * total
+    if total < FEWEST_SHAPES or votes < (2 * MOST_SHAPES - 1) * total - 1:  # which a text of so many is left with
+        return False
+    return sum(text == likely for text in _said(pages)) >= MOST_SHAPES * total
 
 
 def _said(pages: list[Page]) -> Iterator[str]:

@@ -1,0 +1,200 @@
+"""Indexing very many pages: time and memory a page, and how soon the first batch comes.
+
+    pytest bench/bench_index.py -m quick       # 2,000 pages beside a reader that keeps them in Python's lists
+    python -m bench.bench_index --pages 1000000 --kind lines --folder FOLDER      # by hand: an hour, 13 GB of disk
+
+By hand it makes pages of 60 words whose images are hard links to a few small ones (`lines`: WildReceipt's JSON lines,
+`text`: a text file a page, `contest`, `coco`: one JSON document), builds their index in a fresh process, and in another
+one opens it as a training does, to the first batch. Pages that are there already are taken.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.index.build import build
+
+WORDS, SIZE = 60, (480, 640)
+OF_A_FOLDER = 1000  # pages; as many links to one file
+PAGES = 2000  # of the quick row
+MOST_KIB_A_PAGE = 3.0  # what building may hold of each page: 3 GB for a million, less what the program itself has
+# Of this process at its most, MiB; ru_maxrss would count what the one had that started it.
+PEAK = "next(int(l.split()[1]) >> 10 for l in open('/proc/self/status') if l.startswith('VmHWM'))"
+BUILD = f"""
+import sys, time
+from pipelines.index.build import build
+begin = time.perf_counter()
+index = build(sys.argv[1], sys.argv[2], limits=__import__("pipelines.limits").limits.Limits(annotation_mb=1e6))
+print(time.perf_counter() - begin, {PEAK}, len(index), len(index.ignore_flags))
+"""
+OPEN = f"""
+import sys, time
+import engine.train
+from engine.config.load import load_config
+from engine.data import build_train_loader, open_data
+from engine.distributed import Ranks
+import torch
+config, _ = load_config(["preset=demo", f"data.train=[{{sys.argv[1]}}]", f"data.val=[{{sys.argv[2]}}]"])
+ranks = Ranks(0, 0, 1, torch.device("cpu"))
+begin = time.perf_counter()
+data = open_data(config, ranks)
+opened = time.perf_counter() - begin
+next(build_train_loader(config, data.train, ranks, 0, 0))
+print(opened, time.perf_counter() - begin, {PEAK})
+"""
+
+
+def boxes(page: int) -> np.ndarray:
+    """(60, 4, 2) float64 words of a page: 6 columns, 10 rows, moved a little from page to page."""
+    left, top = np.meshgrid(np.arange(6) * 75.0 + 10, np.arange(10) * 60.0 + 10)
+    box = np.stack([left, top, left + 60, top, left + 60, top + 20, left, top + 20], -1).reshape(-1, 4, 2)
+    return box + page % 7 + 0.25 * (page % 3)
+
+
+def texts(page: int) -> list[str]:
+    """The words of a page."""
+    return [f"word{(page * 31 + k * 7) % 10_000}" for k in range(WORDS)]
+
+
+def link_images(folder: Path, pages: int, flat: bool) -> Iterator[str]:
+    """Makes the images of some pages; their names, in order."""
+    rng = np.random.default_rng(0)
+    for start in range(0, pages, OF_A_FOLDER):
+        place = folder if flat else folder / f"{start // OF_A_FOLDER:04d}"
+        place.mkdir(parents=True, exist_ok=True)
+        first = place / f"{start:07d}.jpg"
+        Image.fromarray(rng.integers(0, 255, (SIZE[1] // 8, SIZE[0] // 8, 3), np.uint8)).resize(SIZE).save(first)
+        for page in range(start, min(start + OF_A_FOLDER, pages)):
+            name = f"{page:07d}.jpg"
+            if page > start:
+                os.link(first, place / name)
+            yield name if flat else f"{place.name}/{name}"
+
+
+def page_line(kind: str, page: int, name: str) -> str:
+    """A page of one JSON line, or its member of a document."""
+    box, said = boxes(page).reshape(WORDS, 8).tolist(), texts(page)
+    if kind == "lines":
+        words = [{"box": b, "text": text, "label": 1} for b, text in zip(box, said)]
+        return json.dumps({"file_name": name, "height": SIZE[1], "width": SIZE[0], "annotations": words})
+    if kind == "contest":
+        outlines = boxes(page).tolist()
+        listed = {str(k): {"points": outlines[k], "transcription": said[k]} for k in range(WORDS)}
+        return f"{json.dumps(name)}: {json.dumps({'words': listed, 'img_w': SIZE[0], 'img_h': SIZE[1]})}"
+    about = {"image_id": page, "category_id": 1, "iscrowd": 0}
+    made = [about | {"id": page * WORDS + k, "segmentation": [b], "text": said[k]} for k, b in enumerate(box)]
+    return json.dumps(made)[1:-1]
+
+
+def make(folder: Path, pages: int, kind: str) -> Path:
+    """Pages in a folder, unless they are there; what to read them by."""
+    source = folder if kind == "text" else folder / ("train.jsonl" if kind == "lines" else "train.json")
+    if (folder / "img").exists():
+        return source
+    (folder / "box").mkdir(parents=True)
+    names = link_images(folder / "img", pages, flat=kind == "text")
+    if kind == "text":
+        for page, name in enumerate(names):
+            rows = zip(boxes(page).reshape(WORDS, 8).tolist(), texts(page))
+            lines = "".join(",".join(map(str, box)) + f",{text}\n" for box, text in rows)
+            (folder / "box" / f"{name[:-4]}.txt").write_text(lines)
+        return source
+    before, between, after = {
+        "lines": ("", "\n", "\n"),
+        "contest": ('{"images": {', ", ", "}}"),
+        "coco": ('{"annotations": [', ", ", '], "images": ['),
+    }[kind]
+    with source.open("w") as file:
+        file.write(before)
+        listed = []
+        for page, name in enumerate(names):
+            file.write((between if page else "") + page_line(kind, page, name))
+            listed += [{"id": page, "file_name": name, "width": SIZE[0], "height": SIZE[1]}] if kind == "coco" else []
+        file.write(after + (json.dumps(listed)[1:] + "}" if kind == "coco" else ""))
+    return source
+
+
+def child(program: str, *arguments: Path) -> list[float]:
+    """The numbers that a fresh process prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=Path(__file__).parents[1], check=True, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    return [float(word) for word in done.stdout.splitlines()[-1].split()]
+
+
+def by_lists(source: Path) -> list[np.ndarray]:
+    """The same pages as readers commonly take them: all parsed, all regions in lists, then joined."""
+    entries = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    sizes, points, lengths, said = [], [], [], []
+    for entry in entries:
+        with Image.open(source.parent / "img" / entry["file_name"]) as image:
+            sizes.append(image.size)
+        for word in entry["annotations"]:
+            outline = np.array(word["box"], np.float32).reshape(-1, 2)
+            points.append(np.clip(outline, 0, sizes[-1]))
+            lengths.append(len(outline))
+            said.append(word["text"])
+    return [np.array(sizes), np.concatenate(points), np.cumsum(lengths), np.array(said)]
+
+
+@pytest.mark.quick
+def test_json_lines(measure, tmp_path):
+    """The time beside such a reader, and what building holds of a page."""
+    source = make(tmp_path / "set", PAGES, "lines")
+    case = f"JSON lines, {PAGES} pages of {WORDS} words"
+    run = lambda: build(source, tmp_path / "index", workers=1), lambda: by_lists(source)
+    measure("index.build", case, *run, peer_name="json and lists", images=PAGES, rounds=2)
+
+
+@pytest.mark.quick
+def test_memory_of_a_page(tmp_path, monkeypatch):
+    """What more pages take, with nothing of them kept in memory on purpose (`packed.IN_MEMORY`)."""
+    program = "import pipelines.annotations.packed as packed; packed.IN_MEMORY = 0\n" + BUILD
+    peaks = []
+    for pages in (PAGES // 4, PAGES):
+        source = make(tmp_path / str(pages), pages, "lines")
+        peaks.append(child(program, source, tmp_path / f"index{pages}")[1])
+    assert 1024 * (peaks[1] - peaks[0]) / (PAGES - PAGES // 4) < MOST_KIB_A_PAGE
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=int, default=10_000)
+    parser.add_argument("--kind", default="lines", choices=("lines", "text", "contest", "coco"))
+    parser.add_argument("--folder", type=Path, help="where the pages are made and stay; default: made and removed")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        top = (options.folder or Path(temporary)).resolve()
+        folder = top / f"{options.kind}-{options.pages}"
+        begin = time.perf_counter()
+        source = make(folder, options.pages, options.kind)
+        labels = source if source.is_file() else folder / "box"
+        size = sum(p.stat().st_size for p in ([labels] if labels.is_file() else labels.iterdir())) / 1e6
+        print(f"{source}: labels of {size:.0f} MB, made in {time.perf_counter() - begin:.0f} s")
+        seconds, peak, pages, regions = child(BUILD, source, folder / "index")
+        each = 1e3 * seconds / pages
+        print(
+            f"built: {pages:.0f} pages, {regions:.0f} regions in {seconds:.1f} s, {each:.3f} ms a page; "
+            f"{peak:.0f} MiB at the most, {peak * 1.048576 / size:.2f} times the labels"
+        )
+        val = make(top / "val", 100, "lines")
+        child(BUILD, val, top / "val" / "index")
+        for turn in ("first", "second"):
+            opened, first, peak = child(OPEN, folder / "index", top / "val" / "index")
+            print(f"{turn} time: opened in {opened:.2f} s, first batch after {first:.2f} s; at most {peak:.0f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
