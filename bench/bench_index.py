@@ -9,6 +9,7 @@ one opens it as a training does, to the first batch. Pages that are there alread
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -54,16 +55,32 @@ print(opened, time.perf_counter() - begin, {PEAK})
 """
 
 
-def boxes(page: int) -> np.ndarray:
-    """(60, 4, 2) float64 words of a page: 6 columns, 10 rows, moved a little from page to page."""
+@functools.cache
+def template(kind: str, shift: int) -> str:
+    """A page's labels with places (%d) for the numbers of its words: 6 columns, 10 rows, moved by quarter pixels."""
     left, top = np.meshgrid(np.arange(6) * 75.0 + 10, np.arange(10) * 60.0 + 10)
-    box = np.stack([left, top, left + 60, top, left + 60, top + 20, left, top + 20], -1).reshape(-1, 4, 2)
-    return box + page % 7 + 0.25 * (page % 3)
+    box = np.stack([left, top, left + 60, top, left + 60, top + 20, left, top + 20], -1).reshape(WORDS, 8) + shift / 4
+    said, outlines = "word%d", box.tolist()
+    if kind == "text":
+        return "".join(",".join(map(str, outline)) + f",{said}\n" for outline in outlines)
+    if kind == "lines":
+        return json.dumps([{"box": outline, "text": said, "label": 1} for outline in outlines])
+    if kind == "contest":
+        pairs = box.reshape(WORDS, 4, 2).tolist()
+        return json.dumps({str(k): {"points": pairs[k], "transcription": said} for k in range(WORDS)})
+    about = {"image_id": "PAGE", "category_id": 1, "iscrowd": 0, "text": said}
+    made = [about | {"id": f"PAGE-{k}", "segmentation": [outline]} for k, outline in enumerate(outlines)]
+    return json.dumps(made)[1:-1]
 
 
-def texts(page: int) -> list[str]:
-    """The words of a page."""
-    return [f"word{(page * 31 + k * 7) % 10_000}" for k in range(WORDS)]
+def labels(kind: str, page: int, name: str) -> str:
+    """A page's file, line, or members of a document."""
+    words = template(kind, page % 29) % tuple((page * 31 + k * 7) % 10_000 for k in range(WORDS))
+    if kind == "lines":
+        return f'{{"file_name": "{name}", "height": {SIZE[1]}, "width": {SIZE[0]}, "annotations": {words}}}'
+    if kind == "contest":
+        return f'"{name}": {{"words": {words}, "img_w": {SIZE[0]}, "img_h": {SIZE[1]}}}'
+    return words.replace("PAGE", str(page)) if kind == "coco" else words
 
 
 def link_images(folder: Path, pages: int, flat: bool) -> Iterator[str]:
@@ -77,23 +94,8 @@ def link_images(folder: Path, pages: int, flat: bool) -> Iterator[str]:
         for page in range(start, min(start + OF_A_FOLDER, pages)):
             name = f"{page:07d}.jpg"
             if page > start:
-                os.link(first, place / name)
+                os.link(first, f"{place}/{name}")
             yield name if flat else f"{place.name}/{name}"
-
-
-def page_line(kind: str, page: int, name: str) -> str:
-    """A page of one JSON line, or its member of a document."""
-    box, said = boxes(page).reshape(WORDS, 8).tolist(), texts(page)
-    if kind == "lines":
-        words = [{"box": b, "text": text, "label": 1} for b, text in zip(box, said)]
-        return json.dumps({"file_name": name, "height": SIZE[1], "width": SIZE[0], "annotations": words})
-    if kind == "contest":
-        outlines = boxes(page).tolist()
-        listed = {str(k): {"points": outlines[k], "transcription": said[k]} for k in range(WORDS)}
-        return f"{json.dumps(name)}: {json.dumps({'words': listed, 'img_w': SIZE[0], 'img_h': SIZE[1]})}"
-    about = {"image_id": page, "category_id": 1, "iscrowd": 0}
-    made = [about | {"id": page * WORDS + k, "segmentation": [b], "text": said[k]} for k, b in enumerate(box)]
-    return json.dumps(made)[1:-1]
 
 
 def make(folder: Path, pages: int, kind: str) -> Path:
@@ -105,9 +107,8 @@ def make(folder: Path, pages: int, kind: str) -> Path:
     names = link_images(folder / "img", pages, flat=kind == "text")
     if kind == "text":
         for page, name in enumerate(names):
-            rows = zip(boxes(page).reshape(WORDS, 8).tolist(), texts(page))
-            lines = "".join(",".join(map(str, box)) + f",{text}\n" for box, text in rows)
-            (folder / "box" / f"{name[:-4]}.txt").write_text(lines)
+            with open(f"{folder}/box/{name[:-4]}.txt", "w") as file:
+                file.write(labels(kind, page, name))
         return source
     before, between, after = {
         "lines": ("", "\n", "\n"),
@@ -118,8 +119,10 @@ def make(folder: Path, pages: int, kind: str) -> Path:
         file.write(before)
         listed = []
         for page, name in enumerate(names):
-            file.write((between if page else "") + page_line(kind, page, name))
-            listed += [{"id": page, "file_name": name, "width": SIZE[0], "height": SIZE[1]}] if kind == "coco" else []
+            file.write((between if page else "") + labels(kind, page, name))
+            listed += (
+                [{"id": str(page), "file_name": name, "width": SIZE[0], "height": SIZE[1]}] if kind == "coco" else []
+            )
         file.write(after + (json.dumps(listed)[1:] + "}" if kind == "coco" else ""))
     return source
 
@@ -179,8 +182,8 @@ def main(argv: list[str]) -> int:
         folder = top / f"{options.kind}-{options.pages}"
         begin = time.perf_counter()
         source = make(folder, options.pages, options.kind)
-        labels = source if source.is_file() else folder / "box"
-        size = sum(p.stat().st_size for p in ([labels] if labels.is_file() else labels.iterdir())) / 1e6
+        files = [source] if source.is_file() else os.scandir(folder / "box")
+        size = sum(file.stat().st_size for file in files) / 1e6
         print(f"{source}: labels of {size:.0f} MB, made in {time.perf_counter() - begin:.0f} s")
         seconds, peak, pages, regions = child(BUILD, source, folder / "index")
         each = 1e3 * seconds / pages

@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.annotations.page import Finding, Page
 
 FLAGS = ("ignore", "ignored", "difficult", "illegible", "illegibility", "iscrowd", "dont_care", "dontcare")
+_ABOUT_LEARNING = frozenset((*FLAGS, "legible"))
 # Names of classes that are not to be learnt, letters only: `don't care`, `DO_NOT_CARE`.
 IGNORE_NAMES = frozenset(("ignore", "ignored", "illegible", "dontcare", "donotcare", "difficult", "unreadable"))
 NO = ("", "0", "false", "no", "none", "n", "null")
@@ -18,7 +19,7 @@ CLASS_NAMES = frozenset(("text", "texts", "word", "words", "line", "lines", "tex
 
 def ignored_text(text: str | None) -> bool:
     """Whether a transcription is a mark: `###` (ICDAR), `####`, but for `#`, see `settle`. `####HOTEL` is a text."""
-    return text is not None and len(text) > 1 and not text.strip("#")
+    return text is not None and text[:1] == "#" and len(text) > 1 and not text.strip("#")
 
 
 def ignored_name(name: Any) -> bool:
@@ -37,7 +38,7 @@ def yes(value: Any) -> bool:
 
 def flagged(item: Any) -> bool:
     """Whether an object says of itself that it is not to be learnt, by any of FLAGS or by `legible: false`."""
-    if not isinstance(item, dict):
+    if not isinstance(item, dict) or _ABOUT_LEARNING.isdisjoint(item):
         return False
     return any(yes(item[key]) for key in FLAGS if key in item) or ("legible" in item and not yes(item["legible"]))
 

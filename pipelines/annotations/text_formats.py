@@ -56,9 +56,14 @@ def _encoding(head: bytes, file: io.BufferedReader) -> tuple[str, int]:
 def read_lines(path: Path, *, warn: bool = True) -> Iterator[str]:
     """The lines of a text file, without their ends; a large file is never held whole."""
     with path.open("rb") as file:
-        encoding, bad_byte = _encoding(file.read(CHUNK), file)
+        head = file.read(CHUNK)
+        encoding, bad_byte = _encoding(head, file)
         if bad_byte >= 0 and warn:
             logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", printable(path), bad_byte)
+        if len(head) < CHUNK:  # nearly always
+            whole = head.decode(encoding, "replace").replace("\r\n", "\n").replace("\r", "\n")
+            yield from whole.removesuffix("\n").split("\n") if whole else ()
+            return
         file.seek(0)
         # Lines end at \n, \r\n or \r, not where splitlines() ends them: a transcription may hold a form feed or U+2028.
         with io.TextIOWrapper(file, encoding, errors="replace", newline=None) as text:

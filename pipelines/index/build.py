@@ -73,10 +73,8 @@ def _write_pages(
             cleaned = clean(page, width, height, limits.points)
             for kind, regions in cleaned.problems.items():
                 counts[kind.replace("-", "_")] += len(regions)
-            polygons = cleaned.page.polygons
-            points = np.concatenate([np.zeros((0, 2), np.float32), *polygons], dtype=np.float32)
             ignore = np.array(cleaned.page.ignore, bool)
-            pages.add(page.path, [len(polygon) for polygon in polygons], points, ignore, cleaned.page.texts)
+            pages.add(page.path, cleaned.lengths, cleaned.points, ignore, cleaned.page.texts)
     arrays = {name: getattr(headers, name)[rows] for name in ("size_wh", "orientation", "file_stat")}
     save_rows(folder, **arrays)
     counts["several_pages"] = int(headers.several[rows].sum())
@@ -159,7 +157,7 @@ def subset(index: Index, rows: np.ndarray, out: Path) -> Index:
         with Pages(folder, index.has_texts) as pages:
             for row in rows:
                 labels = index.labels(row)
-                lengths = np.diff(labels.offsets).tolist()
+                lengths = np.diff(labels.offsets)
                 pages.add(index.relative_path(row), lengths, labels.points, labels.ignore, index.texts(row))
         save_rows(
             folder, size_wh=index.size_wh[rows], orientation=index.orientation[rows], file_stat=index.file_stat[rows]

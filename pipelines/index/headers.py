@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 # More threads than this only queue at the disk; a header costs about 0.2 ms.
 MAX_WORKERS = 32
-# Files whose headers wait to be looked at; a future takes 1 KB.
-BLOCK = 4096
+# Files whose headers wait to be looked at, and those that a thread reads in one go: a task costs as much as a header.
+BLOCK, TOGETHER = 8192, 16  # the one a multiple of the other
 LARGEST = 2**31 - 1  # sides above it are only stated, by files that are refused as too large
 Progress = Callable[[int, int], None]
 
@@ -59,9 +60,9 @@ def read_headers(
     made = Headers(len(names))
     with pixel_limit(limits.pixels), ThreadPoolExecutor(count) as pool:
         for start in range(0, len(names), BLOCK):
-            block = names[start : start + BLOCK]
-            found = pool.map(lambda name: read_header(Path(os.path.join(root, name)), limits), block)
-            for row, header in enumerate(found, start):
+            ends = range(start, min(start + BLOCK, len(names)), TOGETHER)
+            parts = pool.map(lambda at: [read_header(root / name, limits) for name in names[at : at + TOGETHER]], ends)
+            for row, header in enumerate(chain.from_iterable(parts), start):
                 made.size_wh[row] = min(header.width, LARGEST), min(header.height, LARGEST)
                 made.orientation[row], made.several[row] = header.orientation, header.several
                 made.file_stat[row] = header.mtime_ns, header.num_bytes

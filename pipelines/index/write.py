@@ -82,7 +82,12 @@ class Pages:
         self.pages = self.polygons = self.ignored = 0
 
     def add(
-        self, name: str, lengths: Sequence[int], points: np.ndarray, ignore: np.ndarray, texts: Sequence[str] | None
+        self,
+        name: str,
+        lengths: Sequence[int] | np.ndarray,
+        points: np.ndarray,
+        ignore: np.ndarray,
+        texts: Sequence[str] | None,
     ) -> None:
         """The next page.
 

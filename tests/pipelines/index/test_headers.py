@@ -10,7 +10,8 @@ from pipelines.limits import Limits
 
 
 def test_headers_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(headers, "BLOCK", 2)
+    monkeypatch.setattr(headers, "BLOCK", 4)
+    monkeypatch.setattr(headers, "TOGETHER", 2)
     names = [f"{k}.jpg" for k in range(5)]
     for k, name in enumerate(names):
         picture(tmp_path / name, (100 + k, 50), 6 if k == 4 else None)
