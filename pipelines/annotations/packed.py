@@ -78,7 +78,7 @@ class Flags(bytearray):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class _Packed:

@@ -73,7 +73,7 @@ class Page:
     width: int = 0
     height: int = 0
     polygons: Sequence[np.ndarray] = field(default_factory=list)
-    ignore: MutableSequence[bool] | MutableSequence[int] = field(default_factory=list)
+    ignore: MutableSequence[int] = field(default_factory=list)
     texts: Sequence[str] | None = None
     boxed: Sequence[int] = ()
     normalized: bool = False

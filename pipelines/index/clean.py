@@ -60,7 +60,8 @@ def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points)
     """
     problems: dict[str, list[int]] = {"boxed": list(page.boxed)}
     limit = np.array([width, height], np.float32) if width else np.float32(np.inf)
-    ignore, kept = list(page.ignore), range(len(page.polygons))
+    ignore = list(page.ignore)
+    kept: Sequence[int] = range(len(page.polygons))
     lengths, points = end_to_end(page.polygons)
     if not _all_sound(lengths, points, max_points):
         drawn = [_outline(stated, limit, max_points) for stated in page.polygons]
@@ -73,7 +74,7 @@ def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points)
     inside = np.clip(points, 0, limit)
     outside = _any(inside != points, lengths)
     flat, crossing = _flat_and_crossing(inside, lengths)
-    for row in np.flatnonzero(flat | crossing | outside):
+    for row in np.flatnonzero(flat | crossing | outside).tolist():
         k = kept[row]
         ignore[k] |= bool(flat[row] or crossing[row])
         odd = (("zero-area", flat[row]), ("self-intersection", crossing[row]), ("out-of-page", outside[row]))
