@@ -78,7 +78,8 @@ class Index:
     @property
     def paths(self) -> list[str]:
         """Absolute path of every page's image."""
-        return [os.path.join(self.root, name) for name in self.relative_paths()]
+        base = os.path.join(self.root, "")  # once: joined one by one a million take 4 s
+        return [base + name for name in self.relative_paths()]
 
     @property
     def longest_polygon(self) -> int:
