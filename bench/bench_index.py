@@ -1,7 +1,7 @@
 """Indexing very many pages: time and memory a page, and how soon the first batch comes.
 
     pytest bench/bench_index.py -m quick       # 2,000 pages beside a reader that keeps them in Python's lists
-    python -m bench.bench_index --pages 1000000 --kind lines --folder FOLDER      # by hand: an hour, 13 GB of disk
+    python -m bench.bench_index --pages 1000000 --kind lines --folder FOLDER      # by hand: half an hour, 12 GB of disk
 
 By hand it makes pages of 60 words whose images are hard links to a few small ones (`lines`: WildReceipt's JSON lines,
 `text`: a text file a page, `contest`, `coco`: one JSON document), builds their index in a fresh process, and in another
@@ -34,9 +34,9 @@ PEAK = "next(int(l.split()[1]) >> 10 for l in open('/proc/self/status') if l.sta
 BUILD = f"""
 import sys, time
 from pipelines.index.build import build
-begin = time.perf_counter()
+begin, busy = time.perf_counter(), time.process_time()
 index = build(sys.argv[1], sys.argv[2], limits=__import__("pipelines.limits").limits.Limits(annotation_mb=1e6))
-print(time.perf_counter() - begin, {PEAK}, len(index), len(index.ignore_flags))
+print(time.perf_counter() - begin, time.process_time() - busy, {PEAK}, len(index), len(index.ignore_flags))
 """
 OPEN = f"""
 import sys, time
@@ -47,11 +47,11 @@ from engine.distributed import Ranks
 import torch
 config, _ = load_config(["preset=demo", f"data.train=[{{sys.argv[1]}}]", f"data.val=[{{sys.argv[2]}}]"])
 ranks = Ranks(0, 0, 1, torch.device("cpu"))
-begin = time.perf_counter()
+begin, busy = time.perf_counter(), time.process_time()
 data = open_data(config, ranks)
 opened = time.perf_counter() - begin
 next(build_train_loader(config, data.train, ranks, 0, 0))
-print(opened, time.perf_counter() - begin, {PEAK})
+print(opened, time.perf_counter() - begin, time.process_time() - busy, {PEAK})
 """
 
 
@@ -161,13 +161,16 @@ def test_json_lines(measure, tmp_path):
 
 
 @pytest.mark.quick
-def test_memory_of_a_page(tmp_path, monkeypatch):
-    """What more pages take, with nothing of them kept in memory on purpose (`packed.IN_MEMORY`)."""
-    program = "import pipelines.annotations.packed as packed; packed.IN_MEMORY = 0\n" + BUILD
+def test_memory_of_a_page(tmp_path):
+    """What more pages take, where nothing of them is kept in memory on purpose, and few are judged together."""
+    program = (
+        "from pipelines.annotations import packed; packed.IN_MEMORY = 0\n"
+        "from pipelines.index import conventions; conventions.JUDGED = 100\n" + BUILD
+    )
     peaks = []
     for pages in (PAGES // 4, PAGES):
         source = make(tmp_path / str(pages), pages, "lines")
-        peaks.append(child(program, source, tmp_path / f"index{pages}")[1])
+        peaks.append(child(program, source, tmp_path / f"index{pages}")[2])
     assert 1024 * (peaks[1] - peaks[0]) / (PAGES - PAGES // 4) < MOST_KIB_A_PAGE
 
 
@@ -185,17 +188,18 @@ def main(argv: list[str]) -> int:
         files = [source] if source.is_file() else os.scandir(folder / "box")
         size = sum(file.stat().st_size for file in files) / 1e6
         print(f"{source}: labels of {size:.0f} MB, made in {time.perf_counter() - begin:.0f} s")
-        seconds, peak, pages, regions = child(BUILD, source, folder / "index")
-        each = 1e3 * seconds / pages
+        seconds, busy, peak, pages, regions = child(BUILD, source, folder / "index")
         print(
-            f"built: {pages:.0f} pages, {regions:.0f} regions in {seconds:.1f} s, {each:.3f} ms a page; "
+            f"built: {pages:.0f} pages, {regions:.0f} regions in {seconds:.1f} s, "
+            f"{1e3 * busy / pages:.3f} ms of CPU a page; "
             f"{peak:.0f} MiB at the most, {peak * 1.048576 / size:.2f} times the labels"
         )
         val = make(top / "val", 100, "lines")
         child(BUILD, val, top / "val" / "index")
         for turn in ("first", "second"):
-            opened, first, peak = child(OPEN, folder / "index", top / "val" / "index")
-            print(f"{turn} time: opened in {opened:.2f} s, first batch after {first:.2f} s; at most {peak:.0f} MiB")
+            opened, first, busy, peak = child(OPEN, folder / "index", top / "val" / "index")
+            print(f"{turn} time: opened in {opened:.2f} s, at most {peak:.0f} MiB")
+            print(f"    first batch after {first:.2f} s, {busy:.2f} s of CPU")
     return 0
 
 
