@@ -23,7 +23,7 @@ from pipelines.annotations.json_values import (
 from pipelines.annotations.marks import are_classes, flagged, ignored_name, ignored_text, named_classes, settle
 from pipelines.annotations.names import files_in, nfc
 from pipelines.annotations.packed import Texts
-from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Findings, Page, Source, safe_relative
+from pipelines.annotations.page import IMAGE_SUFFIXES, ROOT_ADVICE, Finding, Findings, Page, Source, safe_relative
 from pipelines.errors import UserError
 
 
@@ -112,7 +112,7 @@ def _by_stem(files: list[Path], root: str | Path | None) -> tuple[Path, list[tup
         if len(names) > 1:
             raise UserError(f"{folder}: {names[0]} and {names[1]} have one label file, {stem}.json; rename one of them")
     if not any(nfc(path.stem) in images for path in files):
-        raise UserError(f"{files[0]}: no image {files[0].stem}.png or .jpg in {folder}; name the folder with --root")
+        raise UserError(f"{files[0]}: no image {files[0].stem}.png or .jpg in {folder}; {ROOT_ADVICE}")
     items = [(path, images.get(nfc(path.stem), [f"{path.stem}.png"])[0]) for path in files]
     known = {nfc(path.stem) for path in files}
     alone = [names[0] for stem, names in images.items() if stem not in known]

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.annotations.marks import settle
 from pipelines.annotations.names import Spelling, is_clutter
 from pipelines.annotations.packed import Shelf, pack
-from pipelines.annotations.page import ROOT_PROBES, Finding, Findings, Page, Source, find_root
+from pipelines.annotations.page import ROOT_ADVICE, ROOT_PROBES, Finding, Findings, Page, Source, find_root
 from pipelines.errors import UserError
 
 ANNOTATION_FOLDERS = ("annotations", "annotation", "jsons", "json", "labels", "label", "gt")
@@ -88,7 +88,7 @@ def locate(root: str | Path | None, path: Path, names: list[str]) -> Path:
         return find_root(root, near, names, str(path))
     most, best = _found(path, near, names)
     if len(best) > 1 and not set(best) & set(near):
-        raise UserError(f"{path}: its images lie in {best[0]} and in {best[1]}; name one with --root")
+        raise UserError(f"{path}: its images lie in {best[0]} and in {best[1]}; {ROOT_ADVICE}")
     return find_root(None, near + best if most else near, names, str(path))
 
 

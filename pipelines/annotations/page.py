@@ -15,7 +15,10 @@ from pipelines.annotations.names import Spelling
 from pipelines.errors import UserError
 
 IGNORE_TEXT = "###"  # instead of a transcription: neither to be found nor wrong to find
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".ppm", ".pgm"
+)  # fmt: skip
+ROOT_ADVICE = "name it: data.root=FOLDER, or --root FOLDER of pipelines.dataset"
 # Enough to tell the right folder from a wrong one without a stat of every file on a network disk.
 ROOT_PROBES = 32
 LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; Linux takes 255 and, with the root, 4096
@@ -149,7 +152,7 @@ def safe_relative(path: str, where: str, base: str = "") -> str:
         raise UserError(f"{where}: absolute image path {path!r} is refused; make it relative to the image folder")
     normal = posixpath.normpath(posixpath.join(base, text))
     if normal == ".." or normal.startswith(("../", "/")):
-        raise UserError(f"{where}: image path {path!r} leaves the image folder; name the right one with --root")
+        raise UserError(f"{where}: image path {path!r} leaves the image folder; {ROOT_ADVICE}")
     try:
         names = [os.fsencode(part) for part in normal.split("/")]
     except UnicodeEncodeError:
@@ -180,7 +183,5 @@ def find_root(root: str | Path | None, candidates: Iterable[Path], names: list[s
             best, hits = folder, found
     if best is None:
         looked = ", ".join(str(c) for c in folders)
-        raise UserError(
-            f"{where}: none of its images (e.g. {probes[0]}) found in {looked}; name the folder with --root"
-        )
+        raise UserError(f"{where}: none of its images (e.g. {probes[0]}) found in {looked}; {ROOT_ADVICE}")
     return best.resolve()

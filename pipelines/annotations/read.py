@@ -139,6 +139,8 @@ def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
         return _read_json(path, format, root)
     with path.open("rb") as file:
         head = file.read(4096)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise UserError(f"{path}: settings of a data set, not its labels; name the folder of its images and labels")
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _unknown(path, "a binary file")
     if path.suffix.lower() == ".xml":

@@ -29,6 +29,7 @@ __all__ = ["LAYOUTS", "build_pages", "choose_layout", "interpret", "is_text_line
 
 logger = logging.getLogger(__name__)
 
+DOTA = ("imagesource:", "gsd:")  # the two lines above DOTA's boxes
 CHUNK = 1 << 20  # bytes; a file of one page's labels is hardly ever larger
 
 
@@ -73,7 +74,8 @@ def read_lines(path: Path, *, warn: bool = True) -> Iterator[str]:
 
 def parsed(path: Path, *, warn: bool = True) -> Iterator[Line]:
     """The lines of a file that are not blank."""
-    return (parse_line(text, n) for n, text in enumerate(read_lines(path, warn=warn), 1) if text.strip())
+    lines = enumerate(read_lines(path, warn=warn), 1)
+    return (parse_line(text, n) for n, text in lines if text.strip() and not (n <= 2 and text.startswith(DOTA)))
 
 
 def _count(paths: Iterable[str], where: str) -> tuple[Tally, str]:
@@ -138,6 +140,8 @@ def build_pages(items: list[tuple[str, str]], layout: str, where: str, findings:
         pages.append(pack(page, shelf))
     bad = findings.counts["bad-line"]
     if bad * 2 > tally.total:
-        raise UserError(f"{where}: {bad} of {tally.total} lines do not fit the {layout} layout; name another --format")
+        raise UserError(
+            f"{where}: {bad} of {tally.total} lines do not fit the {layout} layout; name another data.format (--format)"
+        )
     settle(pages, shelf)
     return layout, pages

@@ -293,7 +293,7 @@ class Tally:
         if self.long:
             reading = "further points" if layout == "polygon" else "a numeric text behind 4 points"
             logger.warning(
-                "%s: %d of %d lines have 10 or more leading numbers, read as %s; --format icdar or polygon decides",
+                "%s: %d of %d lines have 10 or more leading numbers, read as %s; data.format (--format) decides",
                 printable(where), self.long, self.total, reading,
             )  # fmt: skip
         return layout

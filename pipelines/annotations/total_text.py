@@ -113,5 +113,7 @@ def build_pages(items: list[tuple[str, str]], where: str, findings: Findings) ->
         pages.append(pack(page, shelf))
     bad = findings.counts["bad-line"]
     if bad * 2 > total:
-        raise UserError(f"{where}: {bad} of {total} records are none of Total-Text's; name another --format")
+        raise UserError(
+            f"{where}: {bad} of {total} records are none of Total-Text's; name another data.format (--format)"
+        )
     return pages

@@ -53,7 +53,7 @@ def _drop_bad(source: Source, headers: Headers, skip_bad: bool, counts: dict[str
         raise UserError(
             f"{source.root / source.pages[bad[0]].path}: {problem} ({detail}); "
             f"{len(bad)} of {len(headers)} pages are unusable: `pipelines.dataset check` names them all, "
-            "`build --skip-bad` leaves them out"
+            "`pipelines.dataset build --skip-bad` makes an index without them"
         )
     for row in bad:
         problem, detail = headers.problems[row]

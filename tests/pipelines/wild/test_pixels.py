@@ -309,3 +309,16 @@ def test_jpegs_go_to_dali_as_they_are():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     png = np.frombuffer(_encoded(Image.new("RGB", (40, 30)), "PNG"), np.uint8)
     assert readable(png, 1, 1200) is png
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JFIF"])
+def test_other_suffixes_of_a_jpeg(tmp_path, suffix):
+    # what a browser on Windows saves
+    for name in ("img", "gt"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.new("RGB", (400, 300), "white").save(tmp_path / "set" / "img" / f"{name}{suffix}", "JPEG")
+        (tmp_path / "set" / "gt" / f"{name}.txt").write_text(
+            "10,20,110,20,110,40,10,40,A\n10,60,110,60,110,80,10,80,B\n"
+        )
+    assert check(tmp_path / "set").fatal == [] and len(open_index(tmp_path / "set", cache_dir=tmp_path)) == 2

@@ -193,3 +193,9 @@ def test_two_images_of_one_id_are_refused(tmp_path):
 def test_an_id_twice_is_refused(tmp_path):
     folder = pages_of(tmp_path / "set", f"{QUAD},A", f"{QUAD},B")
     assert "ids.txt:3: a.jpg is listed a second time" in refusal(put(folder / "ids.txt", "a\nb\na.jpg\n"))
+
+
+def test_a_settings_file_of_yolo_is_no_list(tmp_path):
+    # Ultralytics' data.yaml names folders; it is what their own `train` is given
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [text]\n")
+    assert "settings of a data set, not its labels; name the folder" in refusal(tmp_path / "data.yaml")

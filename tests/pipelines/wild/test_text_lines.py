@@ -168,3 +168,11 @@ def test_a_header_that_all_files_have_is_no_region(tmp_path, caplog):
 def test_words_that_only_one_file_begins_with_are_no_header(tmp_path):
     folder = pages_of(tmp_path / "set", f"lost\n{QUAD},A\n{OTHER},A", f"{OTHER},B\n{QUAD},B")
     assert "a.jpg: nowhere" in refusal(folder)
+
+
+def test_dota_headers_are_no_regions(tmp_path):
+    # DOTA's labelTxt: two lines on the picture's origin, then quadrilaterals with a class and a flag
+    rows = "10 20 110 20 110 40 10 40 text 0\n10 60 110 60 110 80 10 80 text 1\n"
+    head = "imagesource:GoogleEarth\ngsd:0.{}\n"
+    report, index = judge(pages_of(tmp_path / "set", head.format(14) + rows, head.format(29) + rows))
+    assert report.counts == {"duplicate-image": 1} and len(index.ignore(0)) == 2
