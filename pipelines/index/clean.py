@@ -130,7 +130,8 @@ def _outline(stated: np.ndarray, limit: np.ndarray | np.float32, most: int) -> t
 
 def _around(points: np.ndarray) -> np.ndarray:
     """The hull of some points; a box with MASK_PX around them where the hull is flat."""
-    hull = cv2.convexHull(points.astype(np.float32))[:, 0]
+    found = cv2.convexHull(points.astype(np.float32))  # None of points too far away to be on any page
+    hull = np.zeros((0, 2), np.float32) if found is None else found[:, 0]
     if len(hull) >= 3 and _areas(hull[None])[0] >= MIN_AREA_PX:
         return hull
     (left, top), (right, bottom) = points.min(0) - MASK_PX, points.max(0) + MASK_PX
