@@ -84,6 +84,9 @@ def print_report(report: Report) -> None:
     """Every finding as `path: kind: detail`, then a table per kind, then what makes training impossible."""
     for finding in report.findings:
         print(printable(f"{finding.path}: {finding.kind}: {finding.detail}"))
+    left = report.findings.counts.total() - len(report.findings)
+    if left:
+        print(f"and {left} more of the kinds below")
     source = printable(report.source)
     print(f"{source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
     for kind, count in report.counts.items():
