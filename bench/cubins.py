@@ -8,13 +8,10 @@ instead of started; every recorded kernel is compiled for sm_80, sm_90 and sm_10
 divisibilities of its real arguments, and ptxas reports what it uses.
 """
 
-if not __package__:  # run as a file: again as `python -m bench.cubins` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("bench.cubins", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import itertools

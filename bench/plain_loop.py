@@ -7,13 +7,10 @@ train the same network on the same pages with the same augmentation. The plain l
 workers, targets by pyclipper and OpenCV in those workers, the loss with topk and int(), `loss.item()` in every step.
 """
 
-if not __package__:  # run as a file: again as `python -m bench.plain_loop` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("bench.plain_loop", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import importlib.util
 import itertools

@@ -11,13 +11,10 @@ has no batches and takes page after page. The rows take turns, and the median of
 that the process may use (`taskset -c 0,1 python -m bench...`).
 """
 
-if not __package__:  # run as a file: again as `python -m bench.rapidocr_receipts` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("bench.rapidocr_receipts", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import os
 import statistics

@@ -10,13 +10,10 @@ HRNet-W44 at 1280 on an H200, batch 16: 9.13 ms or 110 images/s. The encoder's c
 lies between them 4.04 (6.8 + 13.3 bytes an element of their outputs), decoder and head 1.0, all else 0.07.
 """
 
-if not __package__:  # run as a file: again as `python -m bench.roofline` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("bench.roofline", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import json

@@ -1,6 +1,5 @@
 """What every entry point does the same way: arguments, `--help`, `--print-config`, `--dry-run`, exit codes."""
 
-import contextlib
 import errno
 import logging
 import os
@@ -88,21 +87,14 @@ def parser(module: str, describe: str) -> SettingsParser:
 
         parser = cli.parser("engine.tune", __doc__)
 
-    Its complaints are UserErrors, for `run` to show in one line.
-    """
-    made = SettingsParser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
-    return made
-
-
-def alone(module: str) -> None:
-    """Refuses several ranks for a command that is one process.
-
     Raises:
-        UserError: torchrun has started it.
+        UserError: torchrun has started it, as several ranks. So are the parser's complaints, for `run` to show.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(f"{module} runs as one process: start it with python -m")
+    made = SettingsParser(prog=f"python -m {module}", description=describe, formatter_class=RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
+    return made
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -128,11 +120,19 @@ def parse(
         UserError: in one line, whatever is wrong. Under torchrun only rank 0 raises; the others, which read the same
             arguments, exit with the same code.
     """
-    with _once_under_torchrun():
+    try:
         flags = [item for item in argv if item in FLAGS or item == "-h"]
         config, extras = load_config([item for item in argv if item not in flags], extra=extra, base=base)
+    except UserError:
+        if _is_main():
+            raise
+        # torchrun ends all ranks as soon as one leaves; rank 0 must have printed by then.
+        time.sleep(TORCHRUN_GRACE_S)
+        sys.exit(EXIT_USER_ERROR)
     if wants_help(flags):
-        _print_once(_help(config, extra, describe))
+        known = "\n".join(f"  {name:<16}{words}" for name, words in FLAGS.items())
+        presets = f"presets (preset=NAME or preset=FILE.yaml): {', '.join(preset_names())}"
+        _print_once(f"{describe.strip()}\n\nflags:\n{known}\n\n{presets}\n\n{help_text(extra, config)}".lstrip())
         sys.exit(0)
     if "--print-config" in flags:
         _print_once(to_yaml(config).rstrip())
@@ -165,30 +165,25 @@ def checkpoints(argv: list[str]) -> list[str]:
     return words
 
 
-def tasks_without_ranks() -> tuple[str, int]:
-    """(who started them, how many) of tasks of srun or mpirun that torchrun has made no ranks of; ("", 1) if none.
+def _refuse_tasks() -> None:
+    """Several tasks of srun or mpirun that torchrun has made no ranks of would each do the whole work, side by side.
 
     A batch script of Slurm is one process, whatever number of tasks it may start.
+
+    Raises:
+        UserError: on the first task; the others leave with the same code when it has spoken.
     """
     if "WORLD_SIZE" in os.environ:
-        return "", 1
+        return
     steps = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
     slurm = next((os.environ[name] for name in steps if name in os.environ), "") if "SLURM_PROCID" in os.environ else ""
     if os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in os.environ:
         slurm = ""
     sizes = [("srun", slurm), *(("mpirun", os.environ.get(name, "")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))]
-    return next(((who, int(size)) for who, size in sizes if size.isdecimal() and int(size) > 1), ("", 1))
-
-
-def _refuse_tasks() -> None:
-    """Several tasks that know nothing of one another would each do the whole work, side by side.
-
-    Raises:
-        UserError: on the first task; the others leave with the same code when it has spoken.
-    """
-    who, tasks = tasks_without_ranks()
-    if tasks == 1:
+    several = [(who, int(size)) for who, size in sizes if size.isdecimal() and int(size) > 1]
+    if not several:
         return
+    who, tasks = several[0]
     if any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")):
         time.sleep(TORCHRUN_GRACE_S)  # mpirun ends all tasks as soon as one leaves
         sys.exit(EXIT_USER_ERROR)
@@ -204,28 +199,6 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-@contextlib.contextmanager
-def _once_under_torchrun():
-    """Lets only rank 0 report a UserError that every rank runs into."""
-    try:
-        yield
-    except UserError:
-        if _is_main():
-            raise
-        # torchrun ends all ranks as soon as one leaves; rank 0 must have printed by then.
-        time.sleep(TORCHRUN_GRACE_S)
-        sys.exit(EXIT_USER_ERROR)
-
-
 def _print_once(text: str) -> None:
     if _is_main():
         print(text, flush=True)
-
-
-def _help(config: Config, extra: Mapping[str, str] | None, describe: str) -> str:
-    flags = "\n".join(f"  {name:<16}{words}" for name, words in FLAGS.items())
-    presets = ", ".join(preset_names())
-    return (
-        f"{describe.strip()}\n\nflags:\n{flags}\n\n"
-        f"presets (preset=NAME or preset=FILE.yaml): {presets}\n\n{help_text(extra, config)}"
-    ).lstrip()

@@ -132,16 +132,17 @@ def _require_small(pages: ConcatIndex, limit_mpx: float) -> None:
 def _require_simple(pages: ConcatIndex, limits: Limits) -> None:
     """An index may have been built with other limits than this run's."""
     for part in pages.parts:
-        counts, points = np.diff(part.page_offsets), np.diff(part.point_offsets)
+        counts = np.diff(part.page_offsets)
         most = int(counts.argmax())
         if counts[most] > limits.polygons:
             raise UserError(
                 f"{part.path(most)}: {counts[most]} polygons are above data.max_polygons={limits.polygons}; leave the "
                 "page out, or raise the limit"
             )
-        if points.max(initial=0) > limits.points:
+        longest = part.longest_polygon
+        if longest > limits.points:
             raise UserError(
-                f"{part.folder}: has a polygon of {points.max()} points, above data.max_points={limits.points}; build "
+                f"{part.folder}: has a polygon of {longest} points, above data.max_points={limits.points}; build "
                 "the index again with that --max-points, or raise the limit"
             )
 
@@ -151,11 +152,10 @@ def _require_texts(pages: ConcatIndex, source: str) -> None:
     if not pages.num_usable:
         return  # there is nothing to count, which `not_scored` says
     missing = "" if pages.has_texts else "it has no transcriptions"
-    for row in range(len(pages)) if pages.has_texts else ():
-        texts, ignore = pages.texts(row), pages.ignore(row)
-        assert texts is not None
-        if any(not text and not skip for text, skip in zip(texts, ignore, strict=True)):
-            missing = f"{pages.name(row)} has a text without transcription"
+    for part in pages.parts if pages.has_texts else ():
+        row = part.untold
+        if row is not None:
+            missing = f"{part.name(row)} has a text without transcription"
             break
     if missing:
         raise UserError(

@@ -11,13 +11,10 @@ read ends the command. Under torchrun the ranks share the pages; 1, 2 and 3 rank
 digit, as sums of whole numbers are all that they exchange.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.evaluate` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("engine.evaluate", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import json
 from pathlib import Path

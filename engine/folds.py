@@ -11,13 +11,10 @@ Killed at any moment, the same command goes on: finished folds stay, the one und
     FOLDER/split/fold_0/train, val   FOLDER/runs/fold_0   FOLDER/logs/fold_0.log   FOLDER/ensemble.yaml, report.json
 """
 
-if not __package__:  # run as a file: again as `python -m engine.folds` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("engine.folds", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import contextlib
@@ -41,7 +38,7 @@ from engine.console import text_table
 from engine.evaluation.cleval import scores_of, selected
 from engine.evaluation.significance import counts_of, groups_of, standard_error, without_each
 from engine.files import json_object, owner_record, replace_text
-from engine.jobs.executor import Attempt, Exit
+from engine.jobs.executor import Attempt, train_command
 from engine.jobs.fence import side_file
 from engine.jobs.local import LocalExecutor, visible_gpus
 from engine.jobs.tail import Tail
@@ -86,7 +83,9 @@ def claimed(args: argparse.Namespace, settings: Sequence[str], config: Config) -
     if len(config.data.train) != 1:
         raise UserError("data.train=SOURCE: engine.folds splits one source of pages")
     out = args.out or Path(config.run_root) / (config.name or "folds")
-    told, command = out / "folds.json", _command(args, settings)
+    other = ("data.val", "data.test", "run_root", "name")  # these decide neither the folds nor their trainings
+    kept = [item for item in settings if item.partition("=")[0] not in other]
+    told, command = out / "folds.json", {"folds": args.folds, "seed": args.seed, "settings": kept}
     _refuse_other(out, told, command)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
@@ -105,13 +104,6 @@ def claimed(args: argparse.Namespace, settings: Sequence[str], config: Config) -
                     split(index, out / "split", args.folds, args.seed, limits=limits, progress=count)
                 forget.pop_all()
         yield out
-
-
-def _command(args: argparse.Namespace, settings: Sequence[str]) -> dict:
-    """What decides the folds and their trainings."""
-    other = ("data.val", "data.test", "run_root", "name")
-    kept = [item for item in settings if item.partition("=")[0] not in other]
-    return {"folds": args.folds, "seed": args.seed, "settings": kept}
 
 
 def _refuse_other(out: Path, told: Path, command: dict) -> None:
@@ -140,10 +132,7 @@ def fold_settings(settings: Sequence[str], out: Path, fold: int) -> list[str]:
 
 def attempt_of(settings: Sequence[str], out: Path, fold: int, gpus: int) -> Attempt:
     """The training of a fold, as an executor of the search takes it."""
-    launch = [sys.executable, "-m"]
-    if gpus > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
-    command = [*launch, "engine.train", *fold_settings(settings, out, fold)]
+    command = [*train_command(gpus), *fold_settings(settings, out, fold)]
     log, folder = out.resolve() / "logs" / f"fold_{fold}.log", run_folder(out, fold).resolve()
     return Attempt(fold, 1, secrets.token_hex(8), command, {}, log, folder, gpus)
 
@@ -183,15 +172,13 @@ def train_all(settings: Sequence[str], out: Path, folds: int, agents: int, confi
                 ended = executor.poll(handle)
                 if ended is not None:
                     running.pop(fold)
-                    _accept(ended, out, fold)
+                    if ended.code:
+                        log = out / "logs" / f"fold_{fold}.log"
+                        raise UserError(
+                            f"fold {fold}: {ended.reason} (log: {log}); the same command goes on from there"
+                        )
             bar(sum(epochs.values()), folds * config.trainer.max_epochs)
             time.sleep(POLL_S)
-
-
-def _accept(ended: Exit, out: Path, fold: int) -> None:
-    if ended.code:
-        log = out / "logs" / f"fold_{fold}.log"
-        raise UserError(f"fold {fold}: {ended.reason} (log: {log}); the same command goes on from there")
 
 
 def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config: Config) -> dict:
@@ -226,7 +213,10 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
             judge(member.name, "member", member.forward, pages, member.config)
             for member, pages in zip(ensemble.members, parts, strict=True)
         ]
-        result["folds"] = [_scores(item, config.eval.select) for item in judged]
+        result["folds"] = [
+            {"pages": len(one.pages), **selected(one.scores, config.eval.select), "score": one.scores["score"]}
+            for one in judged
+        ]
         every = ConcatIndex([part for pages in parts for part in pages.parts])
         result["out_of_fold"] = _pooled(judged, config.eval, groups_of(every, config))
         held_out = config.data.test or config.data.val
@@ -242,10 +232,6 @@ def report(args: argparse.Namespace, settings: Sequence[str], out: Path, config:
     result["ensemble"] = str(ensemble_file.save(out, ensemble, places, joint))
     replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _scores(judged: "Judged", select: str) -> dict:
-    return {"pages": len(judged.pages), **selected(judged.scores, select), "score": judged.scores["score"]}
 
 
 def _pooled(judged: "Sequence[Judged]", rules: EvalConfig, groups: np.ndarray) -> dict:
@@ -278,8 +264,6 @@ def describe(result: dict, out: Path) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
-    cli.alone("engine.folds")
     args, settings = parse(argv)
     if args.folds < 2 or args.agents < 1:
         raise UserError("--folds must be at least 2 and --agents at least 1")

@@ -15,13 +15,10 @@ file DIR/<image>.json each). --resume with other formats makes them from the lin
 From Python: `from engine.predict import Detector`, see `engine.detection.detector`.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.predict` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("engine.predict", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import dataclasses
@@ -210,7 +207,6 @@ def _check_places(args: argparse.Namespace, paths: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry point; see the module docstring."""
-    cli.alone("engine.predict")
     args = _parser().parse_intermixed_args(argv)
     formats = _formats(args.format)
     named, settings, paths = _detector(args)

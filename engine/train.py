@@ -14,13 +14,10 @@ Exit codes: 0 done; 2 something to mend, said in one line; 75 stopped by SIGTERM
 written, the same command with resume=auto goes on; 71 a rank hung; 130 Ctrl-C before the first step.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.train` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("engine.train", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import contextlib
 import gc

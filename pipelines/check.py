@@ -2,7 +2,6 @@
 
 import hashlib
 import multiprocessing
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -13,13 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipelines.annotations.page import Finding, Page, in_pixels
+from pipelines.annotations.packed import in_pixels
+from pipelines.annotations.page import Finding, Findings, Page
 from pipelines.annotations.read import read_source
 from pipelines.images.jpeg import decodes, is_jpeg, libjpeg_complaint, libjpeg_talks, scan_markers
 from pipelines.images.plain import readable
 from pipelines.images.read import PILLOW_FORMATS, SEVERAL_PAGES, Header, pixel_limit, read_header
 from pipelines.index.clean import clean
 from pipelines.index.conventions import other_convention
+from pipelines.index.headers import LARGEST
 from pipelines.limits import DEFAULT, Limits
 
 # The decoder of the training pipeline stops at these, so training would. It repairs `corrupt` JPEGs as libjpeg does.
@@ -74,14 +75,13 @@ class Report:
     pages: int
     polygons: int = 0
     usable: int = 0
-    findings: list[Finding] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
     fatal: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[str, int]:
         """Findings per kind, in the order of KINDS."""
-        count = Counter(finding.kind for finding in self.findings)
-        return {kind: count[kind] for kind in KINDS if count[kind]}
+        return {kind: self.findings.counts[kind] for kind in KINDS if self.findings.counts[kind]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -234,9 +234,9 @@ def check(
         UserError: when the source itself cannot be read.
     """
     made = read_source(source, format, root, limits.annotation_mb, follow_links=follow_links)
-    report = Report(str(source), made.format, str(made.root), len(made.pages), findings=list(made.findings))
+    report = Report(str(source), made.format, str(made.root), len(made.pages), findings=Findings(made.findings))
     first_with: dict[str, str] = {}
-    unusable, sizes = [], []
+    unusable, sizes = [], np.zeros((len(made.pages), 2), np.int32)
     paths = [made.root / page.path for page in made.pages]
     reports = inspect_images(paths, workers, limits)
     for done, (page, image) in enumerate(zip(made.pages, reports, strict=True), 1):
@@ -244,7 +244,7 @@ def check(
         twin = first_with.setdefault(image.digest, page.path) if image.digest else page.path
         if twin != page.path:
             report.findings.append(Finding(page.path, "duplicate-image", f"same bytes as {twin}"))
-        sizes.append((image.header.width, image.header.height))
+        sizes[done - 1] = min(image.header.width, LARGEST), min(image.header.height, LARGEST)
         size = _size_finding(page, image.header)
         report.findings += [size] if size else []
         in_pixels(page, image.header.width, image.header.height)

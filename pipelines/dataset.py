@@ -1,12 +1,9 @@
 """Command line for data sets: `python -m pipelines.dataset build|check|stats|split|synth`."""
 
-if not __package__:  # run as a file: again as `python -m pipelines.dataset` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("pipelines.dataset", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import json
@@ -87,6 +84,9 @@ def print_report(report: Report) -> None:
     """Every finding as `path: kind: detail`, then a table per kind, then what makes training impossible."""
     for finding in report.findings:
         print(printable(f"{finding.path}: {finding.kind}: {finding.detail}"))
+    left = report.findings.counts.total() - len(report.findings)
+    if left:
+        print(f"and {left} more of the kinds below")
     source = printable(report.source)
     print(f"{source}: {report.format}, {report.pages} pages, {report.polygons} regions, {report.usable} usable")
     for kind, count in report.counts.items():

@@ -9,8 +9,8 @@ import dataclasses
 MAX_PIXELS = 100_000_000
 # A scan of a progressive JPEG is one more pass over the page; encoders write about 10.
 MAX_SCANS = 100
-# Of one JSON file, and of all text files of a source together. Parsed JSON takes about 10 times the bytes of its file;
-# text lines 10 times while read and 20 while indexed, the shortest that can be (`1,1,9,9`) 34 and 63 times.
+# Of one JSON file, and of all text files of a source together: 130,000 pages of 60 words. More is a question of time,
+# not of memory, but for one JSON document of COCO, of which up to 4 times the bytes are held.
 MAX_ANNOTATION_MB = 512.0
 # The densest newspaper page has some 5,000 words. A circle of 1,000 px drawn within half a pixel has 128 points; on a
 # CPU the targets of a polygon as large as the page take 30 s and 2 GB with 1,000.

@@ -29,6 +29,14 @@ if DEVICE == "cpu":
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORT = ROOT / "tests" / "support"  # what several tests share
 
+# Files that take longest as a whole, the longest first. Begun last, one of two processes waited minutes for the other.
+LONGEST = (
+    "test_readme", "faults/test_signals", "training/test_step", "model/test_forward", "db_loss/test_kernel",
+    "test_geometry", "engine/test_train", "test_norms", "test_before", "test_gpu", "test_norm_relu", "test_labelling",
+    "test_driver", "test_golden", "test_onnx_file", "test_precise_bn", "test_distributed", "db_targets/test_kernel",
+    "test_progressive", "test_outputs", "test_attempt",
+)  # fmt: skip
+
 # The smallest run that has every part of a real one: 8 synthetic pages, 4 steps an epoch, 2 epochs.
 TINY = (
     "preset=demo",
@@ -49,6 +57,21 @@ TINY = (
     "trainer.overlays=1",
     "trainer.threads=1",
 )
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist's, which puts files of many tests first
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first; the others in their order."""
+
+    def place(item):
+        file = item.path.relative_to(ROOT).with_suffix("").as_posix()
+        return next((rank for rank, name in enumerate(LONGEST) if file.endswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def run_module(module: str, *arguments: str, ranks: int = 0, cwd=None, timeout: float = 240, check: bool = False):

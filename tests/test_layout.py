@@ -70,7 +70,6 @@ TESTED_IN = {
     "engine/export/program.py": "tests/engine/export/test_outputs.py",
     "engine/export/rapid.py": "tests/engine/export/test_outputs.py",
     "engine/report/judge.py": "tests/engine/report/test_main.py",
-    "engine/report/origin.py": "tests/engine/report/test_main.py",
     "engine/report/pictures.py": "tests/engine/report/test_main.py",
     "engine/training/run.py": "tests/engine/test_train.py",
     "engine/tune/figure.py": "tests/engine/tune/test_main.py",
@@ -107,7 +106,6 @@ TESTED_IN = {
     "bench/plain_loop.py": "tests/test_readme.py",
     "bench/rapidocr_receipts.py": "tests/test_readme.py",
     "bench/receipts.py": "tests/engine/detection/test_chain.py",
-    "bench/search/economy.py": "bench/bench_search_regret.py",
     "bench/search/methods.py": "bench/bench_search_regret.py",
     "bench/search/problems.py": "bench/bench_search_regret.py",
 }

@@ -10,13 +10,10 @@ reason", and the next run on the same DIR tries it again and goes on with what i
 and OpenCV or DALI for pages; pyclipper and cupy add rows. Without a CUDA device it says "not measured".
 """
 
-if not __package__:  # run as a file: again as `python -m bench.gpu` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("bench.gpu", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import datetime

@@ -11,6 +11,8 @@ import numpy as np
 
 from bench.peers.clipper_targets import offset_polygon
 
+BIN_THRESH, UNCLIP_RATIO, MIN_SIZE_PX, MIN_UNCLIPPED_PX = 0.3, 1.5, 3.0, 5.0
+
 
 def text_like_map(
     seed: int, height: int = 1280, width: int = 1280, num_lines: int = 90, max_angle: float = 4.0
@@ -47,11 +49,7 @@ def text_like_map(
 def classic_quads(
     prob: np.ndarray,
     *,
-    bin_thresh: float = 0.3,
     box_thresh: float = 0.4,
-    unclip_ratio: float = 1.5,
-    min_size_px: float = 3.0,
-    min_unclipped_px: float = 5.0,
     half_pixel: bool = False,
     exact_score: bool = False,
     clipper_scale: int = 1,
@@ -68,7 +66,7 @@ def classic_quads(
     Returns:
         (k, 4, 2) float32 corners with pixel centres at i + 0.5 and (k,) scores, in OpenCV's order.
     """
-    mask = (prob > bin_thresh).astype(np.uint8)
+    mask = (prob > BIN_THRESH).astype(np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     quads, scores = [], []
     for contour in contours:
@@ -76,15 +74,15 @@ def classic_quads(
         if half_pixel:
             growth = 2 * _half_pixel(contour, mask, size)
             size = (size[0] + growth, size[1] + growth)
-        if min(size) < min_size_px:
+        if min(size) < MIN_SIZE_PX:
             continue
         box = _ordered(cv2.boxPoints((centre, size, angle)))
         score = _mean_of_centres(prob, box) if exact_score else _mean_inside(prob, box)
         if score < box_thresh:
             continue
-        distance = size[0] * size[1] * unclip_ratio / (2 * (size[0] + size[1]))
+        distance = size[0] * size[1] * UNCLIP_RATIO / (2 * (size[0] + size[1]))
         rectangle = cv2.minAreaRect(offset_polygon(box, distance, clipper_scale)[0].astype(np.float32))
-        if min(rectangle[1]) >= min_unclipped_px:
+        if min(rectangle[1]) >= MIN_UNCLIPPED_PX:
             quads.append(_ordered(cv2.boxPoints(rectangle)) + 0.5)
             scores.append(score)
     return np.array(quads, np.float32).reshape(-1, 4, 2), np.array(scores, np.float32)

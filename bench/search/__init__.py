@@ -1,1 +1,1 @@
-"""Problems with a known optimum, rival methods, and what a study saves: for `bench.bench_search_regret`."""
+"""Problems with a known optimum and rival methods: for `bench.bench_search_regret`."""

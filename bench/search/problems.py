@@ -25,7 +25,7 @@ import numpy as np
 
 from engine.search.space import Parameter, Space
 
-EPOCHS = 15
+BUDGET, EPOCHS = 8, 15  # trials of a search, epochs of a training
 SEED_SD, EPOCH_SD = 0.9e-3, 0.44e-3
 CHAINS, STEPS = 400, 6000
 T_VALUES = (15, 18, 20, 25)
@@ -93,17 +93,10 @@ def _surfaces(theta: np.ndarray) -> Surfaces:
     for column, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
         correlation[:, i, j] = correlation[:, j, i] = np.clip(parts["cross"][:, column], -0.8, 0.8)
     offset = np.abs(parts["offset"])
-    flat = {name: parts[name][:, 0] for name in ("top", "saturation", "gap", "power", "speed")}
-    return Surfaces(
-        place=parts["place"],
-        matrix=correlation * root[:, :, None] * root[:, None, :],
-        offset=offset - offset.min(axis=1, keepdims=True),
-        top=flat["top"],
-        saturation=np.exp(flat["saturation"]),
-        gap=np.exp(flat["gap"]),
-        power=np.exp(flat["power"]),
-        speed=flat["speed"],
-    )
+    flat = {name: parts[name][:, 0] for name in ("top", "speed")}
+    flat |= {name: np.exp(parts[name][:, 0]) for name in ("saturation", "gap", "power")}
+    matrix = correlation * root[:, :, None] * root[:, None, :]
+    return Surfaces(place=parts["place"], matrix=matrix, offset=offset - offset.min(axis=1, keepdims=True), **flat)
 
 
 def _losses(s: Surfaces, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

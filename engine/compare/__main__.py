@@ -10,13 +10,10 @@ Everything is kept in --out FOLDER: trials.jsonl (the ledger), trials/ (run fold
 comparison.json. Killed at any moment, --resume --out FOLDER goes on; with seeds=N it adds seeds.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.compare` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.compare", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import contextlib
@@ -35,6 +32,7 @@ from typing import Any
 from engine import cli
 from engine.compare import plan
 from engine.config.load import load_config
+from engine.run.log import read_metrics
 from engine.search import ledger, trials
 from engine.search.study import Runner, Study
 from pipelines.errors import UserError
@@ -57,7 +55,6 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    cli.alone("engine.compare")
     flags = arguments().parse_intermixed_args(argv)
     if flags.agents is not None and not 1 <= flags.agents <= 1000:
         raise UserError(f"--agents {flags.agents}: allowed is 1 to 1000")
@@ -180,8 +177,7 @@ def minutes_each(study: Study, gpus: int) -> float:
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "no words").splitlines()
             raise UserError(f"a few steps of the first training failed: {lines[-1].removeprefix('error: ')}")
-        metrics = Path(folder, "probe", "metrics.jsonl").read_text(encoding="utf-8")
-    records = [json.loads(line) for line in metrics.splitlines()]
+        records = read_metrics(Path(folder, "probe", "metrics.jsonl"))
     step = [record["step_ms"] for record in records if record["kind"] == "train"][-1] / 1000
     evaluation = next(record["seconds"] for record in records if record["kind"] == "validation")
     config, _ = load_config(study.arguments)

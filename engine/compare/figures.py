@@ -6,12 +6,15 @@ A colour is a schedule, the style of a line a warm-up (and learning rate). Learn
 metrics.jsonl of the trainings, so they are what was used.
 """
 
+import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.compare.result import Cell, Result, by_schedule
+from engine.compare.plan import SCHEDULE
+from engine.compare.result import Cell, Result
 from engine.run.log import read_metrics
 from engine.search.trials import run_folder
 from engine.visualization.sheet import BLUE, GREEN, ORANGE, RED, plain, save, sheet
@@ -33,22 +36,23 @@ def draw(result: Result, folder: Path) -> Path | None:
     drawn = any(rates.values())
     figure = sheet(10.5, 5.0)
     spaces = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
-    looks = _looks(cells)
+    looks: dict[str, dict[str, Any]] = {}  # colour and style of each combination
+    schedules = itertools.groupby(cells, key=lambda cell: cell.values.get(SCHEDULE))
+    for number, (_, group) in enumerate(schedules):  # a function may have more schedules than there are colours
+        for place, cell in enumerate(group):
+            looks[cell.label] = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[place % len(STYLES)]}
     _curves(figure.add_subplot(spaces[:, 0]), result, cells, looks)
     _finals(figure.add_subplot(spaces[1, 1] if drawn else spaces[:, 1]), result, cells, looks)
     if drawn:
-        _rates(figure.add_subplot(spaces[0, 1]), rates, looks)
+        axes = figure.add_subplot(spaces[0, 1])
+        for label, points in rates.items():
+            if points:
+                axes.plot(*zip(*points), lw=1.3, **looks[label])
+        axes.set(xlabel="epoch", title="learning rate, as it was")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        plain(axes)
     save(figure, path)
     return path
-
-
-def _looks(cells: list[Cell]) -> dict[str, dict[str, Any]]:
-    """Colour and style of each combination."""
-    looks = {}
-    for number, group in enumerate(by_schedule(cells)):  # a function may have more schedules than there are colours
-        for place, cell in enumerate(group):
-            looks[cell.label] = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[place % len(STYLES)]}
-    return looks
 
 
 def rates_of(result: Result, cell: Cell) -> list[tuple[float, float]]:
@@ -58,16 +62,13 @@ def rates_of(result: Result, cell: Cell) -> list[tuple[float, float]]:
         records = read_metrics(run_folder(result.study, trial) / "metrics.jsonl")
     except UserError:  # its run folder was removed since
         return []
-    points = [point for record in records if (point := _rate(record)) is not None]
+    points = []
+    for record in records:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged since
+            if record.get("kind") == "train":
+                points.append((int(record["step"]), float(record["lr"])))
     steps = max((step for step, _ in points), default=0)
     return [(result.epochs * step / steps, lr) for step, lr in points]  # the last record is of the last step
-
-
-def _rate(record: dict[str, Any]) -> tuple[int, float] | None:
-    try:
-        return (int(record["step"]), float(record["lr"])) if record.get("kind") == "train" else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _curves(axes: Any, result: Result, cells: list[Cell], looks: dict) -> None:
@@ -90,15 +91,6 @@ def _curves(axes: Any, result: Result, cells: list[Cell], looks: dict) -> None:
     plain(axes)
     if len(cells) <= LABELS:
         axes.legend(fontsize=8, loc="lower right")
-
-
-def _rates(axes: Any, rates: dict[str, list], looks: dict) -> None:
-    for label, points in rates.items():
-        if points:
-            axes.plot(*zip(*points), lw=1.3, **looks[label])
-    axes.set(xlabel="epoch", title="learning rate, as it was")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    plain(axes)
 
 
 def _finals(axes: Any, result: Result, cells: list[Cell], looks: dict) -> None:

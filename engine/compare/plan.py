@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config import Config
 from engine.config.cautions import warnings
 from engine.config.load import load_config, shown
 from engine.evaluation.cleval import key_of
@@ -178,12 +177,15 @@ def check(axes: dict[str, list], settings: list[str]) -> list[str]:
 
 def study_of(asked: Request, folder: Path, agents: int, runner: Runner, objective: str = "") -> Study:
     """The study of a request with all its trials, not on disk."""
-    space = Space(tuple(_parameter(key, values) for key, values in asked.axes.items() if len(values) > 1))
+    varied = {key: tuple(values) for key, values in asked.axes.items() if len(values) > 1}
+    kinds = {key: "choice" if key == SCHEDULE else "ordinal" for key in varied}
+    space = Space(tuple(Parameter(key, kinds[key], values=values) for key, values in varied.items()))
     alone = [f"{key}={shown(values[0])}" for key, values in asked.axes.items() if len(values) == 1]
     settings = [*asked.settings, *alone]
     config = None if objective else load_config(settings)[0]
+    metric = f"val/{key_of('hmean', config.eval.select if config else 'micro')}"
     study = Study(
-        folder=folder, name=folder.name, space=space, metric=_metric(config), method=GIVEN, agents=agents,
+        folder=folder, name=folder.name, space=space, metric=metric, method=GIVEN, agents=agents,
         seed=asked.seeds[0], max_epochs=config.trainer.max_epochs if config else 1, early_stop={"type": "none"},
         arguments=[] if objective else settings, objective=objective, budget=0, runner=runner,
     )  # fmt: skip
@@ -198,14 +200,6 @@ def missing(study: Study, wanted: list[dict[str, Any]], seeds: Sequence[int]) ->
     new = [(seed, values) for seed in seeds if seed not in known for values in wanted]
     start = len(study.trials)
     return [new_trial(study, values, KIND, seed, number=start + place) for place, (seed, values) in enumerate(new)]
-
-
-def _metric(config: Config | None) -> str:
-    return f"val/{key_of('hmean', config.eval.select if config else 'micro')}"
-
-
-def _parameter(key: str, values: list) -> Parameter:
-    return Parameter(key, "choice" if key == SCHEDULE else "ordinal", values=tuple(values))
 
 
 def axes_of(study: Study) -> dict[str, list]:

@@ -9,26 +9,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from engine.compare import figures, verdict
+from engine.compare import figures
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of
 from engine.compare.result import Cell, Result, as_json, cautions, find, same_by_best, sentences
 from engine.compare.verdict import Family
 from engine.config.load import shown
 from engine.console import text_table
 from engine.files import replace_text
-from engine.search.report.words import duration, number
+from engine.search.report.repeats import mean_interval
+from engine.search.report.words import duration, number, rough
 from engine.search.study import Study
-from engine.visualization.document import (
-    Block,
-    Code,
-    Figure,
-    Heading,
-    Items,
-    Link,
-    Table,
-    Text,
-    write_report,
-)
+from engine.visualization.document import Block, Code, Figure, Heading, Items, Link, Table, Text, write_report
 
 WHY_LAST = (
     "Compared is the last epoch. The best epoch's value is the largest of as many draws as there are epochs: the "
@@ -48,26 +39,28 @@ def write(study: Study) -> tuple[dict[str, Any], Path]:
 
 def sections(result: Result, picture: Path | None) -> list[Block]:
     """The report as blocks, in order."""
-    blocks: list[Block] = [Text(_overview(result)), Heading("Verdict"), Items(verdict_lines(result))]
+    study, seeds = result.study, ", ".join(map(str, result.seeds))
+    minutes = math.fsum(trial.minutes for cell in result.cells for trial in cell.trials)
+    done = sum(len(cell.trials) for cell in result.cells)
+    text = (
+        f"{len(result.cells)} combinations, {len(result.seeds)} seeds each ({seeds}), {result.epochs} epochs, "
+        f"{done} trainings that took {duration(minutes)} together. Metric: {study.metric}."
+    )
+    blocks: list[Block] = [Text(text), Heading("Verdict"), Items(verdict_lines(result))]
     blocks += [Heading("Combinations"), table(result.cells, result.study.metric), Text(WHY_LAST)]
     if picture is not None:
         caption = "Left the validation curves, from the lowest to the highest seed; right what was compared."
         blocks.append(Figure(picture, caption))
     for family in result.families:
-        blocks += [Heading(f"Pairs: {family.name}"), pairs_table(family), Text(_how(family, len(result.families)))]
+        rows = [
+            [p.first, p.second, f"{p.difference:+.2g}", f"{p.low:.2g} to {p.high:.2g}", f"{p.p:.2g}", "yes" * p.shown]
+            for p in family.pairs
+        ]
+        pairs = Table(["higher", "lower", "difference", "interval for all pairs", "p", "shown"], rows)
+        blocks += [Heading(f"Pairs: {family.name}"), pairs, Text(_how(family, len(result.families)))]
     blocks += [Heading("What is fair, and what is not"), Items(fairness(result))]
     blocks += [Heading("Trainings"), _trainings(result), Heading("Again"), Code(_again(result))]
     return blocks
-
-
-def _overview(result: Result) -> str:
-    study, seeds = result.study, ", ".join(map(str, result.seeds))
-    minutes = math.fsum(trial.minutes for cell in result.cells for trial in cell.trials)
-    done = sum(len(cell.trials) for cell in result.cells)
-    return (
-        f"{len(result.cells)} combinations, {len(result.seeds)} seeds each ({seeds}), {result.epochs} epochs, "
-        f"{done} trainings that took {duration(minutes)} together. Metric: {study.metric}."
-    )
 
 
 def verdict_lines(result: Result) -> list[str]:
@@ -90,25 +83,12 @@ def table(cells: list[Cell], metric: str) -> Table:
         if not cell.final:
             rows.append([cell.label, "0", "", "", "", "", "", failed])
             continue
-        mean, sd, low, high = verdict.mean_interval(list(cell.final.values()))
-        best, best_sd, *_ = verdict.mean_interval(list(cell.best.values()))
-        span = "" if math.isnan(sd) else f"{number(low)} to {number(high)}"
-        row = [number(mean), _digits2(sd), span, number(best), _digits2(best_sd)]
+        mean, sd, low, high = mean_interval(list(cell.final.values()))
+        best, best_sd, *_ = mean_interval(list(cell.best.values()))
+        span = "" if sd is None else f"{number(low)} to {number(high)}"
+        row = [number(mean), rough(sd), span, number(best), rough(best_sd)]
         rows.append([cell.label, str(len(cell.final)), *row, failed])
     return Table(header, rows)
-
-
-def _digits2(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2g}"
-
-
-def pairs_table(family: Family) -> Table:
-    """All pairs of a family, the largest difference first."""
-    rows = [
-        [p.first, p.second, f"{p.difference:+.2g}", f"{p.low:.2g} to {p.high:.2g}", f"{p.p:.2g}", "yes" * p.shown]
-        for p in family.pairs
-    ]
-    return Table(["higher", "lower", "difference", "interval for all pairs", "p", "shown"], rows)
 
 
 def _how(family: Family, families: int) -> str:
@@ -177,8 +157,7 @@ def text_of(result: dict[str, Any]) -> str:
     rows = [["", "last epoch", "sd", "best epoch", "trainings"]]
     for cell in result["combinations"]:
         last, best = cell["final"], cell["best"]
-        sd = "" if last["sd"] is None else f"{last['sd']:.2g}"
         count = f"{len(last['by_seed'])}" + (f", {len(cell['failed'])} failed" if cell["failed"] else "")
-        rows.append([cell["label"], number(last["mean"]), sd, number(best["mean"]), count])
+        rows.append([cell["label"], number(last["mean"]), rough(last["sd"]), number(best["mean"]), count])
     verdicts = [family["verdict"] for family in result["families"]]
     return "\n".join([text_table(rows, left=(0, 4)), "", *verdicts, *result["cautions"], *result["left_out"]])

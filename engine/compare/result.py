@@ -3,13 +3,10 @@
     result = find(study)
     [sentences(family, study.metric) for family in result.families]
 
-The value of the last epoch is compared. The best epoch's value is the largest of as many draws as there are epochs: the
-noisier curve gets the higher one, and a schedule that is steady at its end looks worse than it is. The best is what the
-checkpoint `best` scores, so it is shown beside.
+The value of the last epoch is compared; `report.WHY_LAST` says why. The best epoch's is shown beside.
 """
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 from engine.compare import verdict
 from engine.compare.plan import AXES, LR, SCHEDULE, WARMUP, axes_of, combinations
 from engine.compare.verdict import Family
+from engine.search.report.repeats import mean_interval
 from engine.search.report.words import show
 from engine.search.study import ENDED, Study, Trial
 
@@ -36,11 +34,6 @@ class Cell:
     final: dict[int, float]  # seed -> value of the last epoch
     best: dict[int, float]  # seed -> of the best epoch
     failed: dict[int, str]  # seed -> why there is no value
-
-    @property
-    def whole(self) -> bool:
-        """Whether every training gave a value."""
-        return not self.failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +56,8 @@ class Result:
     @property
     def unequal(self) -> bool:
         """Whether spreads differ so much that luck is called a difference in more than 5 % of comparisons."""
-        sds = [verdict.mean_interval(list(cell.final.values()))[1] for cell in self.cells if len(cell.final) > 1]
+        every = [mean_interval(list(cell.final.values()))[1] for cell in self.cells if cell.final]
+        sds = [sd for sd in every if sd is not None]
         return bool(sds) and max(sds) > verdict.UNEQUAL * float(np.median(sds)) > 0
 
 
@@ -107,12 +101,12 @@ def _families(study: Study, cells: list[Cell], seeds: list[int], which: str) -> 
     """The families that can be compared, and why others cannot."""
     if len(seeds) < 2:
         return [], ["fewer than two seeds are done in all combinations: nothing can be told from luck yet"]
-    whole = [cell for cell in cells if cell.whole]
+    whole = [cell for cell in cells if not cell.failed]
     left_out = [
         f"{cell.label}: {len(cell.failed)} of {len(seeds)} trainings gave no value, so it is not compared: its mean "
         "would be that of the lucky ones"
         for cell in cells
-        if not cell.whole
+        if cell.failed
     ]
     if len(whole) < 2:
         return [], [*left_out, "fewer than two combinations have all their trainings: nothing can be compared"]
@@ -192,9 +186,8 @@ def as_json(result: Result) -> dict[str, Any]:
     for cell in result.cells:
         plain: dict[str, Any] = {"values": cell.values, "label": cell.label, "failed": cell.failed}
         for which, found in (("final", cell.final), ("best", cell.best)):
-            mean, sd, low, high = verdict.mean_interval(list(found.values())) if found else (math.nan,) * 4
-            plain[which] = {"by_seed": found, "mean": _known(mean), "sd": _known(sd)}
-            plain[which]["interval_90"] = [_known(low), _known(high)]
+            mean, sd, low, high = mean_interval(list(found.values())) if found else (None,) * 4
+            plain[which] = {"by_seed": found, "mean": mean, "sd": sd, "interval_90": [low, high]}
         cells.append(plain)
     families = [
         dataclasses.asdict(family)
@@ -209,12 +202,3 @@ def as_json(result: Result) -> dict[str, Any]:
         "cautions": cautions(result), "left_out": result.left_out,
         "minutes": round(math.fsum(trial.minutes for trial in study.trials), 3),
     }  # fmt: skip
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def by_schedule(cells: list[Cell]) -> list[list[Cell]]:
-    """Cells of one schedule together, in the order given; all in one where the schedule does not vary."""
-    return [list(group) for _, group in itertools.groupby(cells, key=lambda cell: cell.values.get(SCHEDULE))]

@@ -36,7 +36,6 @@ from scipy.stats import studentized_range, t
 
 LEVEL = 0.05  # probability that any difference is called one that is none, over all families
 POWER = 0.8
-INTERVAL = 0.9  # of a mean alone, in tables
 UNEQUAL = 4.0  # largest sd of a combination, as a multiple of the median one, from which on a caution is due
 
 
@@ -108,27 +107,14 @@ def compare(name: str, levels: Sequence[str], means: np.ndarray, repeats: int, n
     pairs = []
     for better, worse in itertools.combinations(order.tolist(), 2):
         gap = float(means[better] - means[worse])
-        p = _chance(gap, spread, count, noise.df, families)
+        # Corrected for the families; of noise that is exactly 0, too.
+        p = (
+            min(1.0, families * float(studentized_range.sf(gap / spread, count, noise.df)))
+            if spread
+            else float(gap <= 0)
+        )
         pairs.append(Pair(levels[better], levels[worse], gap, gap - width, gap + width, p))
     pairs.sort(key=lambda pair: -pair.difference)
     power = float(t.ppf(POWER, noise.df))
     detectable = (critical / math.sqrt(2) + power) * math.sqrt(2) * spread
     return Family(name, tuple(levels), tuple(map(float, means)), repeats, tuple(pairs), detectable, width)
-
-
-def _chance(gap: float, spread: float, count: int, df: int, families: int) -> float:
-    """p of a gap between the means of `count` levels, corrected; of noise that is exactly 0, too."""
-    if spread == 0:
-        return 0.0 if gap > 0 else 1.0
-    return min(1.0, families * float(studentized_range.sf(gap / spread, count, df)))
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """Mean, sd and the 90 % t interval of the mean of a combination's own values; NaN where one value has none."""
-    found = np.asarray(values, float)
-    mean = float(found.mean())
-    if len(found) < 2:
-        return mean, math.nan, math.nan, math.nan
-    sd = float(found.std(ddof=1))
-    half = float(t.ppf((1 + INTERVAL) / 2, len(found) - 1)) * sd / math.sqrt(len(found))
-    return mean, sd, mean - half, mean + half

@@ -63,7 +63,7 @@ def prob_batches(
     Nothing here waits for the device. Close it (`contextlib.closing`) where it is not read to its end.
 
     Args:
-        forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`.
+        forward: model in evaluation mode on `ranks.device`, or an `Ensemble` of `detection.ensemble`.
         ranks: rank r takes rows r, r + world_size, ...
         bad: what becomes of pages that cannot be read, and which are known; such a page is a black one. None = the
             first is refused.

@@ -32,7 +32,7 @@ def detect_pages(
     runs while the GPU works.
 
     Args:
-        forward: model in evaluation mode on `ranks.device`, or an `engine.ensemble.Ensemble`.
+        forward: model in evaluation mode on `ranks.device`, or an `Ensemble` of `detection.ensemble`.
         ranks: rank r takes rows r, r + world_size, ...
         bad: what becomes of pages that cannot be read, and which are known: nothing is found on them. None = the first
             is refused.

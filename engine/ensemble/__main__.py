@@ -9,13 +9,10 @@ the first member's post settings find the regions in the mean. Settings (section
 --out writes ensemble.yaml, report.json, ensemble.png and, with --soup, a run folder `soup` with the mean weights.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.ensemble` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.ensemble", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import contextlib
@@ -37,7 +34,7 @@ from engine.config.load import split_extra
 from engine.console import optional, warn
 from engine.data import build_train_loader, open_pages, refuse_unjudgeable
 from engine.detection import ensemble_file
-from engine.detection.ensemble import FLIPS, Ensemble, Member
+from engine.detection.ensemble import FLIPS, Ensemble
 from engine.detection.ensemble_file import Place
 from engine.detection.maps import Forward
 from engine.detection.open import load_detector, open_member
@@ -76,34 +73,6 @@ class Work:
     def judge(self, name: str, kind: str, forward: Forward, pages: ConcatIndex, config: Config) -> Judged:
         """One row of the table."""
         return compare.judge(name, kind, forward, pages, config, self.ranks, self.pool, self.bar.advance)
-
-
-@dataclasses.dataclass(frozen=True)
-class SoupModel:
-    """The network that mixed weights are tried in: the best ingredient's, with its settings."""
-
-    work: Work
-    source: Path  # checkpoint of that ingredient
-    config: Config
-    batches: int  # training batches for the statistics of BatchNorm; 0 = they are mixed as weights are
-
-    def of(self, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-        """The detector with these weights, on the device."""
-        model = load_detector(self.source, self.config, self.work.ranks)
-        store.load_model(model, weights, self.source)
-        return model
-
-    def renewed(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The weights as they are used: with statistics of their own where `batches` asks for them."""
-        if not self.batches:
-            return weights
-        model = self.of(weights)
-        _renew_norms(model, self.config, self.work.ranks, self.batches)
-        return {name: value.cpu() for name, value in model.state_dict().items()}
-
-    def judge(self, weights: dict[str, torch.Tensor], pages: ConcatIndex) -> Judged:
-        """How a detector with these weights does."""
-        return self.work.judge("soup", "soup", self.of(weights), pages, self.config)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -203,13 +172,10 @@ def open_all(
     ensemble = Ensemble([open_member(place, settings, ranks) for place in places], *views)
     own = {item.partition("=")[0].removeprefix("post.") for item in settings if item.startswith("post.")}
     config = ensemble_file.joint_config(ensemble, {k: v for k, v in post.items() if k not in own})
-    return dataclasses.replace(ensemble, members=[_judged_as(m, config) for m in ensemble.members]), config, places
-
-
-def _judged_as(member: Member, config: Config) -> Member:
-    """The member with the protocol of `config`, whatever it was trained with: rows of one table are comparable."""
+    # One protocol for all, whatever they were trained with: rows of one table are comparable.
     rules = {"eval.protocol": config.eval.protocol, "eval.select": config.eval.select}
-    return dataclasses.replace(member, config=changed(member.config, rules))
+    members = [dataclasses.replace(member, config=changed(member.config, rules)) for member in ensemble.members]
+    return dataclasses.replace(ensemble, members=members), config, places
 
 
 def compare_all(work: Work) -> list[Judged]:
@@ -227,16 +193,6 @@ def compare_all(work: Work) -> list[Judged]:
     return judged
 
 
-def alike(ensemble: Ensemble, places: list[Place]) -> list[dict[str, torch.Tensor]]:
-    """The members' weights on the CPU; UserError where they have no mean."""
-    every = ensemble.members
-    tensors = [
-        store.load_judged(place.path, member.config.eval.ema) for place, member in zip(places, every, strict=True)
-    ]
-    soup.check_alike([member.name for member in every], [member.config for member in every], tensors)
-    return tensors
-
-
 def cook(
     work: Work, tensors: list[dict[str, torch.Tensor]], judged: list[Judged], select: ConcatIndex | None, batches: int
 ) -> tuple[soup.Soup, Judged]:
@@ -249,24 +205,30 @@ def cook(
     if select is not None:
         known = [work.judge(member.name, "member", member.forward, select, member.config) for member in every]
     best = soup.ranking(known)[0]
-    model = SoupModel(work, work.places[best].path, every[best].config, batches)
-    made = soup.greedy(tensors, known, model.renewed, lambda weights: model.judge(weights, chosen_on))
-    shown = dataclasses.replace(model.judge(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
-    return made, shown
+    source, config = work.places[best].path, every[best].config
 
+    def built(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+        model = load_detector(source, config, work.ranks)
+        store.load_model(model, weights, source)
+        return model
 
-def _renew_norms(model: torch.nn.Module, config: Config, ranks: Ranks, batches: int) -> None:
-    """BatchNorm statistics from training batches, as `training.precise_bn` takes them at the end of a training."""
-    pages = open_pages(config, config.data.train, ranks, "train")
-    trained = trained_norms(build_model(_without_start(config)))
-    plain = changed(config, {"data.progressive": []})
-    with contextlib.closing(build_train_loader(plain, pages, ranks, 0, 0)) as loader:
-        estimate([model], trained, (next(loader).to(ranks.device).image for _ in range(batches)), config)
+    def renewed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As they are used: with BatchNorm statistics of their own where `batches` asks for them."""
+        if not batches:
+            return weights
+        model, pages = built(weights), open_pages(config, config.data.train, work.ranks, "train")
+        trained = trained_norms(build_model(changed(config, {"models.encoder.weights": ""})))  # reads no file
+        plain = changed(config, {"data.progressive": []})
+        with contextlib.closing(build_train_loader(plain, pages, work.ranks, 0, 0)) as loader:
+            images = (next(loader).to(work.ranks.device).image for _ in range(batches))
+            estimate([model], trained, images, config)  # as at the end of a training
+        return {name: value.cpu() for name, value in model.state_dict().items()}
 
+    def judge(weights: dict[str, torch.Tensor], pages: ConcatIndex) -> Judged:
+        return work.judge("soup", "soup", built(weights), pages, config)
 
-def _without_start(config: Config) -> Config:
-    """The same network without weights of a hub or file of its own to start from."""
-    return changed(config, {"models.encoder.weights": ""})
+    made = soup.greedy(tensors, known, renewed, lambda weights: judge(weights, chosen_on))
+    return made, dataclasses.replace(judge(made.tensors, work.pages), name=f"soup of {len(made.ingredients)}")
 
 
 def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: Ranks) -> dict:
@@ -277,7 +239,11 @@ def run(args: argparse.Namespace, paths: list[str], settings: list[str], ranks: 
         raise UserError("data.val=PATH is missing: name the pages to judge on")
     if args.bn_batches and not config.data.train:
         raise UserError("--bn-batches needs training pages: data.train=PATH")
-    tensors = alike(ensemble, places) if args.soup else []
+    tensors = []
+    if args.soup:
+        every, configs = ensemble.members, [member.config for member in ensemble.members]
+        tensors = [store.load_judged(place.path, one.eval.ema) for place, one in zip(places, configs, strict=True)]
+        soup.check_alike([member.name for member in every], configs, tensors)
     pages = open_pages(config, config.data.val, ranks)
     refuse_unjudgeable(pages, f"data.val={','.join(config.data.val)}")
     select = open_pages(config, [args.select], ranks) if args.select else None
@@ -344,8 +310,6 @@ def describe(result: dict) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
-    cli.alone("engine.ensemble")
     args, paths, settings = parse(argv)
     device = split_extra(settings, {"trainer.device": "auto"})[0]["trainer.device"]
     ranks = distributed.start(device)

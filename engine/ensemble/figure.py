@@ -27,16 +27,13 @@ def draw(path: Path, table: Sequence[dict], title: str) -> None:
         words = f"{row['hmean']:.4f}, {row['images_per_second']:.2g} images/s"
         words += f", {row['verdict']}" if row["verdict"] else ", the best member"
         axes.annotate(words, (row["hmean"], place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
-    axes.set_yticks(range(len(table)), [_short(row["name"]) for row in table], fontsize=8)
+    # Its end; dollar signs as they are: matplotlib would take what is between two for mathematics.
+    names = [row["name"].encode("utf-8", "replace").decode().replace("$", r"\$") for row in table]
+    names = [name if len(name) <= LONGEST else "..." + name[-LONGEST:] for name in names]
+    axes.set_yticks(range(len(table)), names, fontsize=8)
     axes.set_ylim(len(table) - 0.5, -0.8)
     axes.margins(x=0.15)
     axes.grid(axis="x", alpha=0.25)
     axes.set_xlabel("H-mean; bars: one and two standard errors of the difference to the best member")
     axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=100, format="png")
-
-
-def _short(name: str) -> str:
-    """Its end, with dollar signs as they are: matplotlib would take what is between two for mathematics."""
-    name = name.encode("utf-8", "replace").decode().replace("$", r"\$")
-    return name if len(name) <= LONGEST else "..." + name[-LONGEST:]

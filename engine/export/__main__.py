@@ -15,13 +15,10 @@ PyTorch's and the same quads, on data.val=PAGES, or on built-in pages. Settings 
 (section.key=value).
 """
 
-if not __package__:  # run as a file: again as `python -m engine.export` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.export", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import json
@@ -47,8 +44,6 @@ def _parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
-    cli.alone("engine.export")
     args = _parser().parse_intermixed_args(cli.checkpoints(argv))
     settings, paths = cli.split_settings(args.items)
     given = [n for n in ("onnx", "rapidocr", "program", "aoti", "weights") if getattr(args, n)]

@@ -133,21 +133,15 @@ def same(a: Detections, b: Detections) -> bool:
     """Whether two pages of regions are the same but for rounding; equal scores may have changed places."""
     if len(a.polygons) != len(b.polygons):
         return False
-    left = list(range(len(b.polygons)))
+    left = list(zip(b.polygons, b.scores, strict=True))
     for polygon, score in zip(a.polygons, a.scores, strict=True):
-        found = next(
-            (
-                i
-                for i in left
-                if b.polygons[i].shape == polygon.shape
-                and np.abs(b.polygons[i] - polygon).max() <= SAME_PX
-                and abs(b.scores[i] - score) <= SAME_SCORE
-            ),
-            None,
-        )
-        if found is None:
+        for i, (other, its) in enumerate(left):
+            near = other.shape == polygon.shape and np.abs(other - polygon).max() <= SAME_PX
+            if near and abs(its - score) <= SAME_SCORE:
+                del left[i]
+                break
+        else:
             return False
-        left.remove(found)
     return True
 
 

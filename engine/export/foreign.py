@@ -10,7 +10,6 @@ A PyTorch file (.pt, .pth, .ckpt, .bin) is a pickle, which is a program. It is r
 (weights_only), never by another. That reader was bypassed twice, hence torch 2.11 or newer.
 """
 
-import os
 import pickle
 import re
 import struct
@@ -27,7 +26,7 @@ from engine.checkpoint import store
 from engine.checkpoint.store import write_safetensors
 from engine.config import Config
 from engine.config.load import from_dict, keys, load_config, to_dict, to_yaml
-from engine.export import lightning
+from engine.export import check, lightning
 from pipelines.errors import UserError
 
 SAFE_TORCH = (2, 11)  # CVE-2025-32434 and CVE-2026-24747 ran code in spite of weights_only
@@ -101,7 +100,8 @@ def find_tensors(held: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
     for number, (name, value) in enumerate(_leaves(held) if isinstance(held, Mapping) else ()):
         if number > MOST_NAMES:
             raise UserError(f"more than {MOST_NAMES} entries: no table of weights")
-        if _is_plain(value):
+        plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+        if plain and value.device.type == "cpu":
             found[name] = value.detach()
         else:
             left.append(f"{name} ({type(value).__name__})")
@@ -117,15 +117,6 @@ def _leaves(held: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
     else:
         yield prefix, held
-
-
-def _is_plain(value: Any) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -152,15 +143,11 @@ def save(tensors: Mapping[str, torch.Tensor], out: Path, source: Path) -> None:
     Raises:
         UserError: the format cannot hold them.
     """
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:  # cloned: safetensors stores no strides and refuses tensors that share memory
-        write_safetensors({k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}, draft)
-        draft.rename(out)
-    except (safetensors.SafetensorError, KeyError, ValueError, UnicodeEncodeError) as error:
-        raise UserError(f"{source}: its tensors do not fit into safetensors ({error})") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    with check.draft(out, (".safetensors",)) as path:
+        try:  # cloned: safetensors stores no strides and refuses tensors that share memory
+            write_safetensors({k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}, path)
+        except (safetensors.SafetensorError, KeyError, ValueError, UnicodeEncodeError) as error:
+            raise UserError(f"{source}: its tensors do not fit into safetensors ({error})") from None
 
 
 def import_file(source: Path, out: Path, settings: list[str]) -> dict:
@@ -211,7 +198,8 @@ def _baseline(
     if as_file:
         save(converted, out, source)
         changed = [f"models.{part}.{key}={value}" for part, values in models.items() for key, value in values.items()]
-        notice = "a detector of the contest's baseline; init_from takes it with " + " ".join(map(_plain, changed))
+        words = " ".join(changed).replace("=True", "=true").replace("=False", "=false")
+        notice = f"a detector of the contest's baseline; init_from takes it with {words}"
     else:
         folder = out / "checkpoints"
         parts = {"model": {k: t.clone(memory_format=torch.contiguous_format) for k, t in converted.items()}}
@@ -222,10 +210,6 @@ def _baseline(
             f"data.image_size={config.data.image_size} is taken (give another if it was trained on another)"
         )
     return converted, [*left, *others], notice
-
-
-def _plain(item: str) -> str:
-    return item.replace("=True", "=true").replace("=False", "=false")
 
 
 def _settings(models: dict, settings: list[str]) -> Config:

@@ -42,8 +42,7 @@ ENCODERS = {
     ),
     "layer1": ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d"),  # HRNet has this one too
 }  # fmt: skip
-BASELINE_SIZE = [640, 640]  # its canvas; the file does not tell
-DATA = {"image_size": BASELINE_SIZE}
+DATA = {"image_size": [640, 640]}  # its canvas; the file does not tell
 POST = {"bin_thresh": 0.3, "box_thresh": 0.4}
 
 
@@ -71,7 +70,9 @@ def convert(tensors: Mapping[str, torch.Tensor], encoder: str = "") -> tuple[dic
     head = {**_branch(tensors, "binarize", "prob"), **_branch(tensors, "thresh", "thresh")}
     channels = [tensors[f"decoder.inners.{i}.weight"].shape[1] for i in range(LEVELS)]
     given = {n.removeprefix(MARKS[0]): t for n, t in tensors.items() if n.startswith(MARKS[0])}
-    incre = channels != _branch_widths(given)
+    # An HRNet's four branches are its maps where its channel-increasing heads are left out.
+    branches = [given.get(f"stage4.0.branches.{i}.0.conv1.weight") for i in range(LEVELS)]
+    incre = channels != [weight.shape[0] for weight in branches if weight is not None and weight.ndim]
     name, reads = _find_encoder(given, incre, encoder)
     if reads != channels:
         raise UserError(
@@ -142,12 +143,6 @@ def _branch(tensors: Mapping[str, torch.Tensor], theirs: str, ours: str) -> dict
         if bias is not None and mean in found and found[mean].shape == bias.shape:
             found[mean] = found[mean] - bias
     return found
-
-
-def _branch_widths(given: Mapping[str, torch.Tensor]) -> list[int]:
-    """Channels of an HRNet's four branches, which are its maps where its channel-increasing heads are left out."""
-    names = (f"stage4.0.branches.{i}.0.conv1.weight" for i in range(LEVELS))
-    return [given[name].shape[0] for name in names if name in given and given[name].ndim]
 
 
 def _find_encoder(given: Mapping[str, torch.Tensor], incre: bool, named: str) -> tuple[str, list[int]]:

@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -40,11 +39,7 @@ def need(*packages: str) -> None:
 
 
 def write(
-    module: nn.Module,
-    path: Path,
-    facts: Mapping[str, str],
-    opset: int = OPSET,
-    size: tuple[int, int] | None = None,
+    module: nn.Module, path: Path, facts: Mapping[str, str], opset: int = OPSET, size: tuple[int, int] | None = None
 ) -> None:
     """Writes `module` (image -> prob_map) as ONNX with any batch and sides of multiples of 32, or for one size.
 
@@ -72,8 +67,11 @@ def write(
         )
     assert program is not None  # dynamo's export gives one
     model = program.model_proto
-    if not size:
-        _name_sizes(model)
+    if not size:  # plain names for the sizes that are free
+        for value in (*model.graph.input, *model.graph.output):
+            for position, name in ((0, "batch"), (2, "height"), (3, "width")):
+                value.type.tensor_type.shape.dim[position].dim_param = name
+        del model.graph.value_info[:]  # their sizes have the exporter's names; whoever needs them infers them
     model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
     for node in model.graph.node:  # each carries the source lines it came from, with paths of this machine
         del node.metadata_props[:]
@@ -112,14 +110,6 @@ def opencv_difference(path: Path, case: Case) -> float | None:
         cv2.utils.logging.setLogLevel(before)
     # OpenCV 5.0 gives a smaller map where it cannot broadcast.
     return float(np.abs(maps[:, 0] - case.maps).max()) if maps.shape == (1, 1, *case.maps.shape[1:]) else None
-
-
-def _name_sizes(model: Any) -> None:
-    """Plain names for the sizes that are free, at input and output."""
-    for value in (*model.graph.input, *model.graph.output):
-        for position, name in ((0, "batch"), (2, "height"), (3, "width")):
-            value.type.tensor_type.shape.dim[position].dim_param = name
-    del model.graph.value_info[:]  # their sizes have the exporter's names; whoever needs them infers them
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def write(args: argparse.Namespace, given: str, settings: list[str]) -> dict:
             if args.program or args.aoti:
                 rows += _programs(args, exported, facts, every)
     for row in rows:
-        row["bytes"] = _size(Path(row["path"]))
+        path = Path(row["path"])
+        row["bytes"] = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir())
     return {"checkpoint": str(exported.source), "pages": name or "nothing", "files": rows}
 
 
@@ -66,7 +67,9 @@ def _prepare(args: argparse.Namespace) -> None:
     if args.rapidocr and args.rapidocr.exists() and (not args.rapidocr.is_dir() or any(args.rapidocr.iterdir())):
         raise UserError(f"--rapidocr {args.rapidocr}: exists already; name a new or empty folder")
     if args.aoti:
-        program.need_compiler()
+        compiler = os.environ.get("CXX", "g++")  # Inductor's choice
+        if shutil.which(compiler) is None:
+            raise UserError(f"--aoti: there is no {compiler}, which AOTInductor compiles with; install it, or set CXX")
 
 
 def _onnx(args: argparse.Namespace, exported: Exported, facts: dict, every: list[Case]) -> dict:
@@ -86,16 +89,16 @@ def _onnx(args: argparse.Namespace, exported: Exported, facts: dict, every: list
 
 def _programs(args: argparse.Namespace, exported: Exported, facts: dict, every: list[Case]) -> list[dict]:
     traced, rows = program.trace(exported.module), []
-    if args.program:
-        with draft(args.program, SUFFIXES["program"]) as path:
-            program.write(traced, path, facts)
-            figures = compare(program.open_program(path), every, exported.config, args.program)
-        rows.append({"kind": "program", "path": str(args.program), **figures})
-    if args.aoti:
-        with draft(args.aoti, SUFFIXES["aoti"]) as path:
-            program.write_package(traced, path)
-            figures = compare(program.open_package(path), every, exported.config, args.aoti)
-        rows.append({"kind": "aoti", "path": str(args.aoti), **figures})
+    for kind, run in (("program", program.open_program), ("aoti", program.open_package)):
+        target = getattr(args, kind)
+        if not target:
+            continue
+        with draft(target, SUFFIXES[kind]) as path:
+            if kind == "program":
+                program.write(traced, path, facts)
+            else:
+                program.write_package(traced, path)
+            rows.append({"kind": kind, "path": str(target), **compare(run(path), every, exported.config, target)})
     return rows
 
 
@@ -113,7 +116,3 @@ def _rapidocr(folder: Path, exported: Exported, facts: dict, every: list[Case], 
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return {"kind": "rapidocr", "path": str(folder), "opset": onnx_file.OPSET, **figures}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir())

@@ -6,8 +6,6 @@ prob_map = program(image)                                    # (N, 3, H, W) floa
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import torch
 from engine.export.check import Run
 from engine.export.network import EXAMPLE, ProbMap, dynamic_shapes
 from engine.export.onnx_file import quiet
-from pipelines.errors import UserError
 
 FACTS = "dbnet_engine.json"  # a text file inside the program's archive
 
@@ -36,17 +33,6 @@ def write(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str,
 def open_program(path: Path) -> Run:
     """A written program, to run."""
     return _runner(torch.export.load(path).module())
-
-
-def need_compiler() -> None:
-    """Refuses AOTInductor where it cannot work.
-
-    Raises:
-        UserError: there is no C++ compiler.
-    """
-    compiler = os.environ.get("CXX", "g++")  # Inductor's choice
-    if shutil.which(compiler) is None:
-        raise UserError(f"--aoti: there is no {compiler}, which AOTInductor compiles with; install it, or set CXX")
 
 
 def write_package(program: torch.export.ExportedProgram, path: Path) -> None:

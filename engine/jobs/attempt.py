@@ -17,13 +17,10 @@
 The exit code is the training's, 128 + number for a signal, 75 when a newer attempt has the folder.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.jobs.attempt` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.jobs.attempt", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import ctypes
@@ -226,12 +223,7 @@ class Wrapper:
 
         environment = {**os.environ, MARK: self.token, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            preexec_fn=die_with_parent,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent
         )
         self.child, process.returncode = process.pid, 0  # reaped here, with its memory, not by Popen
 

@@ -12,9 +12,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from engine.files import owner_record
 from engine.jobs.attempt import EXIT_FENCED, STOPPED, TOOK_OVER, write_json
@@ -47,30 +47,73 @@ class Exit:
     outside: bool  # signal, memory, lost node, lost driver: worth another attempt
 
 
-class Executor(Protocol):
-    """What the three have in common. A handle is whatever `start` gives."""
+@dataclasses.dataclass
+class Handle:
+    """An attempt that waits or runs."""
 
-    slots: int  # attempts that run at a time
-    gpus: int  # of each (0 = CPU): the command's --nproc_per_node
-    notice: str  # a line for the user, or ""
+    attempt: Attempt
+    job: Any  # the wrapper's process, Ray's task, submitit's job
+    share: int = 0  # local: index of its share of the GPUs
+    asked: bool = False  # to stop
+    deadline: float = math.inf  # time.monotonic() at which it is ended by force
+    over_since: float = math.inf  # Slurm: time.monotonic() at which it was first seen to be done with
+    exit: Exit | None = None
 
-    def start(self, attempt: Attempt) -> Any:
+
+class Executor:
+    """What the three have in common."""
+
+    force_after_s, close_wait_s, look_s = 5.0, 30.0, 0.05  # past a stop's grace; of `close` in all, and between looks
+    close_grace_s = 5.0  # of `close`: time of a training to end by itself
+
+    def __init__(self, slots: int, gpus: int, notice: str = "") -> None:
+        self.slots = slots  # attempts that run at a time
+        self.gpus = gpus  # of each (0 = CPU): the command's --nproc_per_node
+        self.notice = notice  # a line for the user, or ""
+        self._running: list[Handle] = []
+
+    def start(self, attempt: Attempt) -> Handle:
         """The handle of an attempt that begins, or that waits for its place."""
+        raise NotImplementedError
 
-    def poll(self, handle: Any) -> Exit | None:
+    def poll(self, handle: Handle) -> Exit | None:
         """None while it runs, then its end."""
+        raise NotImplementedError
 
-    def waits(self, handle: Any) -> bool:
+    def waits(self, handle: Handle) -> bool:
         """Whether an attempt that has begun waits in a queue once more."""
+        return False
 
-    def stop(self, handle: Any, grace_s: float) -> None:
-        """Asks it to end (SIGTERM), kills what is left after grace_s; returns at once."""
+    def stop(self, handle: Handle, grace_s: float) -> None:
+        """Asks it to end (SIGTERM), returns at once; what is left past grace_s, `poll` kills."""
+        if handle.exit is None and not handle.asked:
+            handle.asked, handle.deadline = True, time.monotonic() + grace_s + self.force_after_s
+            write_json(side_file(handle.attempt.folder, "stop"), {"id": handle.attempt.id, "grace": grace_s})
+            self._tell(handle)
+
+    def _tell(self, handle: Handle) -> None:
+        """Makes the stop known at once; the wrapper looks for its stop file every second."""
+        raise NotImplementedError
 
     def forget(self, folder: Path) -> None:
         """Ends what a driver that was killed has left of the trial with this run folder."""
 
     def close(self) -> None:
-        """Kills all and waits until they are gone."""
+        """Ends all and waits until nothing of them is left, close_wait_s at most."""
+        end = time.monotonic() + self.close_wait_s
+        for handle in self._running:
+            self.stop(handle, self.close_grace_s)
+            handle.deadline = min(handle.deadline, time.monotonic() + self.close_grace_s + self.force_after_s)
+        while self._running and time.monotonic() < end:
+            for handle in list(self._running):
+                self.poll(handle)
+            time.sleep(self.look_s)
+
+
+def train_command(gpus: int) -> list[str]:
+    """`python -m engine.train`, by torchrun on more than one GPU."""
+    ranks = ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"] if gpus > 1 else []
+    return [sys.executable, "-m", *ranks, "engine.train"]
 
 
 def wrapper_command(attempt: Attempt, parent: int | str) -> list[str]:
@@ -117,20 +160,37 @@ def whole_number(option: str, text: str) -> int:
     return int(text)
 
 
-def drain(running: list[Any], poll: Callable[[Any], Exit | None], every_s: float, end: float = math.inf) -> None:
-    """Polls until no attempt is left, or until time.monotonic() has reached `end`; `poll` takes the ended ones out."""
-    while running and time.monotonic() < end:
-        for handle in list(running):
-            poll(handle)
-        time.sleep(every_s)
-
-
 def read_record(attempt: Attempt) -> dict[str, Any]:
     """The fields of `engine.jobs.attempt.End` of this attempt, {} where there are none (yet)."""
     record = owner_record(side_file(attempt.folder, "exit"))
     return record if record.get("id") == attempt.id else {}
 
 
-def ask_to_stop(attempt: Attempt, grace_s: float) -> None:
-    """Writes `007.stop`, which the wrapper looks for every second, and when it gets SIGTERM."""
-    write_json(side_file(attempt.folder, "stop"), {"id": attempt.id, "grace": grace_s})
+def open_executor(text: str, agents: int, gpus: Sequence[str] | None = None) -> Executor:
+    """The executor that `--executor NAME[:key=value,...]` names.
+
+    Args:
+        text: `local`, `ray`, `ray:gpus=2,cpus=8`, `slurm:partition=gpu,time=600,gpus=4`.
+        agents: attempts at a time.
+        gpus: numbers of this machine's GPUs for `local`, [] for the CPU; None finds them.
+
+    Raises:
+        UserError: unknown name or option, its extra is not installed, no cluster, more agents than GPUs.
+    """
+    name, _, rest = text.partition(":")
+    options = dict(item.partition("=")[::2] for item in rest.split(",") if item)
+    if name == "local":
+        from engine.jobs.local import LocalExecutor, visible_gpus
+
+        if options:
+            raise UserError(f"--executor {text}: local takes no options; give --agents and CUDA_VISIBLE_DEVICES")
+        return LocalExecutor(agents, visible_gpus() if gpus is None else gpus)
+    if name == "ray":
+        from engine.jobs.ray import RayExecutor
+
+        return RayExecutor(agents, options)
+    if name == "slurm":
+        from engine.jobs.slurm import SlurmExecutor
+
+        return SlurmExecutor(agents, options)
+    raise UserError(f"--executor {text}: expected one of local, ray, slurm")

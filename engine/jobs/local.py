@@ -4,7 +4,7 @@ Each wrapper's stdin is a pipe that only the driver holds, so that it learns of 
 another that wrapper and keeper hold: its end of file says that both, and with them everything of the attempt, are gone.
 """
 
-import dataclasses
+import math
 import os
 import re
 import select
@@ -13,26 +13,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, end_without_record, read_exit, wrapper_command
+from engine.jobs.executor import Attempt, Executor, Exit, Handle, end_without_record, read_exit, wrapper_command
 from pipelines.errors import UserError
 
-CLOSE_GRACE_S = 3.0  # of `close`: time of a training to end by itself
-FORCE_AFTER_S = 2.0  # past the grace
 NVIDIA_SMI_S = 30.0  # a node with 8 sleeping GPUs takes 10 s to answer
-
-
-@dataclasses.dataclass
-class Handle:
-    """A running attempt."""
-
-    attempt: Attempt
-    process: subprocess.Popen[bytes]
-    share: int  # index of its share of the GPUs
-    asked: bool = False  # to stop
-    deadline: float = float("inf")  # time.monotonic() at which it is killed
-    exit: Exit | None = None
 
 
 def visible_gpus() -> list[str]:
@@ -51,19 +36,20 @@ def visible_gpus() -> list[str]:
     return done.stdout.split()
 
 
-class LocalExecutor:
-    """See `engine.jobs.executor`."""
+class LocalExecutor(Executor):
+    """See `engine.jobs.executor`; attempts die with their driver."""
+
+    close_grace_s, force_after_s, close_wait_s, look_s = 3.0, 2.0, math.inf, 0.02
 
     def __init__(self, agents: int, gpus: Sequence[str] = ()) -> None:
         if agents < 1:
             raise UserError(f"--agents {agents}: expected 1 or more")
         if gpus and agents > len(gpus):
             raise UserError(f"--agents {agents}: there are {len(gpus)} GPUs; use --agents {len(gpus)} or fewer")
-        self.slots, self.gpus = agents, len(gpus) // agents
-        self._shares = [list(gpus[k * self.gpus : (k + 1) * self.gpus]) for k in range(agents)]
-        left = len(gpus) - agents * self.gpus
-        self.notice = f"{left} of {len(gpus)} GPUs stay idle: they do not divide by {agents} agents" if left else ""
-        self._running: list[Handle] = []
+        each, left = divmod(len(gpus), agents)
+        notice = f"{left} of {len(gpus)} GPUs stay idle: they do not divide by {agents} agents" if left else ""
+        super().__init__(agents, each, notice)
+        self._shares = [list(gpus[k * each : (k + 1) * each]) for k in range(agents)]
 
     def start(self, attempt: Attempt) -> Handle:
         """Starts the wrapper; at most `slots` at a time."""
@@ -81,7 +67,7 @@ class LocalExecutor:
                 env={**os.environ, **self._own(share), **attempt.environment},
                 start_new_session=True,  # Ctrl-C is the driver's: it ends its attempts in order
             )
-        handle = Handle(attempt, process, share)
+        handle = Handle(attempt, process, share=share)
         self._running.append(handle)
         return handle
 
@@ -100,39 +86,19 @@ class LocalExecutor:
         """None while the attempt, or anything of it, runs; then its end."""
         if handle.exit is not None:
             return handle.exit
-        if handle.process.poll() is None:
+        if handle.job.poll() is None:
             if time.monotonic() >= handle.deadline:
-                handle.process.kill()  # the keeper does the rest
+                handle.job.kill()  # the keeper does the rest
             return None
-        stdin, stdout = handle.process.stdin, handle.process.stdout
+        stdin, stdout = handle.job.stdin, handle.job.stdout
         assert stdin and stdout
         if not select.select([stdout], [], [], 0)[0]:
             return None  # the keeper still sweeps
         stdin.close()
         stdout.close()
         self._running.remove(handle)
-        handle.exit = read_exit(handle.attempt, handle.asked) or end_without_record(
-            handle.process.returncode, handle.asked
-        )
+        handle.exit = read_exit(handle.attempt, handle.asked) or end_without_record(handle.job.returncode, handle.asked)
         return handle.exit
 
-    def stop(self, handle: Handle, grace_s: float) -> None:
-        """Asks the attempt to end, by itself within `grace_s`; `poll` kills a wrapper that does not see to that."""
-        if handle.exit is None and not handle.asked:
-            handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
-            ask_to_stop(handle.attempt, grace_s)
-            handle.process.send_signal(signal.SIGTERM)
-
-    def waits(self, handle: Handle) -> bool:
-        """Never: an attempt begins at once."""
-        return False
-
-    def forget(self, folder: Path) -> None:
-        """Nothing to do: attempts die with their driver."""
-
-    def close(self) -> None:
-        """Ends all attempts and returns when nothing of them is left."""
-        for handle in self._running:
-            self.stop(handle, CLOSE_GRACE_S)
-            handle.deadline = min(handle.deadline, time.monotonic() + CLOSE_GRACE_S + FORCE_AFTER_S)
-        drain(self._running, self.poll, 0.02)
+    def _tell(self, handle: Handle) -> None:
+        handle.job.send_signal(signal.SIGTERM)

@@ -10,56 +10,44 @@ end with the driver's job, and wrappers with their tasks. Options: gpus of each 
 agents), cpus of each trial (1), address (RAY_ADDRESS, else this machine's cluster).
 """
 
-import dataclasses
 import os
 import signal
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from engine.jobs import fence, remote
-from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, end_without_record, read_exit, whole_number
+from engine.jobs.executor import Attempt, Executor, Exit, Handle, end_without_record, read_exit, whole_number
 from pipelines.errors import UserError
 
 OPTIONS = ("gpus", "cpus", "address")
-FORCE_AFTER_S = 5.0  # past the grace: the wrapper looks for its stop file every second
-CLOSE_GRACE_S, CLOSE_WAIT_S = 5.0, 30.0
 CONNECT_S = 5.0
 
 
-@dataclasses.dataclass
-class Handle:
-    """An attempt that is waiting or running."""
-
-    attempt: Attempt
-    task: Any  # ObjectRef
-    asked: bool = False
-    deadline: float = float("inf")  # time.monotonic() at which it is cancelled by force
-    exit: Exit | None = None
-
-
-class RayExecutor:
-    """See `engine.jobs.executor`."""
+class RayExecutor(Executor):
+    """See `engine.jobs.executor`; tasks end with their driver's job."""
 
     def __init__(self, agents: int, options: Mapping[str, str]) -> None:
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
             raise UserError(f"--executor ray: unknown option {unknown[0]}; expected {', '.join(OPTIONS)}")
-        self._ray = _import_ray()
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--executor ray: the package ray is not installed; pip install -e '.[ray]'") from None
+        self._ray = ray
         _connect(self._ray, options.get("address") or os.environ.get("RAY_ADDRESS") or "auto")
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         total, largest = (int(f(n.get("GPU", 0) for n in nodes)) for f in (sum, max))
         share = max(1, min(largest, total // agents)) if total else 0
-        self.slots, self.gpus = agents, whole_number("ray:gpus", options.get("gpus", str(share)))
+        gpus = whole_number("ray:gpus", options.get("gpus", str(share)))
         self._cpus = whole_number("ray:cpus", options.get("cpus", "1"))
-        for name, wanted, key in (("gpus", self.gpus, "GPU"), ("cpus", self._cpus, "CPU")):
+        for name, wanted, key in (("gpus", gpus, "GPU"), ("cpus", self._cpus, "CPU")):
             most = int(max(node.get(key, 0) for node in nodes))
             if wanted > most:
                 raise UserError(f"--executor ray:{name}={wanted}: the largest node of the cluster has {most} {key}s")
-        self.notice = f"Ray cluster of {len(nodes)} nodes and {total} GPUs; each trial takes {self.gpus}"
-        self._running: list[Handle] = []
+        super().__init__(agents, gpus, f"Ray cluster of {len(nodes)} nodes and {total} GPUs; each trial takes {gpus}")
 
     def start(self, attempt: Attempt) -> Handle:
         """Hands the attempt to the cluster, where it may wait for its GPUs."""
@@ -76,18 +64,18 @@ class RayExecutor:
         Raises:
             UserError: its node does not see the study's folder.
         """
-        if handle.exit is None and self._ray.wait([handle.task], timeout=0)[0]:
+        if handle.exit is None and self._ray.wait([handle.job], timeout=0)[0]:
             self._running.remove(handle)
             handle.exit = self._end(handle)
         elif handle.exit is None and time.monotonic() >= handle.deadline:
             handle.deadline = float("inf")
-            self._ray.cancel(handle.task, force=True)
+            self._ray.cancel(handle.job, force=True)
         return handle.exit
 
     def _end(self, handle: Handle) -> Exit:
         """The end of a task that is over."""
         try:
-            result = self._ray.get(handle.task)
+            result = self._ray.get(handle.job)
         except self._ray.exceptions.TaskCancelledError:
             return Exit(137, "stopped", False)
         except self._ray.exceptions.RayError as error:  # node lost, worker killed, out of memory (Ray's monitor)
@@ -100,37 +88,15 @@ class RayExecutor:
             raise UserError(f"--executor ray: {result['fault']}")
         return read_exit(handle.attempt, handle.asked) or end_without_record(result["code"], handle.asked)
 
-    def stop(self, handle: Handle, grace_s: float) -> None:
-        """Asks the attempt to end; one that still waits for its GPUs is taken back."""
-        if handle.exit is not None or handle.asked:
-            return
-        handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
-        ask_to_stop(handle.attempt, grace_s)
+    def _tell(self, handle: Handle) -> None:
+        """One that still waits for its GPUs is taken back."""
         if fence.read(handle.attempt.folder).get("id") != handle.attempt.id:  # its wrapper has not begun
-            self._ray.cancel(handle.task)
-
-    def waits(self, handle: Handle) -> bool:
-        """Never: a task is never queued again, and what waits at first has no fence."""
-        return False
-
-    def forget(self, folder: Path) -> None:
-        """Nothing to do: tasks end with their driver's job."""
+            self._ray.cancel(handle.job)
 
     def close(self) -> None:
-        """Ends all attempts, waits for them (CLOSE_WAIT_S at most) and leaves the cluster, which ends what is left."""
-        end = time.monotonic() + CLOSE_WAIT_S
-        for handle in self._running:
-            self.stop(handle, CLOSE_GRACE_S)
-        drain(self._running, self.poll, 0.05, end)
+        """As all executors, and leaves the cluster, which ends what is left."""
+        super().close()
         self._ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--executor ray: the package ray is not installed; pip install -e '.[ray]'") from None
-    return ray
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -11,7 +11,6 @@ whatever its last life left. Jobs outlive a driver that is killed; the next one 
 States come from squeue, so no accounting (sacct) is needed.
 """
 
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -21,28 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.jobs import remote
-from engine.jobs.executor import Attempt, Exit, ask_to_stop, drain, read_exit, whole_number
+from engine.jobs.executor import Attempt, Executor, Exit, Handle, read_exit, whole_number
 from engine.jobs.fence import side_file
 from pipelines.errors import UserError
 
 DAY = "1440"  # minutes; a partition with a lower limit refuses a job of more
 ASK_EVERY_S = 2.0  # squeue, for all jobs at once
 LOST_AFTER_S = 20.0  # without a job or a record of its end, which a shared folder may show late
-FORCE_AFTER_S = 5.0
-CLOSE_GRACE_S, CLOSE_WAIT_S = 5.0, 60.0
 # Of squeue %T: with these Slurm is done with a job; any other state is one of waiting, running or being requeued.
 OVER = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
     "",
-}
+}  # fmt: skip
 AT_WORK = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT"}
 
 
@@ -66,20 +55,10 @@ class Job:
         return DelayedSubmission(self)
 
 
-@dataclasses.dataclass
-class Handle:
-    """A job that waits or runs."""
-
-    attempt: Attempt
-    job: Any  # submitit's
-    asked: bool = False
-    deadline: float = float("inf")  # time.monotonic() at which it is cancelled
-    over_since: float = float("inf")
-    exit: Exit | None = None
-
-
-class SlurmExecutor:
+class SlurmExecutor(Executor):
     """See `engine.jobs.executor`."""
+
+    close_wait_s, look_s = 60.0, 0.2
 
     def __init__(self, agents: int, options: Mapping[str, str]) -> None:
         self._submitit = _import_submitit()
@@ -88,7 +67,7 @@ class SlurmExecutor:
                 raise UserError(f"--executor slurm: no program {program} here; start on a login node of the cluster")
         rest = {"time": DAY, "gpus": "0", "cpus": "1", "mem": "0", **options}
         number = {name: whole_number(f"slurm:{name}", rest.pop(name)) for name in ("time", "gpus", "cpus", "mem")}
-        self.slots, self.gpus, self.notice = agents, number["gpus"], ""
+        super().__init__(agents, number["gpus"])
         self._settings = {
             "timeout_min": number["time"],
             "cpus_per_task": number["cpus"],
@@ -98,7 +77,6 @@ class SlurmExecutor:
             self._settings["gpus_per_node"] = self.gpus
         if number["mem"]:
             self._settings["mem_gb"] = number["mem"]
-        self._running: list[Handle] = []
         self._states: dict[str, str] = {}
         self._asked_at = -ASK_EVERY_S
 
@@ -172,12 +150,8 @@ class SlurmExecutor:
             raise UserError(f"--executor slurm: {fault}")
         return Exit(1, f"job {handle.job.job_id} ended as {state or 'unknown'}: see {handle.job.paths.stderr}", True)
 
-    def stop(self, handle: Handle, grace_s: float) -> None:
-        """Asks the attempt to end; a job that waits is cancelled at once."""
-        if handle.exit is not None or handle.asked:
-            return
-        handle.asked, handle.deadline = True, time.monotonic() + grace_s + FORCE_AFTER_S
-        ask_to_stop(handle.attempt, grace_s)
+    def _tell(self, handle: Handle) -> None:
+        """A job that waits is cancelled at once."""
         if self._states.get(handle.job.job_id) == "PENDING":
             _cancel(handle.job.job_id)
 
@@ -191,13 +165,6 @@ class SlurmExecutor:
         if note.exists():
             _cancel(note.read_text().strip())
             note.unlink()
-
-    def close(self) -> None:
-        """Cancels all jobs and waits until Slurm is done with them (CLOSE_WAIT_S at most)."""
-        end = time.monotonic() + CLOSE_WAIT_S
-        for handle in self._running:
-            self.stop(handle, CLOSE_GRACE_S)
-        drain(self._running, self.poll, 0.2, end)
 
 
 def fault_mark(attempt: Attempt) -> str:

@@ -124,15 +124,6 @@ def trace(model: nn.Module, height: int, width: int, batch: int = 1) -> list[Lay
     return recorder.layers
 
 
-def flops_by(layers: list[Layer], *fields: str) -> dict[tuple, int]:
-    """Forward FLOPs summed over layers with equal fields, e.g. `flops_by(layers, "part", "kind")`."""
-    sums: dict[tuple, int] = {}
-    for layer in layers:
-        key = tuple(getattr(layer, field) for field in fields)
-        sums[key] = sums.get(key, 0) + layer.flops
-    return {key: value for key, value in sums.items() if value}
-
-
 def training_flops(config: Config) -> int:
     """FLOPs of one image of data.image_size in training: 3 times the forward pass."""
     return TRAINING * sum(layer.flops for layer in trace(meta_model(config), *config.data.image_size))

@@ -10,13 +10,10 @@ With --no-eval the page is made from the logs alone. So it is, with a note, if t
 pages are gone.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.report` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.report", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import json
@@ -133,8 +130,6 @@ def figures(run: Run, judged: "Judgement | None", notes: list[str], out: Path) -
 
 
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
-    cli.alone("engine.report")
     args, folder, settings = arguments(argv)
     with progress("megabytes of metrics") as tell:
         run = read_run(folder, tell)
@@ -146,7 +141,7 @@ def main(argv: list[str]) -> int:
         notes.append(f"{len(judged.bad)} pages cannot be read and count as pages without detections: {names}")
     other = ""
     if judged is not None:
-        from engine.report.origin import origin  # as `judge` does, it needs torch
+        from engine.report.judge import origin
 
         other = origin(run, judged)
         notes += [other] if other else []

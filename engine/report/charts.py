@@ -57,16 +57,12 @@ def axis(values: Sequence[float], log: bool = False, zero: bool = False) -> Axis
     if high - low <= 1e-9 * max(abs(high), abs(low)):  # one value: a range around it
         pad = abs(high) * 0.1 or 1.0
         low, high = (low, high + pad) if zero and low == 0 else (low - pad, high + pad)
-    step = _step(high - low)
+    raw = (high - low) / 5  # ticks
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(k for k in (1, 2, 5, 10) if k * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [i * step for i in range(first, last + 1)]
     return Axis(first * step, last * step, ticks)
-
-
-def _step(span: float) -> float:
-    raw = span / 5  # ticks
-    power = 10.0 ** math.floor(math.log10(raw))
-    return power * next(k for k in (1, 2, 5, 10) if k * power >= raw * 0.999)
 
 
 def _log_axis(low: float, high: float) -> Axis:
@@ -111,14 +107,12 @@ def line_chart(
     )
     parts = [_frame(x, y, "step"), upright, *[_drawn(line, i, x, y) for i, line in enumerate(lines)]]
     parts.append(f'<line class="hair" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/>')
-    data = {"x": [LEFT, WIDTH - RIGHT, x.low, x.high], "lines": [[line.name, _values(line)] for line in lines]}
+    values = [[[round(x, 2), None if y is None else float(f"{y:.5g}")] for x, y, _, _ in line.points] for line in lines]
+    names = [line.name for line in lines]
+    data = {"x": [LEFT, WIDTH - RIGHT, x.low, x.high], "lines": [list(pair) for pair in zip(names, values)]}
     body = f'<svg role="img" aria-label="{escaped(title)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(parts)}</svg>'
     head = f"<figcaption><b>{escaped(title)}</b>{escaped(f' ({unit})' if unit else '')}{_legend(lines)}</figcaption>"
     return f'<figure class="chart" data-chart="{escaped(json.dumps(data))}">{head}{body}<output></output></figure>'
-
-
-def _values(line: Line) -> list[list]:
-    return [[round(x, 2), None if y is None else float(f"{y:.5g}")] for x, y, _, _ in line.points]
 
 
 def _legend(lines: Sequence[Line]) -> str:

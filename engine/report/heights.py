@@ -75,27 +75,13 @@ class ByHeight:
             if not self.texts[i, 0] and not self.found[i, 0]:
                 continue
             high = EDGES_PX[i + 1] if i + 1 < len(EDGES_PX) else np.inf
-            recall, precision = _share(self.gt[i]), _share(self.pred[i])
-            hmean = None
+            source = (float(self.source[i, 0]), float(self.source[i, 1])) if self.texts[i, 0] else (0.0, 0.0)
+            recall, precision, hmean = _share(self.gt[i]), _share(self.pred[i]), None
             if recall is not None and precision is not None:
                 hmean = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-            texts, missed, split, merged = map(int, self.texts[i])
-            detections, false = map(int, self.found[i])
-            row = HeightRow(
-                low=float(low),
-                high=float(high),
-                source=(float(self.source[i, 0]), float(self.source[i, 1])) if texts else (0.0, 0.0),
-                texts=texts,
-                missed=missed,
-                split=split,
-                merged=merged,
-                detections=detections,
-                false=false,
-                recall=recall,
-                precision=precision,
-                hmean=hmean,
-            )
-            rows.append(row)
+            texts, missed, split, merged, detections, false = map(int, (*self.texts[i], *self.found[i]))
+            counts = texts, missed, split, merged, detections, false
+            rows.append(HeightRow(float(low), float(high), source, *counts, recall, precision, hmean))
         return rows
 
 

@@ -25,27 +25,12 @@ INCIDENTS = 1000  # kept; all are counted
 RUN_BYTES = 1 << 24  # of run.json: 2 kB a session
 
 
-@dataclass
-class Bucket:
-    """Records that follow each other: {key: [sum, count, least, greatest]}."""
+Bucket = dict[str, list[float]]  # of records that follow each other: {key: [sum, count, least, greatest]}
 
-    sums: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Takes in a record; null (NaN or infinity when it was written) is no number."""
-        for key, value in record.items():
-            number = as_number(value)
-            if number is not None:
-                self._join(key, number, 1, number, number)
-
-    def join(self, other: "Bucket") -> None:
-        """Takes in another bucket."""
-        for key, values in other.sums.items():
-            self._join(key, *values)
-
-    def _join(self, key: str, total: float, count: float, least: float, most: float) -> None:
-        known = self.sums.setdefault(key, [0.0, 0.0, math.inf, -math.inf])
-        known[:] = known[0] + total, known[1] + count, min(known[2], least), max(known[3], most)
+def _join(bucket: Bucket, key: str, total: float, count: float, least: float, most: float) -> None:
+    known = bucket.setdefault(key, [0.0, 0.0, math.inf, -math.inf])
+    known[:] = known[0] + total, known[1] + count, min(known[2], least), max(known[3], most)
 
 
 class Thinned:
@@ -60,20 +45,24 @@ class Thinned:
         if not self.buckets or self._filled == self.size:
             if len(self.buckets) == 2 * POINTS:
                 for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=True):
-                    left.join(right)
+                    for key, values in right.items():
+                        _join(left, key, *values)
                 self.buckets, self.size = self.buckets[::2], 2 * self.size
-            self.buckets.append(Bucket())
+            self.buckets.append({})
             self._filled = 0
-        self.buckets[-1].add(record)
+        for key, value in record.items():
+            number = as_number(value)  # null (NaN or infinity when it was written) is none
+            if number is not None:
+                _join(self.buckets[-1], key, number, 1, number, number)
         self._filled, self.count = self._filled + 1, self.count + 1
 
     def series(self, key: str) -> list[tuple[float, float | None, float | None, float | None]]:
         """(step, mean, least, greatest) in file order of the buckets that have a step; None: no number."""
         points = []
         for bucket in self.buckets:
-            step = bucket.sums.get("step")
+            step = bucket.get("step")
             if step is not None:
-                values = bucket.sums.get(key)
+                values = bucket.get(key)
                 shown = (None, None, None) if values is None else (values[0] / values[1], values[2], values[3])
                 points.append((step[0] / step[1], *shown))
         return points if any(point[1] is not None for point in points) else []

@@ -25,14 +25,18 @@ from engine.detection.postprocess import Detections
 from engine.distributed import Ranks
 from engine.evaluation.cleval import CLEval, PageResult
 from engine.evaluation.judge import JUDGED_EMPTY, judged
+from engine.files import json_object
 from engine.model import DBNet
 from engine.model.forward import run_network
 from engine.report.heights import ByHeight, HeightRow, heights
+from engine.report.history import Run
 from pipelines.errors import UserError
 from pipelines.geometry import letterbox
 from pipelines.index.bare import BareIndex
 from pipelines.index.build import ConcatIndex
 from pipelines.quarantine import BadPages, paths_of
+
+OWN = "the run's own pages"
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,11 @@ def _judged(opened: Opened, pages: ConcatIndex, worst: int, tell: Callable[[int,
         tell(len(scores), len(pages))
     known = {page.row: page for page in scores}
     drawn = [(known[-row], found, result) for _, row, found, result in sorted(kept, key=lambda k: (-k[0], -k[1]))]
+    maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks) if drawn else []
+    worst_pages = []
+    for (score, found, result), (prob, thresh) in zip(drawn, maps, strict=True):
+        labels = pages.polygons(score.row), pages.texts(score.row), np.asarray(pages.ignore(score.row), bool)
+        worst_pages.append(WorstPage(score, found, result, *labels, prob, thresh))
     return Judgement(
         checkpoint=opened.path,
         config=config,
@@ -131,28 +140,9 @@ def _judged(opened: Opened, pages: ConcatIndex, worst: int, tell: Callable[[int,
         scores=metric.compute(config.eval.select),
         pages=sorted(scores, key=lambda page: (page.hmean, page.row)),
         heights=by_height.rows(),
-        worst=_with_maps(model, pages, config, ranks, drawn),
+        worst=worst_pages,
         bad=paths_of(pages, bad.known),
     )
-
-
-def _with_maps(
-    model: DBNet,
-    pages: ConcatIndex,
-    config: Config,
-    ranks: Ranks,
-    drawn: list[tuple[PageScore, Detections, PageResult]],
-) -> list[WorstPage]:
-    """The worst pages with their maps: the network runs on them once more, with the threshold branch."""
-    if not drawn:
-        return []
-    maps = page_maps(model, [score.path for score, _, _ in drawn], config, ranks)
-    worst = []
-    for (score, found, result), (prob, thresh) in zip(drawn, maps, strict=True):
-        row = score.row
-        labels = pages.polygons(row), pages.texts(row), np.asarray(pages.ignore(row), bool)
-        worst.append(WorstPage(score, found, result, *labels, prob, thresh))
-    return worst
 
 
 def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -187,3 +177,45 @@ def page_maps(model: DBNet, paths: list[Path], config: Config, ranks: Ranks) -> 
     if len(result) != len(paths):
         raise UserError("a page of the worst ones cannot be read any more")
     return result
+
+
+def origin(run: Run, judged: Judgement) -> str:
+    """Where the headline of a report comes from, in one line with both figures; "" where the run was judged alike.
+
+    A tuning writes its settings into the checkpoint, and other pages may be given: then the headline is no point of the
+    curves beside it. Settings alone that the user gives need no word.
+
+    Args:
+        run: with its logged best. judged: the evaluation of the headline.
+    """
+    if run.config is None:
+        return ""
+    own, now = run.config, judged.config
+    ways = _tuning(judged.checkpoint, own.data.val)
+    if now.data.val == own.data.val and not ways:
+        return ""
+    if now.post != own.post and not ways:
+        ways.append("with other settings of the postprocessing than the run's own")
+    if now.eval.protocol != own.eval.protocol:
+        ways.append(f"by {now.eval.protocol} CLEval (the run: {own.eval.protocol})")
+    pages = OWN if now.data.val == own.data.val else f"{', '.join(now.data.val)}, not {OWN}"
+    shown = f"H-mean {judged.scores['hmean']:.4f} is of {pages}{', ' if ways else ''}{', '.join(ways)}"
+    best, named = run.history.best.get("hmean"), ", ".join(own.data.val) or "built-in"
+    curves = "the curves are" if best is None else f"the curves' best, {best:.4f}, is"
+    return f"{shown}; {curves} of {OWN} ({named}), as logged while it trained."
+
+
+def _tuning(checkpoint: Path, own: list[str]) -> list[str]:
+    """What engine.tune wrote into the checkpoint, if it did, and on which pages it was found."""
+    path = checkpoint / store.TUNED
+    if not path.exists():
+        return []
+    try:
+        record = json_object(path)
+    except UserError:
+        return ["with settings of engine.tune (its record is damaged)"]
+    data, hmean = record.get("data"), record.get("hmean")
+    on = OWN if data == own else ", ".join(map(str, data)) if isinstance(data, list) else "unknown pages"
+    there = [hmean.get(name) for name in ("start", "best")] if isinstance(hmean, dict) else []
+    numbers = " -> ".join(f"{value:.4f}" for value in there if isinstance(value, float))
+    return [f"with settings that engine.tune found on {on}{f' ({numbers} there)' if numbers else ''}"]

@@ -32,10 +32,7 @@ def card(page: WorstPage, number: int, link: str, limits: Limits) -> str:
     score = page.score
     name = f'<a href="{escaped(link)}">{escaped(score.name)}</a>' if link else escaped(score.name)
     head = f'<h3 id="page-{number}">{number}. {name}</h3>'
-    counts = [
-        (score.counts[key], word)
-        for key, word in (("missed", "missed"), ("split", "split"), ("merged", "merged"), ("ignored", "ignored"))
-    ]
+    counts = [(score.counts[word], word) for word in ("missed", "split", "merged", "ignored")]
     false = score.counts["pred false_positive"]
     facts = f"H-mean {score.hmean:.4f}, precision {score.precision:.4f}, recall {score.recall:.4f}: "
     facts += f"{len(page.polygons)} texts ({', '.join(f'{n} {word}' for n, word in counts if n) or 'all matched'}), "
@@ -45,14 +42,9 @@ def card(page: WorstPage, number: int, link: str, limits: Limits) -> str:
         rgb = read_rgb(score.path, limits)
     except UserError as error:  # another decoder than the loader's, or the file has gone meanwhile
         return f'<section class="page">{head}{words}<p>No picture: {escaped(error)}</p></section>'
+    found, texts, regions = page.detections.polygons, page.result.gt_status, page.result.pred_status
     picture = overlay.overlay(
-        rgb,
-        gt=page.polygons,
-        ignore=page.ignore,
-        pred=page.detections.polygons,
-        gt_status=page.result.gt_status,
-        pred_status=page.result.pred_status,
-        title=None,
+        rgb, gt=page.polygons, ignore=page.ignore, pred=found, gt_status=texts, pred_status=regions, title=None
     )
     views = [
         f'<figure class="whole">{_image(_page_jpeg(_cropped(picture, rgb.shape[1], page)), score.name)}</figure>',

@@ -49,8 +49,11 @@ def overview(run: Run, judged: "Judgement | None", notes: list[str]) -> list[Blo
     words = [
         f"preset {preset}" if preset else "",
         f"{history.last_step:.0f} steps",
-        "finished" if summary else _unfinished(run),
+        "finished" if summary else "not finished",  # whether it still runs is not known from outside
     ]
+    log = run.folder / "metrics.jsonl"
+    if not summary and log.exists():
+        words.append(f"last record {datetime.fromtimestamp(log.stat().st_mtime):%Y-%m-%d %H:%M}")
     tiles = _scores(run, judged)
     speed = history.last.get("images_per_second")
     tiles += [(f"{speed:.4g}", "images/s, last window")] if speed is not None else []
@@ -66,14 +69,6 @@ def overview(run: Run, judged: "Judgement | None", notes: list[str]) -> list[Blo
     if notes:
         blocks.append(Markup(f'<div class="notes">{"".join(f"<p>{escaped(note)}</p>" for note in notes)}</div>'))
     return blocks
-
-
-def _unfinished(run: Run) -> str:
-    """When an unfinished run last wrote: whether it still runs is not known from outside."""
-    path = run.folder / "metrics.jsonl"
-    if not path.exists():
-        return "not finished"
-    return f"not finished, last record {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
 def _scores(run: Run, judged: "Judgement | None") -> list[tuple[str, str]]:
@@ -112,14 +107,12 @@ def lines_of(
     source: Thinned, names: Sequence[tuple[str, str, int]], marks: bool = False, factor: float = 1.0
 ) -> list[charts.Line]:
     """Series of records as lines; names = (key, label, colour)."""
-
-    def scaled(value: float | None) -> float | None:
-        return None if value is None else factor * value
-
     lines = []
     for key, name, colour in names:
-        series = source.series(key)
-        points = [(step, scaled(mean), scaled(least), scaled(greatest)) for step, mean, least, greatest in series]
+        points = []
+        for step, *values in source.series(key):
+            mean, least, greatest = (None if value is None else factor * value for value in values)
+            points.append((step, mean, least, greatest))
         lines.append(charts.Line(name, points, colour, marks))
     return lines
 
@@ -223,13 +216,9 @@ def settings(run: Run) -> list[Block]:
         rows = [[k, _shown(base[k]), _shown(v)] for k, v in own.items() if v != base[k] and k not in own_place]
         blocks.append(Text(f"Other than in {called}:" if rows else f"As in {called}."))
         blocks += [Table(["setting", "there", "this run"], rows)] if rows else []
-    lines = "\n".join(f"{key}: {_shown(value)}" for key, value in run.settings.items())
-    whole = f"<details><summary>all {len(run.settings)} settings</summary><pre>{_lines(lines)}</pre></details>"
+    lines = "\n".join(escaped(f"{key}: {_shown(value)}") for key, value in run.settings.items())
+    whole = f"<details><summary>all {len(run.settings)} settings</summary><pre>{lines}</pre></details>"
     return [*blocks, Markup(whole)]
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(escaped, text.split("\n")))
 
 
 def _base(config: Config) -> tuple[dict[str, Any], str]:

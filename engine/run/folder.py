@@ -5,10 +5,8 @@
 Rank 0 holds its flock for the life of the process; the kernel lets go of it when the process ends in any way. It lies
 beside the folder, so that deleting the folder under a run does not let a second one in. An orderly end removes it.
 
-Between hosts: Linux passes flock on to an NFS server, which keeps it, unless the mount says nolock or local_lock. For
-that case, and for file systems without flock, the owner touches the file every BEAT_S seconds: where it names another
-host, a new process first looks for WATCH_S whether it moves. Clocks are not compared. Not covered: two processes that
-start within the same seconds on two hosts, on a file system whose flock does not reach from one to the other.
+Between hosts: Linux passes flock on to an NFS server, which keeps it, unless the mount says nolock or local_lock.
+There, and on file systems without flock, a second process on another host is warned, not refused.
 """
 
 import contextlib
@@ -16,7 +14,6 @@ import datetime
 import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,19 +24,12 @@ from engine.console import reason, warn
 from engine.files import flock, owner_record, write_record
 from pipelines.errors import UserError
 
-BEAT_S = 10.0  # between two touches of the file by its owner
-WATCH_S = 25.0  # in which a living owner's touch must show
 DYING_S = 5.0  # for the last moments of an owner that was killed, and for one that has not written its name yet
 RECENT_S = 900.0  # between two records of a run that lives, and for torchrun to start its ranks again
 
 
 class InUse(UserError):
     """Another process has the run folder."""
-
-
-def lock_file(folder: Path) -> Path:
-    """`runs/.NAME.lock` of `runs/NAME`."""
-    return folder.parent / f".{folder.name}.lock"
 
 
 @contextlib.contextmanager
@@ -73,7 +63,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, lock_file(folder)
+        self.folder, self.path = folder, folder.parent / f".{folder.name}.lock"
         self._owner = {
             "host": platform.node(),
             "pid": os.getpid(),
@@ -84,9 +74,6 @@ class Lock:
             self._file = self._enter()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({reason(error)})") from None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
-        self._thread.start()
 
     def _enter(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +81,8 @@ class Lock:
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             owner, locked = owner_record(self.path), flock(file)
-            if locked is False:
+            here = owner.get("host") == platform.node()
+            if locked is False or (locked is None and here and _alive(owner)):
                 os.close(file)
                 if _alive(owner) or time.monotonic() > deadline:
                     raise InUse(_refusal(self.folder, owner))
@@ -104,38 +92,17 @@ class Lock:
                 if time.monotonic() > deadline:  # some user file systems never tell two stats of one file alike
                     raise UserError(f"{self.path}: cannot be locked on this file system; choose another run_root")
                 time.sleep(0.01)
-            elif owner and (locked is None or owner.get("host") != platform.node()) and _moves(self.path, owner):
-                os.close(file)
-                raise InUse(_refusal(self.folder, owner))
             else:
+                if locked is None:
+                    warn(f"WARNING: {self.path.parent}: no locks on this file system; start no second run of this name")
+                elif owner and not here:
+                    words = f"names pid {owner.get('pid')} on host {owner.get('host')}, but its lock is free"
+                    warn(f"note: {self.path} {words}: end that process if it still runs")
                 write_record(file, self._owner)
                 return file
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
-            try:
-                os.utime(self._file)
-                if not _is(self.path, self._file):
-                    self._renew()
-            except OSError:
-                continue  # a disk that is full, read-only or away: the flock is held all the same
-
-    def _renew(self) -> None:
-        """The file was deleted, with the folder of all runs; a process that has made its own by now goes first."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        if flock(file) is False:
-            owner = owner_record(self.path)
-            warn(f"error: {self.folder} was deleted under this run. {_refusal(self.folder, owner)}")
-            os._exit(2)  # whatever this process writes from now on is written over the other's
-        write_record(file, self._owner)
-        os.close(self._file)
-        self._file = file
-
     def close(self) -> None:
         """Lets go and removes the file."""
-        self._ended.set()
-        self._thread.join(BEAT_S)
         with contextlib.suppress(OSError):
             if _is(self.path, self._file):
                 self.path.unlink()
@@ -155,22 +122,6 @@ def _alive(owner: dict) -> bool:
     if not owner:
         return False
     return owner.get("host") != platform.node() or Path(f"/proc/{owner.get('pid')}").exists()
-
-
-def _moves(path: Path, owner: dict) -> bool:
-    """Whether the owner's touches are seen within WATCH_S; opened anew each time, as NFS shows them only then."""
-    warn(f"note: {path} names a process on {owner.get('host')}; waiting {WATCH_S:g} s to see whether it still runs")
-    before, deadline = _touched(path), time.monotonic() + WATCH_S
-    while time.monotonic() < deadline:
-        time.sleep(0.5)
-        if _touched(path) != before:
-            return True
-    return False
-
-
-def _touched(path: Path) -> tuple[int, bytes]:
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_mtime_ns, file.read()
 
 
 def _refusal(folder: Path, owner: dict) -> str:

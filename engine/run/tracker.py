@@ -7,13 +7,10 @@ a thread writes them as JSON lines to `python -m engine.run.tracker`, which deci
 2 s knock on the server, and which ends by itself when its input does.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.run.tracker` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.run.tracker", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import hashlib
 import json

@@ -8,13 +8,10 @@ Each trial is one `engine.train` in a process of its own. Everything is kept in 
 trials/ (run folders), logs/, report.md and report.html. Killed at any moment, --resume goes on.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.search` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.search", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import contextlib
 import dataclasses

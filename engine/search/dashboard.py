@@ -5,6 +5,11 @@ import io
 import time
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
 from engine.config.load import shown
 from engine.run.progress import duration
 from engine.search.study import ENDED, Study, Trial
@@ -54,18 +59,15 @@ def of(epochs: int, study: Study) -> str:
     return f"{epochs}/{study.max_epochs}" if epochs <= study.max_epochs > 1 else str(epochs)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else shown(value)
-
-
 def row(study: Study, trial: Trial, running: list) -> list[str]:
     """Cells of a trial: number, state, epochs, metric (the last one while it runs), searched values, time, kind."""
     last = trial.curve[-1][1] if trial.curve else None
     minutes = trial.minutes + sum(run.minutes for run in running if run.trial is trial)
     value = trial.value if trial.state in ENDED else last
+    searched = [trial.values[name] for name in study.space.names]
     return [
         str(trial.number), trial.state, of(trial.epochs, study), "" if value is None else f"{value:.4f}",
-        *(_short(trial.values[name]) for name in study.space.names), duration(60 * minutes), trial.kind,
+        *(f"{v:.4g}" if isinstance(v, float) else shown(v) for v in searched), duration(60 * minutes), trial.kind,
     ]  # fmt: skip
 
 
@@ -77,8 +79,6 @@ class Dashboard:
     """
 
     def __init__(self, console: Any = None) -> None:
-        from rich.console import Console
-
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._live: Any = None
         self._drawn = 0.0
@@ -96,8 +96,6 @@ class Dashboard:
         """Draws the table anew, twice a second at most."""
         if not self.console.is_terminal or time.monotonic() - self._drawn < REDRAW_S:
             return
-        from rich.live import Live
-
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
@@ -113,8 +111,6 @@ class Dashboard:
 
 def table(study: Study, running: list) -> Any:
     """The rank table as a rich renderable. All words are `Text`: a list [/d/a.json] is no markup."""
-    from rich.table import Table
-    from rich.text import Text
 
     def words(text: str) -> Text:
         return Text(printable(text))
@@ -132,8 +128,6 @@ def table(study: Study, running: list) -> Any:
 
 def text_table(study: Study) -> str:
     """The rank table as plain text, for the end of a search."""
-    from rich.console import Console
-
     with contextlib.closing(io.StringIO()) as file:
         Console(file=file, width=200, no_color=True).print(table(study, []))
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

@@ -22,7 +22,7 @@ from engine.jobs import fence
 from engine.jobs.executor import Attempt, Exit
 from engine.jobs.tail import Tail
 from engine.run.progress import duration
-from engine.search import ask, confirm, trials
+from engine.search import ask, trials
 from engine.search.dashboard import of
 from engine.search.ledger import Ledger, trial_event
 from engine.search.model import stopping
@@ -156,7 +156,7 @@ def _ask(driver: Driver) -> bool:
     pending = any(trial.state not in ENDED for trial in study.trials if trial.kind != "confirm")
     if not study.confirmation.seeds or pending:
         return False
-    events = confirm.recommending(study) or confirm.confirming(driver.book)
+    events = ask.recommending(study) or ask.confirming(driver.book)
     driver.book.append_all(events)
     return bool(events)
 

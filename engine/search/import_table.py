@@ -30,11 +30,7 @@ SCORES = ("precision", "recall")
 
 
 def read(
-    path: Path | str,
-    space: Space,
-    metric: str = "val/hmean",
-    goal: str = "maximize",
-    notices: list[str] | None = None,
+    path: Path | str, space: Space, metric: str = "val/hmean", goal: str = "maximize", notices: list[str] | None = None
 ) -> list[Trial]:
     """Rows of a table -> ended trials of kind "imported", numbered from 0 in the study's own order.
 

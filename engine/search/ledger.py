@@ -41,26 +41,22 @@ TRIAL = ("values", "kind", "seed", "repeats", "folder", "name")  # fields of Tri
 RUNS = ("executor", "timeout", "stall", "baseline", "fixed", "looked")  # of Runner, under their own names
 TEXT, WHOLE, NUMBER, TABLE, LIST = "a text", "a whole number", "a number", "an object", "a list"
 MOST = 10**9  # model.stopping.LONGEST; a curve's model keeps numbers for the epochs it has seen only
-COMMON = {"trial": WHOLE, "time": NUMBER}
 NEEDED = {
-    "study": {
-        **dict.fromkeys(("name", "metric", "goal", "method"), TEXT),
-        "budget": WHOLE,
-        "agents": WHOLE,
-        "space": LIST,
-    },
-    "extend": {},
-    "trial": {**COMMON, "values": TABLE, "kind": TEXT, "seed": WHOLE, "folder": TEXT, "name": TEXT},
-    "start": {**COMMON, "attempt": WHOLE},
-    "epoch": {**COMMON, "epoch": WHOLE, "value": NUMBER},
-    "cut": COMMON,
-    "end": {**COMMON, "state": TEXT},
+    "study": ("name", "metric", "goal", "method", "budget", "agents", "space"),
+    "extend": (),
+    "trial": ("trial", "time", "values", "kind", "seed", "folder", "name"),
+    "start": ("trial", "time", "attempt"),
+    "epoch": ("trial", "time", "epoch", "value"),
+    "cut": ("trial", "time"),
+    "end": ("trial", "time", "state"),
 }
-OPTIONAL = {
-    "seed": WHOLE, "max_epochs": WHOLE, "budget": WHOLE, "agents": WHOLE, "repeats": WHOLE, "minutes": NUMBER,
-    "early_stop": TABLE, "first": TABLE, "runner": TABLE, "scores": TABLE, "arguments": LIST, "estimate": LIST,
-    "objective": TEXT, "reason": TEXT,
-}  # fmt: skip
+FIELDS = {
+    **dict.fromkeys(("name", "metric", "goal", "method", "kind", "folder", "state", "objective", "reason"), TEXT),
+    **dict.fromkeys(("budget", "agents", "trial", "seed", "attempt", "epoch", "max_epochs", "repeats"), WHOLE),
+    **dict.fromkeys(("time", "value", "minutes"), NUMBER),
+    **dict.fromkeys(("values", "early_stop", "first", "runner", "scores"), TABLE),
+    **dict.fromkeys(("space", "arguments", "estimate"), LIST),
+}
 RUNNER = {
     "executor": TEXT, "timeout": NUMBER, "stall": NUMBER, "baseline": NUMBER, "fixed": TABLE, "looked": WHOLE,
     "confirm": WHOLE, "chosen": LIST, "chosen_after": WHOLE,
@@ -87,7 +83,8 @@ class Ledger:
             raise
         self.study = self._fold.study
         self._file = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND)
-        _heal(self._file, folder / FILE)
+        if not (folder / FILE).read_bytes().endswith(b"\n"):  # its writer did not get to end the last line
+            os.write(self._file, b"\n")
 
     def append(self, event: str, **fields: Any) -> None:
         """Writes one event durably, then adds it to `study`."""
@@ -219,16 +216,6 @@ def imported_events(trial: Trial) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
-def _heal(descriptor: int, path: Path) -> None:
-    """Ends a line that its writer did not get to end."""
-    size = path.stat().st_size
-    if size:
-        with path.open("rb") as file:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                os.write(descriptor, b"\n")
-
-
 def _write(descriptor: int, path: Path, lines: list[dict[str, Any]]) -> None:
     data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
     size = os.fstat(descriptor).st_size
@@ -278,7 +265,10 @@ class _Fold:
         trials = self.study.trials
         match event:
             case {"event": "extend"}:
-                self._extend(event)
+                self.study.budget = event.get("budget", self.study.budget)
+                self.study.agents = event.get("agents", self.study.agents)
+                if event.get("runner") is not None:
+                    self.study.runner, self.study.confirmation = _runner_from_json(event["runner"])
             case {"event": "trial", "trial": number} if number == len(trials):
                 plain: dict[str, Any] = {name: event.get(name) for name in TRIAL}
                 trials.append(Trial(number=number, **plain))
@@ -293,12 +283,6 @@ class _Fold:
                 trials[number].minutes += event.get("minutes") or 0.0
             case {"event": "end", "trial": number} if number < len(trials):
                 self._end(trials[number], event)
-
-    def _extend(self, event: dict[str, Any]) -> None:
-        self.study.budget = event.get("budget", self.study.budget)
-        self.study.agents = event.get("agents", self.study.agents)
-        if event.get("runner") is not None:
-            self.study.runner, self.study.confirmation = _runner_from_json(event["runner"])
 
     def _epoch(self, trial: Trial, event: dict[str, Any]) -> None:
         """The same epoch twice: the later one counts."""
@@ -351,14 +335,14 @@ def fault(event: dict[str, Any]) -> str:
     kind = event["event"]
     if not isinstance(kind, str) or kind not in NEEDED:
         return ""
-    for name, wanted in NEEDED[kind].items():
+    for name in NEEDED[kind]:
         if name not in event:
             return f"damaged: {kind} has no {name}"
-        if not _is(event[name], wanted):
-            return f"damaged: {name} of {kind} must be {wanted}"
-    for fields, known in ((event, OPTIONAL), (event.get("runner") or {}, RUNNER)):
+        if not _is(event[name], FIELDS[name]):
+            return f"damaged: {name} of {kind} must be {FIELDS[name]}"
+    for table, known in ((event, FIELDS), (event.get("runner") or {}, RUNNER)):
         for name, wanted in known.items():
-            if fields.get(name) is not None and not _is(fields[name], wanted):
+            if table.get(name) is not None and not _is(table[name], wanted):
                 return f"damaged: {name} of {kind} must be {wanted}"
     return _deeper(kind, event)
 

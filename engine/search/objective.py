@@ -11,13 +11,10 @@ The number returned is the value of the last epoch reported, or of epoch 1; None
 value that is no finite number ends the trial as infeasible, as a diverged loss does.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.search.objective` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.search.objective", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import importlib
 import json

@@ -262,18 +262,14 @@ def default_name(items: Sequence[str], objective: str | None) -> str:
     return f"{stem}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
 
 
-def _arguments(items: Sequence[str], fixed: dict[str, Any]) -> list[str]:
-    """Settings of every trial: the sweep file's single values, then the command line's, which win."""
+def _training(options: Options, found: sweep.Sweep, items: Sequence[str]) -> Start:
+    """The preset's own values of the searched keys; every bound has been tried by then."""
     for item in items:
         key, equals, _ = item.partition("=")
         if equals and key in OWN:
             raise UserError(f"{item}: the search sets {key} for every trial; use {OWN[key]}")
-    return [*(f"{key}={shown(value)}" for key, value in fixed.items() if key not in OWN), *items]
-
-
-def _training(options: Options, found: sweep.Sweep, items: Sequence[str]) -> Start:
-    """The preset's own values of the searched keys; every bound has been tried by then."""
-    arguments = _arguments(items, found.fixed)
+    # The sweep file's single values, then the command line's, which win.
+    arguments = [*(f"{key}={shown(value)}" for key, value in found.fixed.items() if key not in OWN), *items]
     if options.epochs:
         raise UserError("--epochs is for --objective; a training's length is trainer.max_epochs=N")
     config, _ = load_config(arguments)
@@ -318,7 +314,14 @@ def _check_parameter(parameter: Parameter, arguments: list[str], config: Config)
 def _objective(options: Options, found: sweep.Sweep, items: Sequence[str]) -> Start:
     """Where the search of a function starts: `key=value` of searched keys, else the space's middle."""
     space = found.space
-    _check_objective(options.objective or "")
+    module, _ = objective.names(options.objective or "")
+    try:  # it is looked for only: imported it is in the trials, whatever it needs
+        known = importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        known = False
+    if not known:
+        words = f"there is no module {module} here; start where it can be imported"
+        raise UserError(f"--objective {options.objective}: {words}")
     middle = space.values([0.5] * len(space.parameters))
     for item in items:
         key, equals, text = item.partition("=")
@@ -340,17 +343,6 @@ def _number_or_text(parameter: Parameter, text: str) -> Any:
     if parameter.kind == "int" and not number.is_integer():
         raise UserError(f"{parameter.name}={text}: expected a whole number")
     return int(number) if number.is_integer() and parameter.kind != "float" else number
-
-
-def _check_objective(text: str) -> None:
-    """Refuses a function whose module cannot be found; it is imported in the trials only, whatever it needs."""
-    module, _ = objective.names(text)
-    try:
-        known = importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):
-        known = False
-    if not known:
-        raise UserError(f"--objective {text}: there is no module {module} here; start where it can be imported")
 
 
 def _into_space(space: Space, first: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -42,7 +42,9 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
     Raises:
         UserError: what the training says.
     """
-    if not _needed(study):
+    judged = any(trial.curve for trial in study.trials if trial.kind != "imported")
+    left = len(study.searched) < study.budget or any(trial.state not in ENDED for trial in study.trials)
+    if judged or not left or study.objective:
         return
     print("preflight: two steps of the preset's own configuration", flush=True)
     began = time.monotonic()
@@ -50,16 +52,15 @@ def refuse_what_cannot_train(study: Study, executor: Executor) -> None:
         undo.callback(_undo, study.folder, *_missing(study.folder))
         undo.callback(executor.close)  # first: what still runs would write
         end = _tried(study, executor)
+        if end.code == EXIT_USER_ERROR and not end.outside:
+            raise UserError(end.reason)  # the training's own line
         if end.code:
-            raise UserError(_words(study, end))
+            values = [f"{key}={shown(value)}" for key, value in study.first.items()]
+            again = shlex.join([sys.executable, "-m", "engine.train", *study.arguments, *values, "--dry-run"])
+            words = "the preset's own configuration cannot be trained here"
+            raise UserError(f"{words}: {end.reason}; to see more: {again}")
         undo.pop_all()  # nothing is undone
     print(f"preflight: it can train ({duration(time.monotonic() - began)})", flush=True)
-
-
-def _needed(study: Study) -> bool:
-    judged = any(trial.curve for trial in study.trials if trial.kind != "imported")
-    left = len(study.searched) < study.budget or any(trial.state not in ENDED for trial in study.trials)
-    return left and not judged and not study.objective
 
 
 def _tried(study: Study, executor: Executor) -> Exit:
@@ -80,15 +81,6 @@ def _tried(study: Study, executor: Executor) -> Exit:
     for left in (log, *folder.parent.glob(f"*{NAME}*")):
         left.unlink(missing_ok=True)
     return end
-
-
-def _words(study: Study, end: Exit) -> str:
-    """The training's own line, or for what is no user's mistake how to see more of it."""
-    if end.code == EXIT_USER_ERROR and not end.outside:
-        return end.reason
-    values = [f"{key}={shown(value)}" for key, value in study.first.items()]
-    again = shlex.join([sys.executable, "-m", "engine.train", *study.arguments, *values, "--dry-run"])
-    return f"the preset's own configuration cannot be trained here: {end.reason}; to see more: {again}"
 
 
 @contextlib.contextmanager

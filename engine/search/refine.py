@@ -5,9 +5,8 @@ recommended), but at least 1/8 of the old width around the recommended value, ne
 and choice parameters the values in the wider range stay, at least the two best: a parameter with one value is no
 parameter.
 
-All measured and all failed trials go along as knowledge (kind imported), those outside the new space too: the model
-sees them at their own coordinates, below 0 or above 1 (`Space.coordinates`), not moved to the nearest bound, where they
-were not. Only a trial whose choice is no longer offered has no coordinate and stays behind.
+All measured and all failed trials go along as knowledge (kind imported) at their own coordinates, outside the new space
+too, below 0 or above 1. Only a trial whose choice is no longer offered has no coordinate and stays behind.
 
 Worked example: lr 1e-5 to 2e-4, wider range 9.7e-5 to 1.1e-4 around 1e-4. An eighth of the log width is a factor of
 20^(1/8) = 1.45, so the new range is 8.3e-5 to 1.2e-4.
@@ -58,23 +57,15 @@ def refined_space(study: Study, posterior: Posterior) -> Space:
     for column, parameter in enumerate(study.space.parameters):
         wider = spread[column].wider
         if parameter.values:
-            narrowed.append(_fewer(parameter, wider, _heights(study, posterior, optimum, column)))
+            points = np.repeat(optimum[None], len(parameter.values), axis=0)
+            points[:, column] = parameter.places
+            heights = study.sign * posterior.predict(points)[0]  # with the others at the optimum
+            best = [parameter.values[i] for i in np.argsort(-heights)[:2]]
+            kept = tuple(value for value in parameter.values if value in wider or value in best)
+            narrowed.append(dataclasses.replace(parameter, values=kept))
         else:
             narrowed.append(_narrower(parameter, [parameter.unit(value) for value in wider], optimum[column]))
     return Space(tuple(narrowed))
-
-
-def _heights(study: Study, posterior: Posterior, optimum: np.ndarray, column: int) -> np.ndarray:
-    """Expected value, higher = better, of each value of a discrete parameter with the others at the optimum."""
-    points = np.repeat(optimum[None], len(study.space.parameters[column].values), axis=0)
-    points[:, column] = study.space.parameters[column].places
-    return study.sign * posterior.predict(points)[0]
-
-
-def _fewer(parameter: Parameter, plausible: tuple, heights: np.ndarray) -> Parameter:
-    best = [parameter.values[i] for i in np.argsort(-heights)[:2]]
-    kept = tuple(value for value in parameter.values if value in plausible or value in best)
-    return dataclasses.replace(parameter, values=kept)
 
 
 def _narrower(parameter: Parameter, wider: list[float], optimum: float) -> Parameter:

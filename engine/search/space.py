@@ -86,18 +86,10 @@ class Parameter:
         Raises:
             UserError: a text that is no value of this choice, or no number where one is needed.
         """
-        if self.kind == "choice":
-            if value not in self.values:
-                raise UserError(f"{self.name}={value}: expected one of {', '.join(map(str, self.values))}")
-            return float(self.places[self.values.index(value)])
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{self.name}={value}: expected a number")
+        unit = self.coordinate(value)
         if self.kind == "ordinal":
             return float(self.places[int(np.argmin([abs(value - known) for known in self.values]))])
-        number = min(max(float(value), self.low), self.high)
-        if self.scale == "log":
-            return math.log(number / self.low) / math.log(self.high / self.low)
-        return (number - self.low) / (self.high - self.low)
+        return min(max(unit, 0.0), 1.0)
 
     def coordinate(self, value: Any) -> float:
         """Value -> coordinate on the same scale, not held within [0, 1]: for trials known from a wider space.
@@ -105,11 +97,14 @@ class Parameter:
         Raises:
             UserError: as `unit`.
         """
-        unit = self.unit(value)  # checks it
-        if self.kind == "choice" or self.contains(value):
-            return unit
+        if self.kind == "choice" and value not in self.values:
+            raise UserError(f"{self.name}={value}: expected one of {', '.join(map(str, self.values))}")
+        if self.kind != "choice" and not is_number(value):
+            raise UserError(f"{self.name}={value}: expected a number")
+        if value in self.values:
+            return float(self.places[self.values.index(value)])
         low, high = (self.values[0], self.values[-1]) if self.values else (self.low, self.high)
-        if self.scale == "log" or (self.kind == "ordinal" and low > 0):
+        if self.scale == "log" or (self.values and low > 0):
             return math.log(max(value, 1e-3 * low) / low) / math.log(high / low)
         return float((value - low) / (high - low))
 

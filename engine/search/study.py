@@ -33,7 +33,7 @@ def field_of(metric: str) -> str:
 class Runner:
     """How the driver runs a study's trials, and what the report sets them against."""
 
-    executor: str = "local"  # as `engine.jobs.open` takes it
+    executor: str = "local"  # as `engine.jobs.executor` takes it
     timeout: float = 0.0  # minutes after which a trial is given up; 0 = never
     stall: float = 0.0  # minutes without an evaluation after which it is; 0 = never
     baseline: float | None = None  # value to beat, where no trial is the preset's own

@@ -118,8 +118,9 @@ def _sweep(values: dict, free_keys: bool) -> Sweep:
         raise UserError(f"method: {method}: expected one of {', '.join(METHODS)}")
     metric, goal = _metric(values, method)
     parameters, fixed = _parameters(values.get("parameters"), free_keys, notices)
-    if method == "grid":
-        _check_grid(parameters)
+    endless = [one.name for one in parameters if one.kind == "float" and not one.step]
+    if method == "grid" and endless:
+        raise UserError(f"method: grid: {endless[0]} has no list of values; give it values, or use random")
     cap = values.get("run_cap")
     if cap is not None and not _whole(cap, 1):
         raise UserError(f"run_cap: {cap}: expected a whole number of at least 1")
@@ -292,12 +293,6 @@ def _check_values(name: str, found: Parameter | Any) -> None:
         except UserError as error:
             if str(error).startswith(f"{name}="):  # else two keys disagree, which another preset may settle
                 raise UserError(f"parameters: {error}") from None
-
-
-def _check_grid(parameters: list[Parameter]) -> None:
-    for parameter in parameters:
-        if parameter.kind == "float" and not parameter.step:
-            raise UserError(f"method: grid: {parameter.name} has no list of values; give it values, or use random")
 
 
 def _early_stop(entry: Any) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """From a study and a trial to the child that runs it, and from the child's metrics.jsonl back to epochs."""
 
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
 from engine.config.load import load_config, shown
-from engine.jobs.executor import Attempt
-from engine.jobs.open import open_executor
+from engine.jobs.executor import Attempt, open_executor, train_command
 from engine.search import objective
 from engine.search.study import GIVEN, Study, Trial
 
@@ -24,10 +22,7 @@ def command(study: Study, trial: Trial, gpus: int) -> list[str]:
         if study.method == GIVEN:
             values |= {"seed": trial.seed}  # what a comparison repeats a configuration with
         return objective.command(study.objective, values, folder, study.metric)
-    launch = [sys.executable, "-m"]
-    if gpus > 1:
-        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
-    return [*launch, "engine.train", *settings(study, trial)]
+    return [*train_command(gpus), *settings(study, trial)]
 
 
 def settings(study: Study, trial: Trial) -> list[str]:
@@ -40,18 +35,14 @@ def settings(study: Study, trial: Trial) -> list[str]:
     return [*study.arguments, *values, *own, *group]
 
 
-def on_cpu(study: Study) -> bool:
-    """Whether a training of this study uses no GPU whatever there is."""
-    return not study.objective and load_config(study.arguments)[0].trainer.device == "cpu"
-
-
 def executor_of(study: Study) -> Any:
     """The executor that runs a study's trials.
 
     Raises:
         UserError: it cannot be had.
     """
-    return open_executor(study.runner.executor, study.agents, [] if on_cpu(study) else None)
+    on_cpu = not study.objective and load_config(study.arguments)[0].trainer.device == "cpu"  # whatever GPUs there are
+    return open_executor(study.runner.executor, study.agents, [] if on_cpu else None)
 
 
 def run_folder(study: Study, trial: Trial) -> Path:

@@ -13,13 +13,10 @@ config.yaml (or the ensemble's file), with a record, tune.json: evaluation and p
 RUN/tune.png shows the H-mean around the best settings.
 """
 
-if not __package__:  # run as a file: again as `python -m engine.tune` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 3)[0]
-    runpy.run_module("engine.tune", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import contextlib
 import dataclasses
@@ -44,7 +41,7 @@ from engine.evaluation.judge import judged
 from engine.evaluation.significance import SURE, counts_of, groups_of, hmeans
 from engine.tune import figure, record
 from engine.tune.candidates import Judge
-from engine.tune.search import Found, Gain, Search, deal, gain_of, least_filters, slices
+from engine.tune.search import Found, Gain, deal, gain_of, least_filters, search, slices
 from pipelines.bars import progress
 from pipelines.errors import UserError, printable
 from pipelines.index.build import ConcatIndex
@@ -91,8 +88,8 @@ def tune(
     fold, every = deal(groups, folds), np.arange(len(store))
     judge = Judge(store, pages, config.eval.protocol, least_filters(start))
     all_pages, without_fold = np.ones(len(store), bool), [fold != k for k in range(folds)]
-    whole, *parts = Search(judge, start, select, [all_pages, *without_fold], trials, tell).run()
-    best, chosen = whole.best, [part.best for part in parts]
+    whole, *parts = search(judge, start, select, [all_pages, *without_fold], trials, tell)
+    best, *chosen = (searched.ranked[0].post for searched in (whole, *parts))
     before, after = judge.exact(start, every), judge.exact(best, every)
     unseen = np.zeros_like(before)  # every page with the settings that were found without it
     for k, post in enumerate(chosen):
@@ -164,9 +161,10 @@ def as_json(tuned: Tuned, real: tuple[float, float], config: Config, path: Path,
 def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     """The result for people."""
     rows = [["", "H-mean", *COLUMNS]]
-    rows.append(["start", f"{tuned.stored[0]:.4f}", *(_short(getattr(tuned.start, name)) for name in COLUMNS)])
-    for place, one in enumerate(tuned.ranked[:SHOWN], start=1):
-        rows.append([f"{place}", f"{one.score:.4f}", *(_short(getattr(one.post, name)) for name in COLUMNS)])
+    for place, one in enumerate([Found(tuned.start, tuned.stored[0]), *tuned.ranked[:SHOWN]]):
+        values = [getattr(one.post, name) for name in COLUMNS]
+        shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        rows.append([str(place or "start"), f"{one.score:.4f}", *shown])
     gain = tuned.gain
     off = max(abs(a - b) for a, b in zip(real, tuned.stored, strict=True))
     lines = [
@@ -180,13 +178,7 @@ def table(tuned: Tuned, real: tuple[float, float], words: str) -> str:
     return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def main(argv: list[str]) -> int:
-    """Entry point; see the module docstring."""
-    cli.alone("engine.tune")
     parser = cli.parser("engine.tune", __doc__)
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="checkpoint=RUN (or RUN), data.val=PATH, other settings"

@@ -1,7 +1,7 @@
 """Regions of stored maps for many settings at once.
 
     judge = Judge(store, pages, "official", least_filters(post))
-    judge.growth(post, rows).counts(post)                # (P, 10) COUNTS: as CLEval itself would count them
+    counts(judge.growth(post, rows), post)               # (P, 10) COUNTS: as CLEval itself would count them
 
 There are two kinds of settings. Those of GROWTH decide which regions there are and what they look like. FILTERS only
 leave some of them out. So for a growth the regions are found, moved outwards and brought to source pixels once, best
@@ -48,16 +48,30 @@ class Regions:
         return first[self.on_page[first]]
 
 
-class Finder:
-    """Finds regions in stored maps. What was found is kept until another threshold, score or set of pages is asked for.
+def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(short sides, corners in canvas pixels) after the growth."""
+    with torch.inference_mode():
+        wide = box.grow(unclip_distance(box, unclip_ratio))
+        return wide.short_side().numpy(), list(wide.corners().float().numpy())
+
+
+def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
+    polygons = [offset(outline, unclip_ratio) for outline in found]
+    return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons
+
+
+class Judge:
+    """Finds regions in stored maps, and scores settings by them.
+
+    What was found is kept until another threshold, score or set of pages is asked for.
 
     Args:
-        store: maps of all pages.
+        store: maps of the pages. pages: their texts. protocol: of CLEval.
         least: the least value of every filter that will be asked for; regions below are left out.
     """
 
-    def __init__(self, store: MapStore, least: PostConfig) -> None:
-        self.store, self.least = store, least
+    def __init__(self, store: MapStore, pages: ConcatIndex, protocol: str, least: PostConfig) -> None:
+        self.store, self.pages, self.protocol, self.least = store, pages, protocol, least
         self._key: tuple = ()
         self._found: list = []
 
@@ -112,36 +126,9 @@ class Finder:
         polygons, on_page = to_page([polygons[i] for i in large], matrix, size)
         return Regions(score[large], short[large], wide[large], polygons, on_page)
 
-
-def _grown_quads(box: Rectangles, unclip_ratio: float) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(short sides, corners in canvas pixels) after the growth."""
-    with torch.inference_mode():
-        wide = box.grow(unclip_distance(box, unclip_ratio))
-        return wide.short_side().numpy(), list(wide.corners().float().numpy())
-
-
-def _grown_outlines(found: list, unclip_ratio: float) -> tuple[np.ndarray, list]:
-    polygons = [offset(outline, unclip_ratio) for outline in found]
-    return np.array([-1.0 if p is None else short_side(p) for p in polygons]), polygons
-
-
-class Judge:
-    """Scores settings on stored maps.
-
-    Args:
-        store: maps of the pages. pages: their texts. protocol: of CLEval.
-        least: see `Finder`.
-    """
-
-    def __init__(self, store: MapStore, pages: ConcatIndex, protocol: str, least: PostConfig) -> None:
-        self.store, self.pages, self.protocol = store, pages, protocol
-        self._finder = Finder(store, least)
-
-    def growth(self, post: PostConfig, rows: np.ndarray) -> "Growth":
+    def growth(self, post: PostConfig, rows: np.ndarray) -> list["Page"]:
         """The regions of some pages for the growth of `post`, ready to be filtered and scored."""
-        return Growth(
-            [_Page(self, row, found) for row, found in zip(rows, self._finder.regions(post, rows), strict=True)]
-        )
+        return [Page(self, row, found) for row, found in zip(rows, self.regions(post, rows), strict=True)]
 
     def exact(self, post: PostConfig, rows: np.ndarray) -> np.ndarray:
         """(P, 10) COUNTS of some pages by `detection.postprocess` and `evaluation.cleval`, nothing shared."""
@@ -153,18 +140,12 @@ class Judge:
         return counts_of([result for _, _, result in every])
 
 
-class Growth:
-    """Pages with the regions of one growth."""
-
-    def __init__(self, pages: list["_Page"]) -> None:
-        self._pages = pages
-
-    def counts(self, post: PostConfig) -> np.ndarray:
-        """(P, 10) COUNTS of the pages with the filters of `post`."""
-        return np.array([page.counts(post) for page in self._pages])
+def counts(growth: list["Page"], post: PostConfig) -> np.ndarray:
+    """(P, 10) COUNTS of the pages of a growth with the filters of `post`."""
+    return np.array([page.counts(post) for page in growth])
 
 
-class _Page:
+class Page:
     """One page: which filters leave the same regions is known, and the geometry is done once."""
 
     def __init__(self, judge: Judge, row: int, regions: Regions) -> None:
@@ -175,6 +156,7 @@ class _Page:
         self._quads = False  # whether all texts are, once the relations are known
 
     def counts(self, post: PostConfig) -> list[int]:
+        """COUNTS with the filters of `post`."""
         kept = self._regions.kept(post)
         key = kept.tobytes()
         if key not in self._known:

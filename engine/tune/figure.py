@@ -51,16 +51,8 @@ def _panel(axes: Any, name: str, values: list, heights: list[float], best: Any, 
         axes.set_xscale("log")
         axes.set_xticks(places, [str(value) for value in values], minor=False)
         axes.minorticks_off()
-    axes.plot(
-        places,
-        heights,
-        color=BLUE,
-        lw=1.4,
-        ls="none" if discrete else "-",
-        marker="o",
-        ms=3.5,
-        label="others as in the best",
-    )
+    style = {"color": BLUE, "lw": 1.4, "ls": "none" if discrete else "-", "marker": "o", "ms": 3.5}
+    axes.plot(places, heights, label="others as in the best", **style)
     at = places[values.index(start)]
     axes.axvline(at, color=RED, lw=1, ls=":")
     axes.plot([at], [heights[values.index(start)]], color=RED, marker="D", ms=6, ls="none", label="start's value")

@@ -1,8 +1,8 @@
 """The search for settings: a coarse grid first, then the Gaussian process of `engine.search` around what it found.
 
     judge = Judge(store, pages, protocol, least_filters(start))
-    whole, *without_fold = Search(judge, start, "micro", sets, trials).run()      # one result for each set of pages
-    whole.best
+    whole, *without_fold = search(judge, start, "micro", sets, trials)            # one result for each set of pages
+    whole.ranked[0].post
 
 A set of pages (all of them, or those of a fold's training) decides by its own pages alone. Three steps look at growths
 (`candidates.GROWTH`):
@@ -26,7 +26,7 @@ from engine.config import PostConfig
 from engine.evaluation.significance import SURE, hmeans, standard_error, without_each
 from engine.search.model import surrogate
 from engine.search.space import Parameter, Space
-from engine.tune.candidates import FILTERS, GROWTH, Judge
+from engine.tune.candidates import FILTERS, GROWTH, Judge, counts
 from pipelines.errors import UserError
 
 GRID: dict[str, tuple] = {
@@ -58,15 +58,20 @@ class Found:
 
 @dataclasses.dataclass
 class Searched:
-    """What a search over one set of pages found: best first, and how many settings it looked at on all its pages."""
+    """What a search over one set of pages found, and how many settings it looked at on all its pages."""
 
-    ranked: list[Found]
+    known: list[Found]  # in the order in which they were looked at
     tried: int
 
+    def add(self, found: Found, tried: int) -> None:
+        """Takes in the best of a growth, and how many of its settings have been looked at."""
+        self.known.append(found)
+        self.tried += tried
+
     @property
-    def best(self) -> PostConfig:
-        """The settings that score best."""
-        return self.ranked[0].post
+    def ranked(self) -> list[Found]:
+        """The best first."""
+        return sorted(self.known, key=lambda one: -one.score)
 
 
 def growth_of(post: PostConfig) -> tuple:
@@ -117,7 +122,7 @@ class Filters:
     def counts(self, post: PostConfig) -> np.ndarray:
         """(P, 10) COUNTS of `rows`."""
         if post not in self._known:
-            self._known[post] = self._growth.counts(post)
+            self._known[post] = counts(self._growth, post)
         return self._known[post]
 
     def best(self, members: np.ndarray, select: str) -> Found:
@@ -138,67 +143,46 @@ class Filters:
         return len(self._known)
 
 
-class Search:
-    """The search over several sets of pages at once.
+def search(
+    judge: Judge, start: PostConfig, select: str, sets: Sequence[np.ndarray], trials: int,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Searched]:  # fmt: skip
+    """The search over several sets of pages at once; one result a set.
 
     Args:
         judge: scores settings. start: where it starts. select: micro or macro H-mean.
         sets: (N,) bool each, which of the N pages decide.
         trials: growths asked of the model for each set.
-        tell: called after every growth that was looked at.
+        tell: called for every growth that is looked at.
     """
+    posts, every, where, done = grid(start), np.arange(len(judge.store)), space(start), itertools.count(1)
+    total = len(posts) + len(sets) * trials
 
-    def __init__(
-        self, judge: Judge, start: PostConfig, select: str, sets: Sequence[np.ndarray], trials: int,
-        tell: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:  # fmt: skip
-        self.judge, self.start, self.select, self.sets, self.trials = judge, start, select, sets, trials
-        self._tell, self._done = tell, 0
-        self._total = len(grid(start)) + len(sets) * trials
+    def look(post: PostConfig, rows: np.ndarray) -> Filters:
+        tell(next(done), total)
+        return Filters(judge, post, rows, start)
 
-    def run(self) -> list[Searched]:
-        """One result a set."""
-        every = np.arange(len(self.judge.store))
-        # Drawn, with a fixed seed: every fourth could be one fold's.
-        few = np.sort(np.random.default_rng(0).permutation(every)[: max(FEW, len(every) // SHARE)])
-        tops = self._best_of_grid(grid(self.start), few)
-        union = list(dict.fromkeys(post for top in tops for post in top))
-        self._total += len(union)
-        known: list[list[Found]] = [[] for _ in self.sets]
-        tried = [0] * len(self.sets)
-        for post in union:
-            filters = self._filters(post, every)
-            for k, top in enumerate(tops):
-                if post in top:
-                    known[k].append(filters.best(self.sets[k], self.select))
-                    tried[k] += filters.looked_at
-        for k in range(len(self.sets)):
-            tried[k] += self._model(k, known[k], every)
-        ranked = [sorted(found, key=lambda one: -one.score) for found in known]
-        return [Searched(found, count) for found, count in zip(ranked, tried, strict=True)]
-
-    def _filters(self, post: PostConfig, rows: np.ndarray) -> Filters:
-        self._done += 1
-        self._tell(self._done, self._total)
-        return Filters(self.judge, post, rows, self.start)
-
-    def _best_of_grid(self, posts: list[PostConfig], rows: np.ndarray) -> list[list[PostConfig]]:
-        """For each set the best quarter of the growths on some pages; the start's is always among them."""
-        scores = np.zeros((len(self.sets), len(posts)))
-        for column, post in enumerate(posts):
-            filters = self._filters(post, rows)
-            scores[:, column] = [filters.best(members, self.select).score for members in self.sets]
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : -(-len(posts) // KEPT)]
-        return [[self.start, *(posts[i] for i in row if i)] for row in best]
-
-    def _model(self, k: int, known: list[Found], every: np.ndarray) -> int:
-        """Asks the model for growths and adds what came of them to `known`; how many settings were looked at."""
-        where, tried = space(self.start), 0
-        for _ in range(self.trials):
-            filters = self._filters(asked(known, where, self.start), every)
-            known.append(filters.best(self.sets[k], self.select))
-            tried += filters.looked_at
-        return tried
+    # Drawn, with a fixed seed: every fourth could be one fold's.
+    few = np.sort(np.random.default_rng(0).permutation(every)[: max(FEW, len(every) // SHARE)])
+    scores = np.zeros((len(sets), len(posts)))
+    for column, post in enumerate(posts):
+        filters = look(post, few)
+        scores[:, column] = [filters.best(members, select).score for members in sets]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : -(-len(posts) // KEPT)]
+    tops = [[start, *(posts[i] for i in row if i)] for row in best]  # the start's is always among them
+    union = list(dict.fromkeys(post for top in tops for post in top))
+    total += len(union)
+    results = [Searched([], 0) for _ in sets]
+    for post in union:
+        filters = look(post, every)
+        for found, members, top in zip(results, sets, tops, strict=True):
+            if post in top:
+                found.add(filters.best(members, select), filters.looked_at)
+    for found, members in zip(results, sets, strict=True):
+        for _ in range(trials):
+            filters = look(asked(found.known, where, start), every)
+            found.add(filters.best(members, select), filters.looked_at)
+    return results
 
 
 def asked(known: list[Found], where: Space, start: PostConfig) -> PostConfig:
@@ -220,26 +204,16 @@ def slices(judge: Judge, best: PostConfig, start: PostConfig, select: str) -> It
     """For every setting (name, its values, H-mean of all pages with the others as in `best`)."""
     every = np.arange(len(judge.store))
     growth = judge.growth(best, every)
-    for name in FILTERS:
-        values = sorted({*VALUES[name], getattr(best, name), getattr(start, name)})
-        yield (
-            name,
-            values,
-            [float(hmeans(growth.counts(dataclasses.replace(best, **{name: value})), select)) for value in values],
-        )
+    tried = {name: list(VALUES[name]) for name in FILTERS}
     for parameter in space(start).parameters:
         name = parameter.name.removeprefix("post.")
-        values = sorted({*_around(parameter, getattr(best, name)), getattr(best, name), getattr(start, name)})
+        near = np.clip(parameter.unit(getattr(best, name)) + np.linspace(-0.2, 0.2, 9), 0, 1)
+        tried[name] = list(parameter.values) or [parameter.value(unit) for unit in near]
+    for name, some in tried.items():
+        values = sorted({*some, getattr(best, name), getattr(start, name)})
         posts = [dataclasses.replace(best, **{name: value}) for value in values]
-        yield name, values, [float(hmeans(judge.growth(post, every).counts(post), select)) for post in posts]
-
-
-def _around(parameter: Parameter, value: Any) -> list:
-    """Values of a parameter to draw: all of a choice, or nine around `value`."""
-    if parameter.values:
-        return list(parameter.values)
-    centre = parameter.unit(value)
-    return [parameter.value(unit) for unit in np.clip(centre + np.linspace(-0.2, 0.2, 9), 0, 1)]
+        found = [counts(growth if name in FILTERS else judge.growth(post, every), post) for post in posts]
+        yield name, values, [float(hmeans(one, select)) for one in found]
 
 
 @dataclasses.dataclass(frozen=True)

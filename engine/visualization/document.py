@@ -174,14 +174,11 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _plain(cell: str | Link) -> str:
-    return cell.text if isinstance(cell, Link) else cell
-
-
 def _is_text(table: Table, column: int) -> bool:
     """Whether a column holds words rather than numbers: then it stands to the left."""
-    cells = [_plain(row[column]) for row in table.rows]
-    return any(cell and not re.fullmatch(r"[-+±]?[\d.,:e+±%hmin\- ]*", cell) for cell in cells)
+    cells = [row[column] for row in table.rows]
+    words = [cell.text if isinstance(cell, Link) else cell for cell in cells]
+    return any(word and not re.fullmatch(r"[-+±]?[\d.,:e+±%hmin\- ]*", word) for word in words)
 
 
 def _html_table(table: Table) -> str:

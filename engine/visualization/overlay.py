@@ -68,36 +68,23 @@ def overlay(
         raise ValueError(f"overlay: unknown status {', '.join(sorted(unknown))}")
     gt_colours = [GREY if skip else GT_COLOURS[status] for skip, status in zip(ignored, gt_status, strict=True)]
     pred_colours = [PRED_COLOURS[status] for status in pred_status]
-    canvas, gt, pred = _enlarged(image, gt, pred)
-    _outline_all(canvas, gt, gt_colours, pred, pred_colours)
+    k = min(3, -(-SMALL_WIDTH // image.shape[1]))
+    canvas = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image.copy()
+    gt, pred = ([k * np.asarray(polygon, np.float64) for polygon in group] for group in (gt, pred))
+    # In pixels: by the size of the page, and no more than a 14th of the middle text's height.
+    sides = [min(cv2.minAreaRect(np.asarray(polygon, np.float32))[1]) for polygon in gt if len(polygon) > 2]
+    thick = min(canvas.shape[:2]) / 600
+    thick = max(1, round(min(thick, np.median(sides) / 14 if sides else thick)))
+    _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
+    # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
+    _outlines(canvas, gt, gt_colours, thick + 1)
+    _outlines(canvas, pred, pred_colours, thick)
     if scores is not None:
         _labels(canvas, pred, scores, pred_colours)
     if title is None:
         return canvas
     shown = {*gt_colours, *pred_colours, *([GREEN, RED] if len(gt) else [])}
     return _with_header(canvas, title, [entry for entry in LEGEND if entry[1] in shown])
-
-
-def _outline_all(
-    canvas: np.ndarray,
-    gt: Sequence[np.ndarray],
-    gt_colours: Sequence[tuple],
-    pred: Sequence[np.ndarray],
-    pred_colours: Sequence[tuple],
-) -> None:
-    """Draws both kinds of polygons in place; what is wrong is tinted."""
-    thick = _thickness(canvas, gt)
-    _tints(canvas, [*gt, *pred], [*gt_colours, *pred_colours])
-    # Predictions on top of the ground truth and thinner, so that both stay visible where they agree.
-    _outlines(canvas, gt, gt_colours, thick + 1)
-    _outlines(canvas, pred, pred_colours, thick)
-
-
-def _thickness(canvas: np.ndarray, gt: Sequence[np.ndarray]) -> int:
-    """Of an outline in pixels: by the size of the page, and no more than a 14th of the middle text's height."""
-    thick = min(canvas.shape[:2]) / 600
-    sides = [min(cv2.minAreaRect(np.asarray(polygon, np.float32))[1]) for polygon in gt if len(polygon) > 2]
-    return max(1, round(min(thick, np.median(sides) / 14 if sides else thick)))
 
 
 def _tints(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple]) -> None:
@@ -114,13 +101,6 @@ def _tints(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence
             area[mask > 0] = np.round((1 - TINT) * area[mask > 0] + TINT * np.array(colour)).astype(np.uint8)
 
 
-def _enlarged(image: np.ndarray, *polygons: Sequence[np.ndarray]) -> tuple:
-    """A copy of the page, enlarged when it is narrow, and its polygons with it."""
-    k = min(3, -(-SMALL_WIDTH // image.shape[1]))
-    canvas = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC) if k > 1 else image.copy()
-    return canvas, *([k * np.asarray(polygon, np.float64) for polygon in group] for group in polygons)
-
-
 def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Sequence[tuple], thick: int) -> None:
     """Draws closed outlines in place; 3 fractional bits keep sub-pixel corners."""
     for polygon, colour in zip(polygons, colours, strict=True):
@@ -131,10 +111,7 @@ def _outlines(canvas: np.ndarray, polygons: Sequence[np.ndarray], colours: Seque
 
 
 def _labels(
-    canvas: np.ndarray,
-    polygons: Sequence[np.ndarray],
-    scores: Sequence[float] | np.ndarray,
-    colours: Sequence[tuple],
+    canvas: np.ndarray, polygons: Sequence[np.ndarray], scores: Sequence[float] | np.ndarray, colours: Sequence[tuple]
 ) -> None:
     size = max(0.3, min(canvas.shape[:2]) / 2600)
     for polygon, score, colour in zip(polygons, scores, colours, strict=True):

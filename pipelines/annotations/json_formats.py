@@ -10,8 +10,8 @@ from pipelines.annotations.json_source import Pages, finish
 from pipelines.annotations.json_stream import walk
 from pipelines.annotations.json_values import box, expect, open_line, points, size, text
 from pipelines.annotations.marks import flagged, ignored_name, ignored_text, named_classes
-from pipelines.annotations.packed import pack
-from pipelines.annotations.page import Finding, Page, Source, has_area, safe_relative
+from pipelines.annotations.packed import Shelf, pack
+from pipelines.annotations.page import Finding, Findings, Page, Source, has_area, safe_relative
 from pipelines.errors import UserError
 
 
@@ -22,6 +22,7 @@ def read_contest(path: Path, root: str | Path | None) -> Source:
     detector learns from. A transcription `###`, and the flags of `marks`, make the word ignored.
     """
     pages: dict[str, Page] = {}  # of a key twice, the last wins
+    listed = Pages(path, "image")
     repeated: list[str] = []
     for place, name, entry in walk(path, repeated):
         if place != "images":
@@ -35,8 +36,7 @@ def read_contest(path: Path, root: str | Path | None) -> Source:
             said = text(word.get("transcription"))
             outline = points(word.get("points") or [], f"{where}: word {key}")
             page.add(outline, flagged(word) or ignored_text(said), said)
-        pages[name] = pack(page) if page.polygons else page
-    listed = Pages(path, "image")
+        pages[name] = pack(page, listed.shelf) if page.polygons else page
     for name, page in pages.items():
         listed.add(page, name)
     return finish("contest", path, root, listed.pages, [], repeated)
@@ -99,8 +99,8 @@ def _coco_names(value: Any) -> dict[str, str]:
     return {str(entry.get("id")): str(entry.get("name")) for entry in entries if isinstance(entry, dict)}
 
 
-def _coco_pages(path: Path, repeated: list[str]) -> tuple[dict[str, Page], dict[str, str], list[Finding]]:
-    """Pages by image id, names of categories, findings.
+def _coco_pages(path: Path, repeated: list[str], findings: Findings) -> tuple[dict[str, Page], dict[str, str]]:
+    """Pages by image id, names of categories.
 
     COCO-Text's `test` images have no published annotations and are left out (an unlabelled page would teach that its
     text is background).
@@ -108,7 +108,6 @@ def _coco_pages(path: Path, repeated: list[str]) -> tuple[dict[str, Page], dict[
     listed = Pages(path, "image")
     pages: dict[str, Page] = {}
     names: dict[str, str] = {}
-    findings: list[Finding] = []
     seen: set[str] = set()
     for place, key, entry in walk(path, repeated):
         if not place:
@@ -133,7 +132,7 @@ def _coco_pages(path: Path, repeated: list[str]) -> tuple[dict[str, Page], dict[
         pages[number] = listed.add(page, number)
     if not seen & {"annotations", "anns"}:
         raise UserError(f"{path}: lists images and no `annotations`: there are no labels in it")
-    return pages, names, findings
+    return pages, names
 
 
 def read_coco(path: Path, root: str | Path | None) -> Source:
@@ -144,10 +143,11 @@ def read_coco(path: Path, root: str | Path | None) -> Source:
     """
     # Two passes: a million annotations must not be held because the images or the categories stand behind them.
     repeated: list[str] = []
-    pages, names, findings = _coco_pages(path, repeated)
+    findings = Findings()
+    pages, names = _coco_pages(path, repeated, findings)
     ignored = {number for number, name in names.items() if ignored_name(name)}
     classes: Counter[str] = Counter()
-    total, orphans = 0, []
+    total, orphans = 0, Findings()
     for place, _, item in walk(path):
         if place not in ("annotations", "anns"):
             continue
@@ -163,12 +163,15 @@ def read_coco(path: Path, root: str | Path | None) -> Source:
         classes[names.get(category, f"category {category}")] += 1
         outline, bounds = coco_outline(item, where)
         page.add(outline, category in ignored or _coco_ignored(item, said), said, bounds)
-    if pages and len(orphans) * 2 > total:
+    lost = orphans.counts["orphan"]
+    if pages and lost * 2 > total:
         raise UserError(
-            f"{path}: {len(orphans)} of {total} annotations are of images that it does not list ({orphans[0].detail}); "
+            f"{path}: {lost} of {total} annotations are of images that it does not list ({orphans[0].detail}); "
             "the annotations of another file?"
         )
+    shelf = Shelf()
     for page in pages.values():
-        pack(page)
-    findings += orphans + (named_classes(str(path), classes) if names else [])
+        pack(page, shelf)
+    findings += orphans
+    findings += named_classes(str(path), classes) if names else []
     return finish("coco", path, root, list(pages.values()), findings, repeated)

@@ -22,7 +22,8 @@ from pipelines.annotations.json_values import (
 )
 from pipelines.annotations.marks import are_classes, flagged, ignored_name, ignored_text, named_classes, settle
 from pipelines.annotations.names import files_in, nfc
-from pipelines.annotations.page import IMAGE_SUFFIXES, ROOT_ADVICE, Finding, Page, Source, safe_relative
+from pipelines.annotations.packed import Texts
+from pipelines.annotations.page import IMAGE_SUFFIXES, ROOT_ADVICE, Finding, Findings, Page, Source, safe_relative
 from pipelines.errors import UserError
 
 
@@ -61,8 +62,9 @@ def read_labelme(folder: Path, files: list[Path], root: str | Path | None) -> So
     that are classes (`text` for nearly all shapes) are no transcriptions.
     """
     root = Path(root).resolve() if root is not None else folder.resolve()
-    listed, findings = Pages(folder, "file"), []
-    said: list[list[str]] = []
+    listed, findings = Pages(folder, "file"), Findings()
+    said: list[Texts] = []
+    described = False
     labels: Counter[str] = Counter()
     for path in files:
         data, repeated = load_json(path)
@@ -77,12 +79,13 @@ def read_labelme(folder: Path, files: list[Path], root: str | Path | None) -> So
         page = Page(name, size(data.get("imageWidth"), str(path)), size(data.get("imageHeight"), str(path)))
         made = _labelme_shapes(page, expect(data.get("shapes"), list, str(path), "shapes as a list"), path)
         labels.update(label for label in made[0] if label and not ignored_text(label))
-        said.append(made[1])
+        said.append(Texts(made[1], listed.shelf))
+        described = described or any(made[1])
         listed.add(page, path.name)
     settle(listed.pages)
     if labels and are_classes(labels):
         for page, descriptions in zip(listed.pages, said, strict=True):
-            page.texts = descriptions if any(map(any, said)) else None
+            page.texts = descriptions if described else None
         findings += named_classes(str(folder), labels)
     return Source("labelme", root, listed.pages, findings)
 
@@ -161,7 +164,8 @@ def _funsd_page(page: Page, data: dict, where: str) -> None:
 
 
 def _read_named(name: str, files: list[Path], root: str | Path | None) -> Source:
-    folder, items, findings = _by_stem(files, root)
+    folder, items, left = _by_stem(files, root)
+    findings = Findings(left)
     listed = Pages(files[0].parent, "file")
     fill, key = (_cord_page, "valid_line") if name == "cord" else (_funsd_page, "form")
     for path, image in items:

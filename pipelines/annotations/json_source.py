@@ -1,12 +1,14 @@
 """What all readers of JSON share: each page listed once, and the folder of the images found."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipelines.annotations.marks import settle
 from pipelines.annotations.names import Spelling, is_clutter
-from pipelines.annotations.packed import pack
-from pipelines.annotations.page import ROOT_ADVICE, ROOT_PROBES, Finding, Page, Source, find_root
+from pipelines.annotations.packed import Shelf, pack
+from pipelines.annotations.page import ROOT_ADVICE, ROOT_PROBES, Finding, Findings, Page, Source, find_root
 from pipelines.errors import UserError
 
 ANNOTATION_FOLDERS = ("annotations", "annotation", "jsons", "json", "labels", "label", "gt")
@@ -15,11 +17,12 @@ FOLDERS_TRIED = 200
 
 
 class Pages:
-    """Pages in their order, each image once."""
+    """Pages in their order, each image once; their regions lie on `shelf`."""
 
     def __init__(self, path: Path, by: str) -> None:
         """`by` is what lists a page in this format: `image`, `line`."""
         self.pages: list[Page] = []
+        self.shelf = Shelf()
         self._path, self._by = path, by
         self._listed: dict[str, Any] = {}
 
@@ -33,8 +36,8 @@ class Pages:
             twice = f"by {self._by} {self._listed[page.path]} and by {self._by} {key}"
             raise UserError(f"{self._path}: {page.path} is listed twice, {twice}; delete one, or join their regions")
         self._listed[page.path] = key
-        # COCO's regions come later; all others are complete, and take a third packed
-        self.pages.append(pack(page) if page.polygons and isinstance(page.polygons, list) else page)
+        # COCO's regions come later; all others are complete
+        self.pages.append(pack(page, self.shelf) if page.polygons and isinstance(page.polygons, list) else page)
         return page
 
 
@@ -61,7 +64,9 @@ def _below(place: Path) -> list[Path]:
     found = []
     for folder in (place, *(place / name for name in IMAGE_FOLDERS)):
         if folder.is_dir():
-            found += sorted(p for p in folder.iterdir() if p.is_dir() and not is_clutter(p.name))[:FOLDERS_TRIED]
+            with os.scandir(folder) as entries:  # which knows folders from a million images without a look at each
+                names = sorted(entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name))
+            found += [folder / name for name in names[:FOLDERS_TRIED]]
     return found
 
 
@@ -113,7 +118,7 @@ def _hits(folder: Path, names: list[str]) -> int:
 
 
 def finish(
-    name: str, path: Path, root: str | Path | None, pages: list[Page], findings: list[Finding], repeated: list[str]
+    name: str, path: Path, root: str | Path | None, pages: list[Page], findings: Iterable[Finding], repeated: list[str]
 ) -> Source:
     """The source of a file's pages.
 
@@ -123,5 +128,6 @@ def finish(
     if not pages:
         raise UserError(f"{path}: no pages")
     settle(pages)
-    findings = [Finding(str(path), "duplicate-key", key) for key in repeated] + findings
-    return Source(name, locate(root, path, [page.path for page in pages]), pages, findings)
+    found = Findings(Finding(str(path), "duplicate-key", key) for key in repeated)
+    found += findings
+    return Source(name, locate(root, path, [page.path for page in pages]), pages, found)

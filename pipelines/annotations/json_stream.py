@@ -13,6 +13,7 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # the stub la
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from pipelines.annotations.page import MOST_FINDINGS
 from pipelines.errors import UserError
 
 # Top-level values with an item a page or a region: walked into. All others are small, or a page themselves.
@@ -33,7 +34,7 @@ def _pairs(repeated: list[str]) -> Any:
         if len(found) != len(items):
             seen: set[str] = set()
             for key, _ in items:
-                if key in seen:
+                if key in seen and len(repeated) < MOST_FINDINGS:
                     repeated.append(key)
                 seen.add(key)
         return found
@@ -141,7 +142,7 @@ def _members(text: _Text, repeated: list[str]) -> Iterator[Any]:
         return
     while True:
         key: Any = text.key() if is_object else number
-        if is_object and key in seen:
+        if is_object and key in seen and len(repeated) < MOST_FINDINGS:
             repeated.append(key)
         if is_object:
             seen.add(key)
@@ -159,7 +160,7 @@ def walk(path: Path, repeated: list[str] | None = None, *, alone: bool = True) -
     An opened one comes first itself, empty. A document that is no object and no list comes as ("", None, value).
 
     Args:
-        repeated: gets the keys that occur twice in one object.
+        repeated: gets the keys that occur twice in one object, MOST_FINDINGS at most.
         alone: refuse a document with another behind it, as JSON lines have.
 
     Raises:

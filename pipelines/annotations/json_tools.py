@@ -24,7 +24,8 @@ from pipelines.annotations.json_values import (
     text,
 )
 from pipelines.annotations.marks import are_classes, flagged, ignored_name, ignored_text, named_classes
-from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
+from pipelines.annotations.packed import pack
+from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Findings, Page, Source, safe_relative
 from pipelines.errors import UserError
 
 # Attributes of a VIA region that hold its transcription, in this order; else the first that is a text.
@@ -189,7 +190,7 @@ def _studio_names(task: dict, where: str) -> list[str]:
     return [safe_relative(name, where) for name in (full, base, UPLOAD_HASH.sub("", base))]
 
 
-def _studio_annotation(task: dict, where: str, name: str, findings: list[Finding]) -> list | None:
+def _studio_annotation(task: dict, where: str, name: str, findings: Findings) -> list | None:
     """The results that count for a task; None where nobody has annotated it."""
     made = task.get("annotations", task.get("completions")) or []
     made = [expect(one, dict, where, "an annotation as an object") for one in expect(made, list, where, "a list")]
@@ -209,8 +210,9 @@ def read_label_studio(path: Path, root: str | Path | None) -> Source:
     A label named `ignore` or so makes a region ignored. Of several annotations the one of the ground truth is read,
     else the first; both are said.
     """
+    listed = Pages(path, "task")
     pages: list[tuple[Page, list[str]]] = []
-    findings: list[Finding] = []
+    findings = Findings()
     repeated: list[str] = []
     classes: Counter[str] = Counter()
     for _, order, task in walk(path, repeated):
@@ -220,12 +222,11 @@ def read_label_studio(path: Path, root: str | Path | None) -> Source:
         if results is not None:
             page = Page(names[0])
             _studio_page(page, results, where, classes)
-            pages.append((page, names))
+            pages.append((pack(page, listed.shelf) if page.polygons else page, names))
     if not pages:
         raise UserError(f"{path}: no pages: none of its tasks has an annotation")
     options = [[names[k] for _, names in pages] for k in range(3)]
     chosen = max(options, key=lambda names: present(root, path, names))
-    listed = Pages(path, "task")
     for order, ((page, _), name) in enumerate(zip(pages, chosen, strict=True)):
         page.path = name
         listed.add(page, order)

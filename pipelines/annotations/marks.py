@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.annotations.page import Finding, Page
 
 FLAGS = ("ignore", "ignored", "difficult", "illegible", "illegibility", "iscrowd", "dont_care", "dontcare")
+_ABOUT_LEARNING = frozenset((*FLAGS, "legible"))
 # Names of classes that are not to be learnt, letters only: `don't care`, `DO_NOT_CARE`.
 IGNORE_NAMES = frozenset(("ignore", "ignored", "illegible", "dontcare", "donotcare", "difficult", "unreadable"))
 NO = ("", "0", "false", "no", "none", "n", "null")
@@ -18,7 +19,7 @@ CLASS_NAMES = frozenset(("text", "texts", "word", "words", "line", "lines", "tex
 
 def ignored_text(text: str | None) -> bool:
     """Whether a transcription is a mark: `###` (ICDAR), `####`, but for `#`, see `settle`. `####HOTEL` is a text."""
-    return text is not None and len(text) > 1 and not text.strip("#")
+    return text is not None and text[:1] == "#" and len(text) > 1 and not text.strip("#")
 
 
 def ignored_name(name: Any) -> bool:
@@ -37,7 +38,7 @@ def yes(value: Any) -> bool:
 
 def flagged(item: Any) -> bool:
     """Whether an object says of itself that it is not to be learnt, by any of FLAGS or by `legible: false`."""
-    if not isinstance(item, dict):
+    if not isinstance(item, dict) or _ABOUT_LEARNING.isdisjoint(item):
         return False
     return any(yes(item[key]) for key in FLAGS if key in item) or ("legible" in item and not yes(item["legible"]))
 
@@ -56,7 +57,8 @@ def settle(pages: list[Page]) -> None:
 
     `#` is one for Total-Text, which has no `###`; who writes `###` means the sign itself.
     """
-    if not any(len(text) > 2 and not text.strip("#") for page in pages for text in page.texts or ()):
+    signs = {text for page in pages for text in page.texts or () if text[:1] == "#" and not text.strip("#")}
+    if "#" in signs and max(map(len, signs)) <= 2:
         for page in pages:
             for k, text in enumerate(page.texts or ()):
                 page.ignore[k] |= text == "#"
@@ -67,15 +69,15 @@ def settle(pages: list[Page]) -> None:
 
 def share_a_text(pages: list[Page]) -> bool:
     """Whether nearly all texts are the same: a class, or what PPOCRLabel writes before anybody has typed (待识别)."""
-    likely, votes = "", 0  # the majority, by one count up and down (Boyer and Moore): a table would cost memory
+    likely, votes, total = "", 0, 0  # the majority, by one count up and down (Boyer and Moore): a table costs memory
     for text in _said(pages):
+        total += 1
         votes += 1 if text == likely else -1
         if votes < 0:
             likely, votes = text, 1
-    total = same = 0
-    for text in _said(pages):
-        total, same = total + 1, same + (text == likely)
-    return total >= FEWEST_SHAPES and same >= MOST_SHAPES * total
+    if total < FEWEST_SHAPES or votes < (2 * MOST_SHAPES - 1) * total - 1:  # which a text of so many is left with
+        return False
+    return sum(text == likely for text in _said(pages)) >= MOST_SHAPES * total
 
 
 def _said(pages: list[Page]) -> Iterator[str]:

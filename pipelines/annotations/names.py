@@ -36,7 +36,7 @@ def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
 
 def nfc(text: str) -> str:
     """A name with every accented letter as one character."""
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def key(name: str) -> str:
@@ -54,7 +54,7 @@ class Spelling:
 
     def find(self, name: str) -> str:
         """The path of the file relative to the root; `name` itself where no file, or more than one, is meant."""
-        if os.path.lexists(self._root / name):
+        if os.path.lexists(os.path.join(self._root, name)):  # as text: a path takes longer than the look
             return name
         found = ""
         for part in PurePosixPath(name).parts:

@@ -3,7 +3,8 @@
 import ntpath
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ ROOT_ADVICE = "name it: data.root=FOLDER, or --root FOLDER of pipelines.dataset"
 # Enough to tell the right folder from a wrong one without a stat of every file on a network disk.
 ROOT_PROBES = 32
 LONGEST_NAME, LONGEST_PATH = 255, 3000  # bytes; Linux takes 255 and, with the root, 4096
+MOST_FINDINGS = 100_000  # of a kind: 30 MB, more than anybody reads
 
 
 class Finding(NamedTuple):
@@ -31,7 +33,31 @@ class Finding(NamedTuple):
     detail: str
 
 
-@dataclass
+class Findings(list[Finding]):
+    """The first MOST_FINDINGS of each kind, in their order; `counts` (kind -> how many) counts all of them."""
+
+    def __init__(self, findings: Iterable[Finding] = ()) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.extend(findings)
+
+    def append(self, finding: Finding) -> None:
+        self.counts[finding.kind] += 1
+        if self.counts[finding.kind] <= MOST_FINDINGS:
+            super().append(finding)
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        known = self.counts + findings.counts if isinstance(findings, Findings) else None
+        for finding in findings:
+            self.append(finding)
+        self.counts = self.counts if known is None else known
+
+    def __iadd__(self, findings: Iterable[Finding]) -> "Findings":  # type: ignore[misc,override]  # a list's takes lists
+        self.extend(findings)
+        return self
+
+
+@dataclass(slots=True)
 class Page:
     """One image and its text polygons.
 
@@ -43,16 +69,16 @@ class Page:
         ignore: one flag a region; true = not to be learnt and not to be scored.
         texts: one transcription a region ("" = none for this region); None where the source has none at all.
         boxed: regions whose outline could not be read, so that the box stated beside it is the polygon.
-        normalized: coordinates are shares of the image, 0 to 1, until `in_pixels`.
+        normalized: coordinates are shares of the image, 0 to 1, until `packed.in_pixels`.
     """
 
     path: str
     width: int = 0
     height: int = 0
     polygons: Sequence[np.ndarray] = field(default_factory=list)
-    ignore: list[bool] = field(default_factory=list)
+    ignore: MutableSequence[int] = field(default_factory=list)
     texts: Sequence[str] | None = None
-    boxed: list[int] = field(default_factory=list)
+    boxed: Sequence[int] = ()
     normalized: bool = False
 
     def add(self, polygon: np.ndarray, ignore: bool, text: str | None, box: np.ndarray | None = None) -> None:
@@ -65,6 +91,8 @@ class Page:
             box: (4, 2) float32, for where the polygon is no outline.
         """
         if box is not None and not has_area(polygon) and has_area(box):
+            self.boxed = self.boxed or []
+            assert isinstance(self.boxed, list)
             self.boxed.append(len(self.polygons))
             polygon = box
         if text is not None and self.texts is None:
@@ -96,18 +124,6 @@ def rotated_box(cx: float, cy: float, width: float, height: float, angle: float)
         return (corners @ np.array([[cos, sin], [-sin, cos]]) + (cx, cy)).astype(np.float32)
 
 
-def in_pixels(page: Page, width: int, height: int) -> Page:
-    """The page with coordinates in pixels, changed in place where they were shares of the image.
-
-    Args:
-        width, height: of the image, oriented pixels; 0 = not known, then nothing changes.
-    """
-    if page.normalized and width:
-        page.polygons = [polygon * np.array([width, height], np.float32) for polygon in page.polygons]
-        page.normalized = False
-    return page
-
-
 @dataclass
 class Source:
     """A whole annotation source: its format, the folder of its images, pages, and what was odd while reading."""
@@ -115,7 +131,7 @@ class Source:
     format: str
     root: Path
     pages: list[Page]
-    findings: list[Finding] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
 
 
 def safe_relative(path: str, where: str, base: str = "") -> str:

@@ -29,12 +29,16 @@ folder with gt_IMG.txt beside the images, or an id list (one id a line) next to 
 are in `text_folders`, marks such as `###` in `text_marks`.
 """
 
+import contextlib
+import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.annotations.json_lines import is_paddle, stream_lines
 from pipelines.annotations.json_read import JSON_FORMATS, LINE_READERS, PAGE_READERS, WHOLE_READERS, json_format
 from pipelines.annotations.links import ANNOTATION_SUFFIXES, refuse_image_links, refuse_label_links
-from pipelines.annotations.names import Spelling, files_in, is_clutter
+from pipelines.annotations.names import Spelling, files_in, is_clutter, names_in
 from pipelines.annotations.page import Source
 from pipelines.annotations.text_folders import (
     LABEL_FOLDERS,
@@ -148,38 +152,45 @@ def _read_file(path: Path, format: str, root: str | Path | None) -> Source:
     return _read_text(path, format, root)
 
 
-def annotation_files(path: Path) -> list[Path]:
+def annotation_files(path: Path) -> Iterator[str]:
     """The files that a source's content depends on: itself, and the label files for a folder or an id list."""
-    places = [path] if path.is_file() else []
-    folder = path if path.is_dir() else path.parent
+    if path.is_file():
+        yield str(path)
     # An id list depends on the label files next to it; a JSON or PaddleOCR file on itself only.
     if path.is_dir() or path.suffix.lower() == ".txt":
-        folders = [folder] + [p for p in sorted(folder.iterdir()) if p.is_dir() and not is_clutter(p.name)]
+        folder = path if path.is_dir() else path.parent
+        with os.scandir(folder) as entries:
+            inside = sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name))
         nested = label_folder(path)
-        places += [p for f in [*folders, *([nested] if nested else [])] for p in files_in(f, ANNOTATION_SUFFIXES)]
-    return list(dict.fromkeys(places))
+        for place in dict.fromkeys([folder, *inside, *([nested] if nested else [])]):
+            files = (os.path.join(place, name) for name in names_in(place, ANNOTATION_SUFFIXES))
+            yield from (file for file in files if file != str(path))
 
 
 def _refuse_large(path: Path, limit_mb: float) -> None:
-    """Refuses before anything is read: parsed, annotations take many times the memory of their files.
+    """Refuses before anything is read what would take an hour, or (one JSON document) more memory than there is.
 
     Text files count together, since all their lines become polygons; JSON files each, for labelme's hold their images
     and are parsed one at a time.
     """
-    sizes = {place: place.stat().st_size / 1e6 for place in annotation_files(path) if place.is_file()}
-    advice = "split {}, or raise the limit (data.max_annotation_mb, --max-annotation-mb)"
-    for place, megabytes in sizes.items():
-        if megabytes > limit_mb:
-            raise UserError(
-                f"{place}: an annotation file of {megabytes:.4g} MB, above the {limit_mb:g} MB allowed; "
-                + advice.format("it")
-            )
-    texts = [megabytes for place, megabytes in sizes.items() if place.suffix.lower() != ".json"]
-    if sum(texts) > limit_mb:
-        raise UserError(
-            f"{path}: {len(texts)} text files of {sum(texts):.4g} MB in all, above the {limit_mb:g} MB allowed; "
-            + advice.format("the data")
-        )
+    limit, texts, total = limit_mb * 1e6, 0, 0
+    for place in annotation_files(path):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            size = os.stat(place).st_size
+            if size > limit:
+                raise UserError(f"{place}: an annotation file of {_above(size, limit_mb, 'it')}")
+            if not place.lower().endswith(".json"):
+                texts, total = texts + 1, total + size
+    if total > limit:
+        raise UserError(f"{path}: {texts} text files of {_above(total, limit_mb, 'the data')}")
+
+
+def _above(size: int, limit_mb: float, what: str) -> str:
+    in_all, least = " in all" if what == "the data" else "", math.ceil(size / 1e6)
+    return (
+        f"{size / 1e6:.4g} MB{in_all}, above the {limit_mb:g} MB allowed; data.max_annotation_mb={least} "
+        f"(--max-annotation-mb {least}) reads it, about 5 minutes a GB; or split {what}"
+    )
 
 
 def read_source(

@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from pipelines.annotations import total_text, xml_formats
-from pipelines.annotations.names import Spelling, files_in, is_clutter, key, names_in, nfc
-from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Page, Source, safe_relative
+from pipelines.annotations.names import Spelling, is_clutter, key, names_in, nfc
+from pipelines.annotations.page import IMAGE_SUFFIXES, Finding, Findings, Page, Source, safe_relative
 from pipelines.annotations.text_formats import LAYOUTS, build_pages
 from pipelines.errors import UserError
 
@@ -33,9 +33,6 @@ _SPLITS = (("train", re.compile("train")), ("test", re.compile("test")), ("val",
 _PART_OF_A_SET = re.compile(r"im(g|age)s?(?![a-z])|label|gts?(?![a-z])|annot|ground.?truth|(?<![a-z])box")
 
 
-Label = TypeVar("Label", str, Path)
-
-
 class Places(NamedTuple):
     """Folders of one source."""
 
@@ -43,23 +40,24 @@ class Places(NamedTuple):
     labels: Path
     top: Path  # what the names of images are relative to
 
+    @property
+    def prefix(self) -> str:
+        """What comes before the name of a file of the image folder, to name it from the top."""
+        base = self.images.relative_to(self.top).as_posix()
+        return "" if base == "." else f"{base}/"
+
 
 def subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The first of the named subfolders that exists."""
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Image files of a folder by suffix, sorted by name."""
-    return files_in(folder, IMAGE_SUFFIXES)
+def label_files(folder: Path) -> dict[str, str]:
+    """Names of a folder's text-line files by their key."""
+    return {key(name): name for name in names_in(folder, LABEL_SUFFIXES)}
 
 
-def label_files(folder: Path) -> dict[str, Path]:
-    """Text-line files of a folder by the key of their name."""
-    return {key(p.name): p for p in files_in(folder, LABEL_SUFFIXES)}
-
-
-def label_of(image: str, labels: Mapping[str, Label]) -> Label | None:
+def label_of(image: str, labels: Mapping[str, str]) -> str | None:
     """The label file of an image file name: stem.txt, gt_stem.txt, stem.jpg.txt, and so on with the other suffixes.
 
     CTW1500's test labels have three zeros before the image's four digits.
@@ -101,8 +99,12 @@ def _survey(top: Path) -> tuple[list[Path], list[Path]]:
 def _hits(images: Path, labels: Path) -> int:
     """How many of some images have a label file there."""
     listed = names_in(images, IMAGE_SUFFIXES)
-    files = {key(name): name for name in names_in(labels, LABEL_SUFFIXES)} if listed else {}
-    return sum(label_of(name, files) is not None for name in listed[:: max(1, len(listed) // PROBES)])
+    probes = listed[:: max(1, len(listed) // PROBES)]
+    files = {name: name for name in names_in(labels, LABEL_SUFFIXES)} if probes else {}
+    if all(label_of(name, files) for name in probes):  # as they are spelled: keys of a million names take 1 s
+        return len(probes)
+    files = {key(name): name for name in files}
+    return sum(label_of(name, files) is not None for name in probes)
 
 
 def _best(images: Path, labels: list[Path], top: Path) -> list[Path]:
@@ -198,28 +200,29 @@ def label_folder(source: Path) -> Path | None:
 # ---- pages
 
 
-def _pair(places: Places, findings: list[Finding]) -> list[tuple[str, Path]]:
+def _pair(places: Places, findings: Findings) -> list[tuple[str, str]]:
     """Images with their label files; an image without one is left out (unlabelled is not the same as empty)."""
-    labels = label_files(places.labels)
+    labels, prefix = label_files(places.labels), places.prefix
     items, used = [], set()
-    for image in images_in(places.images):
-        label = label_of(image.name, labels)
-        name = image.relative_to(places.top).as_posix()
+    for image in names_in(places.images, IMAGE_SUFFIXES):
+        label = label_of(image, labels)
+        name = prefix + image
         if label is None:
             findings.append(Finding(name, "no-labels", "no label file for this image; left out"))
             continue
         used.add(label)
-        items.append((name, label))
+        items.append((name, os.path.join(places.labels, label)))
     for name, label in labels.items():
         if label not in used and items and name.lower() not in NO_LABELS:
-            shown = label.relative_to(places.top) if label.is_relative_to(places.top) else label
+            path = places.labels / label
+            shown = path.relative_to(places.top) if path.is_relative_to(places.top) else path
             findings.append(Finding(shown.as_posix(), "orphan", "label file without an image"))
     return items
 
 
-def _pages(items: list[tuple[str, Path]], format: str, where: str, findings: list[Finding]) -> tuple[str, list[Page]]:
+def _pages(items: list[tuple[str, str]], format: str, where: str, findings: Findings) -> tuple[str, list[Page]]:
     """Format and pages of pairs of image and label file, whatever the label files are."""
-    xml = [path for _, path in items if path.suffix.lower() == ".xml"]
+    xml = [path for _, path in items if path.lower().endswith(".xml")]
     if xml and len(xml) < len(items):
         raise UserError(
             f"{where}: {len(xml)} of {len(items)} pages have an XML file, the others a text file; part them"
@@ -240,7 +243,7 @@ def read_folder(folder: Path, root: str | Path | None, format: str) -> Source:
         images = root if root is not None else subfolder(folder, IMAGE_FOLDERS) or folder
         labels = subfolder(folder, LABEL_FOLDERS) or folder
         raise UserError(f"{folder}: no pages: no image in {images} has a label file of its name in {labels}")
-    findings: list[Finding] = []
+    findings = Findings()
     items = _pair(places, findings)
     format, pages = _pages(items, format, str(folder), findings)
     return Source(format, places.top, pages, findings)
@@ -269,23 +272,21 @@ class _Listed:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._spelling = Spelling(places.images)
-        self._stems: dict[str, list[Path]] = {}
-        for image in images_in(places.images):
-            self._stems.setdefault(key(image.name).rpartition(".")[0], []).append(image)
+        self._stems: dict[str, list[str]] = {}
+        for image in names_in(places.images, IMAGE_SUFFIXES):
+            self._stems.setdefault(key(image).rpartition(".")[0], []).append(image)
 
-    def find(self, name: str, where: str) -> Path:
+    def find(self, name: str, where: str) -> str:
         """The image of an id, with or without suffix, or with the folders before it; a missing one keeps its name."""
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
             whole = self._places.top / name  # images/train/a.jpg, as YOLO's lists have it
             if "/" in name and whole.parent == self._places.images:
                 name = whole.name
-            return self._places.images / self._spelling.find(name)
+            return self._spelling.find(name)
         same = self._stems.get(nfc(name), [])
         if len(same) > 1:
-            raise UserError(
-                f"{where}: {name}: {same[0].name} and {same[1].name} are of this id; name one with its suffix"
-            )
-        return same[0] if same else self._places.images / f"{name}.jpg"
+            raise UserError(f"{where}: {name}: {same[0]} and {same[1]} are of this id; name one with its suffix")
+        return same[0] if same else f"{name}.jpg"
 
 
 def read_list(path: Path, root: str | Path | None, format: str, lines: Iterable[str]) -> Source:
@@ -297,22 +298,22 @@ def read_list(path: Path, root: str | Path | None, format: str, lines: Iterable[
     places = _places_of_list(path, root)
     if places is None:
         raise UserError(f"{path}: an id list must lie next to an image folder (img/) and a label folder (box/)")
-    listed, labels = _Listed(places), label_files(places.labels)
-    items: dict[str, Path] = {}
+    listed, labels, prefix = _Listed(places), label_files(places.labels), places.prefix
+    items: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         image = listed.find(safe_relative(line.strip(), where), where)
-        name = image.relative_to(places.top).as_posix()
-        label = label_of(image.name, labels)
+        name = prefix + image
+        label = label_of(image.rpartition("/")[2], labels)
         if label is None:
             raise UserError(f"{where}: {line.strip()}: no label file in {places.labels}")
         if name in items:
             raise UserError(f"{where}: {line.strip()} is listed a second time; take one of the lines out")
-        items[name] = label
+        items[name] = os.path.join(places.labels, label)
     if not items:
         raise UserError(f"{path}: no pages")
-    findings: list[Finding] = []
+    findings = Findings()
     format, pages = _pages(list(items.items()), format, str(path), findings)
     return Source(format, places.top, pages, findings)

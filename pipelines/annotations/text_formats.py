@@ -3,14 +3,15 @@
 import codecs
 import io
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.annotations.packed import pack
-from pipelines.annotations.page import Finding, Page
+from pipelines.annotations.packed import Shelf, pack
+from pipelines.annotations.page import Finding, Findings, Page
 from pipelines.annotations.text_layouts import (
     LAYOUTS,
     Line,
@@ -56,9 +57,14 @@ def _encoding(head: bytes, file: io.BufferedReader) -> tuple[str, int]:
 def read_lines(path: Path, *, warn: bool = True) -> Iterator[str]:
     """The lines of a text file, without their ends; a large file is never held whole."""
     with path.open("rb") as file:
-        encoding, bad_byte = _encoding(file.read(CHUNK), file)
+        head = file.read(CHUNK)
+        encoding, bad_byte = _encoding(head, file)
         if bad_byte >= 0 and warn:
             logger.warning("%s: not UTF-8 (byte %d), transcriptions read as Latin-1", printable(path), bad_byte)
+        if len(head) < CHUNK:  # nearly always
+            whole = head.decode(encoding, "replace").replace("\r\n", "\n").replace("\r", "\n")
+            yield from whole.removesuffix("\n").split("\n") if whole else ()
+            return
         file.seek(0)
         # Lines end at \n, \r\n or \r, not where splitlines() ends them: a transcription may hold a form feed or U+2028.
         with io.TextIOWrapper(file, encoding, errors="replace", newline=None) as text:
@@ -72,14 +78,14 @@ def parsed(path: Path, *, warn: bool = True) -> Iterator[Line]:
     return (parse_line(text, n) for n, text in lines if text.strip() and not (n <= 2 and text.startswith(DOTA)))
 
 
-def _count(paths: list[Path], where: str) -> tuple[Tally, str]:
+def _count(paths: Iterable[str], where: str) -> tuple[Tally, str]:
     """Counts of all lines, and the header of the files; "" for none.
 
     A header is a first line without a number that all files (two or more) have, such as `x1,y1,x2,y2,text`.
     """
     tally, heads, files = Tally(), Counter[str](), 0
     for path in paths:
-        for at, line in enumerate(parsed(path)):
+        for at, line in enumerate(parsed(Path(path))):
             tally.add(line)
             files += at == 0
             if at == 0 and not _has_number(line.text) and len(heads) < 2:
@@ -99,16 +105,14 @@ def _has_number(text: str) -> bool:
     )
 
 
-def _add(page: Page, line: Line, region: Region, path: Path, findings: list[Finding]) -> None:
+def _add(page: Page, line: Line, region: Region, path: str, findings: Findings) -> None:
     page.add(region.points, region.ignore, region.text)
     if region.problem:
-        detail = f"{path.name}:{line.number}: {region.problem}, masked"
+        detail = f"{os.path.basename(path)}:{line.number}: {region.problem}, masked"
         findings.append(Finding(page.path, "bad-line", detail))
 
 
-def build_pages(
-    items: list[tuple[str, Path]], layout: str, where: str, findings: list[Finding]
-) -> tuple[str, list[Page]]:
+def build_pages(items: list[tuple[str, str]], layout: str, where: str, findings: Findings) -> tuple[str, list[Page]]:
     """Pages from (image path relative to the root, label file) pairs.
 
     Args:
@@ -122,22 +126,22 @@ def build_pages(
         UserError: most lines do not fit, or look like another layout.
     """
     # Read twice, so that only the lines of one file are held at a time.
-    tally, header = _count([path for _, path in items], where)
+    tally, header = _count((path for _, path in items), where)
     if layout == "auto":
         layout = tally.layout(where)
     tally.refuse_other(layout, where)
-    pages, before = [], len(findings)
+    pages, shelf = [], Shelf()
     for name, path in items:
         page = Page(name, normalized=layout == "yolo")
-        for at, line in enumerate(parsed(path, warn=False)):
+        for at, line in enumerate(parsed(Path(path), warn=False)):
             if at == 0 and line.text.strip() == header:
                 continue
             _add(page, line, interpret(line, layout), path, findings)
-        pages.append(pack(page))
-    bad = len(findings) - before
+        pages.append(pack(page, shelf))
+    bad = findings.counts["bad-line"]
     if bad * 2 > tally.total:
         raise UserError(
             f"{where}: {bad} of {tally.total} lines do not fit the {layout} layout; name another data.format (--format)"
         )
-    settle(pages)
+    settle(pages, shelf)
     return layout, pages

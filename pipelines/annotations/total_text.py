@@ -1,6 +1,6 @@
 """Total-Text's own text files: `x: [[..]], y: [[..]], ornt: [u'c'], transcriptions: [u'..']`, one record a region.
 
-    pages = build_pages([("img/img1.jpg", Path("poly_gt_img1.txt"))], "folder", findings)
+    pages = build_pages([("img/img1.jpg", "poly_gt_img1.txt")], "folder", findings)
 
 Numpy printed the numbers, so that a long record goes over several lines and its numbers stand between blanks. `#` is a
 region to be ignored. (The set's other text files, `x1,y1,...,xn,yn,text`, are polygons: text_layouts.)
@@ -8,13 +8,15 @@ region to be ignored. (The set's other text files, `x1,y1,...,xn,yn,text`, are p
 
 import ast
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.annotations.page import Finding, Page
+from pipelines.annotations.packed import Shelf, pack
+from pipelines.annotations.page import Finding, Findings, Page
 from pipelines.annotations.text_formats import read_lines
 from pipelines.annotations.text_marks import is_mark
 from pipelines.errors import UserError
@@ -32,9 +34,11 @@ def is_record(line: str) -> bool:
     return bool(_START.match(line))
 
 
-def is_total_text(paths: Iterable[Path]) -> bool:
+def is_total_text(paths: Iterable[str]) -> bool:
     """Whether label files begin as Total-Text's do."""
-    firsts = (next((s for s in read_lines(p, warn=False) if s.strip()), "") for p in itertools.islice(paths, LOOKED_AT))
+    firsts = (
+        next((s for s in read_lines(Path(p), warn=False) if s.strip()), "") for p in itertools.islice(paths, LOOKED_AT)
+    )
     return any(map(is_record, firsts))
 
 
@@ -92,22 +96,22 @@ def _add(page: Page, record: str) -> str:
     return problem
 
 
-def build_pages(items: list[tuple[str, Path]], where: str, findings: list[Finding]) -> list[Page]:
+def build_pages(items: list[tuple[str, str]], where: str, findings: Findings) -> list[Page]:
     """Pages from (image path relative to the root, label file) pairs; a record that is no outline is masked.
 
     Raises:
         UserError: most records are none.
     """
-    pages, total, before = [], 0, len(findings)
+    pages, total, shelf = [], 0, Shelf()
     for name, path in items:
         page = Page(name)
-        for at, record in _records(path):
+        for at, record in _records(Path(path)):
             total += 1
             problem = _add(page, record)
             if problem:
-                findings.append(Finding(name, "bad-line", f"{path.name}:{at}: {problem}, masked"))
-        pages.append(page)
-    bad = len(findings) - before
+                findings.append(Finding(name, "bad-line", f"{os.path.basename(path)}:{at}: {problem}, masked"))
+        pages.append(pack(page, shelf))
+    bad = findings.counts["bad-line"]
     if bad * 2 > total:
         raise UserError(
             f"{where}: {bad} of {total} records are none of Total-Text's; name another data.format (--format)"

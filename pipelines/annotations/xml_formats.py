@@ -1,7 +1,7 @@
 """Readers of XML annotations: CVAT's one file for many images, PASCAL VOC's and CTW1500's one file an image.
 
     read_cvat(Path("annotations.xml"), root=None)
-    build_pages([("images/a.jpg", Path("a.xml"))], "auto", "folder")       # voc or ctw1500
+    build_pages([("images/a.jpg", "a.xml")], "auto", "folder", findings)   # voc or ctw1500
 
 A file is read as a stream, and one with a DTD is refused: entities are how a small file becomes a large one, or names
 another file.
@@ -16,7 +16,17 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from pipelines.annotations.page import Finding, Page, Source, box_corners, find_root, rotated_box, safe_relative
+from pipelines.annotations.packed import Shelf, pack
+from pipelines.annotations.page import (
+    Finding,
+    Findings,
+    Page,
+    Source,
+    box_corners,
+    find_root,
+    rotated_box,
+    safe_relative,
+)
 from pipelines.annotations.text_marks import is_mark
 from pipelines.errors import UserError
 
@@ -196,6 +206,7 @@ def read_cvat(path: Path, root: str | Path | None) -> Source:
         UserError: a video's tracks, an image twice, no images.
     """
     pages: dict[str, Page] = {}
+    shelf = Shelf()
     labels: Counter = Counter()
     for element in elements(path, ("annotations", "annotation"), ("image", "track", "object")):
         if element.tag == "track":
@@ -212,12 +223,12 @@ def read_cvat(path: Path, root: str | Path | None) -> Source:
             if shape.tag != "tag":  # of the whole image
                 _cvat_region(page, shape)
                 labels[shape.get("label", "")] += 1
-        pages[page.path] = page
+        pages[page.path] = pack(page, shelf)
     if not pages:
         raise UserError(f"{path}: no pages")
     folder = path.resolve().parent
     places = [folder / "images", folder / "images" / path.stem, folder, folder.parent / "images", folder.parent]
-    findings = _classes(labels, str(path))
+    findings = Findings(_classes(labels, str(path)))
     return Source("cvat", find_root(root, places, list(pages), str(path)), list(pages.values()), findings)
 
 
@@ -249,9 +260,7 @@ def _ctw_region(page: Page, box: Element) -> None:
     page.add(points, is_mark(text or ""), text, box_corners(left, top, left + width, top + height))
 
 
-def build_pages(
-    items: list[tuple[str, Path]], format: str, where: str, findings: list[Finding]
-) -> tuple[str, list[Page]]:
+def build_pages(items: list[tuple[str, str]], format: str, where: str, findings: Findings) -> tuple[str, list[Page]]:
     """Pages from (image path relative to the root, XML file) pairs.
 
     Args:
@@ -265,12 +274,13 @@ def build_pages(
         UserError: a file is none of these, or the files are of both kinds.
     """
     pages: list[Page] = []
+    shelf = Shelf()
     kinds: Counter[str] = Counter()
     names: Counter[str] = Counter()
     for name, path in items:
         page = Page(name)
         kind = ""
-        for element in elements(path, PAGE_ROOTS, ("object", "box", "size")):
+        for element in elements(Path(path), PAGE_ROOTS, ("object", "box", "size")):
             if element.tag == "size":
                 page.width, page.height = _size(_child(element, "width")), _size(_child(element, "height"))
             elif element.tag == "object":
@@ -280,7 +290,7 @@ def build_pages(
                 kind = "ctw1500"
                 _ctw_region(page, element)
             kinds[kind] += bool(kind)
-        pages.append(page)
+        pages.append(pack(page, shelf))
     found = [kind for kind in kinds if kind]
     if len(found) > 1 or (found and format not in ("auto", found[0])):
         asked = "" if format == "auto" else f"asked to read as {format}, but "

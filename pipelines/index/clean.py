@@ -16,11 +16,13 @@ What is stated and cannot be read never becomes background, where a detector wou
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from pipelines.annotations.packed import Polygons
 from pipelines.annotations.page import Page
 from pipelines.limits import DEFAULT
 
@@ -43,6 +45,8 @@ class Cleaned(NamedTuple):
 
     page: Page  # with the image's own size
     problems: dict[str, list[int]]  # a kind of PROBLEMS -> regions of the page as it was given, from 0
+    lengths: np.ndarray  # (k,) int64 points of each of its polygons
+    points: np.ndarray  # (V, 2) float32, of all of them, end to end
 
 
 def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points) -> Cleaned:
@@ -56,48 +60,57 @@ def clean(page: Page, width: int, height: int, max_points: int = DEFAULT.points)
     """
     problems: dict[str, list[int]] = {"boxed": list(page.boxed)}
     limit = np.array([width, height], np.float32) if width else np.float32(np.inf)
-    polygons, kept, ignore = [], [], list(page.ignore)
-    sound = _all_sound(page.polygons, max_points)
-    for k, stated in enumerate(page.polygons):
-        outline, kind = (stated, "") if sound else _outline(stated, limit, max_points)
-        if kind:
-            problems.setdefault(kind, []).append(k)
-            ignore[k] |= kind in ("masked", "too-many-points")
-        if kind != "nowhere":
-            polygons.append(outline)
-            kept.append(k)
-    inside, outside = _clip(polygons, limit)
-    flat, crossing = flat_and_crossing(inside)
-    for row in np.flatnonzero(flat | crossing | outside):
+    ignore = list(page.ignore)
+    kept: Sequence[int] = range(len(page.polygons))
+    lengths, points = end_to_end(page.polygons)
+    if not _all_sound(lengths, points, max_points):
+        drawn = [_outline(stated, limit, max_points) for stated in page.polygons]
+        for k, (_, kind) in enumerate(drawn):
+            if kind:
+                problems.setdefault(kind, []).append(k)
+                ignore[k] |= kind in ("masked", "too-many-points")
+        kept = [k for k, (_, kind) in enumerate(drawn) if kind != "nowhere"]
+        lengths, points = end_to_end([drawn[k][0] for k in kept])
+    inside = np.clip(points, 0, limit)
+    outside = _any(inside != points, lengths)
+    flat, crossing = _flat_and_crossing(inside, lengths)
+    for row in np.flatnonzero(flat | crossing | outside).tolist():
         k = kept[row]
         ignore[k] |= bool(flat[row] or crossing[row])
         odd = (("zero-area", flat[row]), ("self-intersection", crossing[row]), ("out-of-page", outside[row]))
         for kind, is_so in odd:
             if is_so and k not in problems.get("masked", ()):
                 problems.setdefault(kind, []).append(k)
-    texts = None if page.texts is None else [page.texts[k] for k in kept]
-    made = Page(page.path, width, height, inside, [ignore[k] for k in kept], texts)
-    return Cleaned(made, {kind: problems[kind] for kind in PROBLEMS if problems.get(kind)})
+    said = None if page.texts is None else list(page.texts)
+    texts = None if said is None else [said[k] for k in kept]
+    made = Page(page.path, width, height, _apart(inside, lengths), [ignore[k] for k in kept], texts)
+    return Cleaned(made, {kind: problems[kind] for kind in PROBLEMS if problems.get(kind)}, lengths, inside)
 
 
-def _all_sound(polygons: Sequence[np.ndarray], most: int) -> bool:
+def end_to_end(polygons: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) int64 numbers of points, and the (V, 2) float32 points of all polygons."""
+    if isinstance(polygons, Polygons):
+        lengths, points = polygons.read()
+        return lengths.astype(np.int64), points
+    lengths = np.array([len(polygon) for polygon in polygons], np.int64)
+    return lengths, np.concatenate([np.zeros((0, 2), np.float32), *polygons], dtype=np.float32)
+
+
+def _apart(points: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Polygons as views of their points."""
+    ends = np.cumsum(lengths).tolist()
+    return [points[start:end] for start, end in pairwise([0, *ends])]
+
+
+def _all_sound(lengths: np.ndarray, points: np.ndarray, most: int) -> bool:
     """Whether all are outlines of at most so many points: nearly always so, and asked at once it costs a tenth."""
-    lengths = [len(polygon) for polygon in polygons]
-    if not lengths or min(lengths) < 3 or max(lengths) > most:
-        return False
-    return bool(np.isfinite(np.concatenate(polygons)).all())
+    return bool(len(lengths) and lengths.min() >= 3 and lengths.max() <= most and np.isfinite(points).all())
 
 
-def _clip(polygons: list[np.ndarray], limit: np.ndarray | np.float32) -> tuple[list[np.ndarray], np.ndarray]:
-    """Polygons inside the page, as views of one array, and (k,) bool: which of them were not."""
-    if not polygons:
-        return [], np.zeros(0, bool)
-    stated = np.concatenate(polygons)
-    inside = np.clip(stated, 0, limit)
-    ends = np.cumsum([len(polygon) for polygon in polygons]).tolist()
-    starts = [0, *ends[:-1]]
-    outside = np.logical_or.reduceat((inside != stated).any(1), starts)
-    return [inside[start:end] for start, end in zip(starts, ends, strict=True)], outside
+def _any(holds: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(k,) bool: whether (V, 2) `holds` anywhere in a polygon; each has a point."""
+    starts = np.cumsum(lengths) - lengths
+    return np.logical_or.reduceat(holds.any(1), starts) if len(lengths) else np.zeros(0, bool)
 
 
 def _outline(stated: np.ndarray, limit: np.ndarray | np.float32, most: int) -> tuple[np.ndarray, str]:
@@ -117,7 +130,8 @@ def _outline(stated: np.ndarray, limit: np.ndarray | np.float32, most: int) -> t
 
 def _around(points: np.ndarray) -> np.ndarray:
     """The hull of some points; a box with MASK_PX around them where the hull is flat."""
-    hull = cv2.convexHull(points.astype(np.float32))[:, 0]
+    found = cv2.convexHull(points.astype(np.float32))  # None of points too far away to be on any page
+    hull = np.zeros((0, 2), np.float32) if found is None else found[:, 0]
     if len(hull) >= 3 and _areas(hull[None])[0] >= MIN_AREA_PX:
         return hull
     (left, top), (right, bottom) = points.min(0) - MASK_PX, points.max(0) + MASK_PX
@@ -146,30 +160,43 @@ def reduce_points(polygon: np.ndarray, most: int) -> tuple[np.ndarray, bool]:
     return np.resize(hull, (max(3, len(hull)), 2)), False  # the hull of a line has two
 
 
-def flat_and_crossing(polygons: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(k,) bool each: below MIN_AREA_PX; two edges properly cross. Polygons of as many points are taken together."""
-    flat, crossing = np.zeros(len(polygons), bool), np.zeros(len(polygons), bool)
-    lengths = np.array([len(polygon) for polygon in polygons], np.int64)
-    for length in np.unique(lengths):
+def flat_and_crossing(polygons: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) bool each: below MIN_AREA_PX; two edges properly cross."""
+    lengths, points = end_to_end(polygons)
+    return _flat_and_crossing(points, lengths)
+
+
+def _flat_and_crossing(points: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of polygons end to end; those of as many points are taken together."""
+    flat, crossing = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
+    starts = np.cumsum(lengths) - lengths
+    for length in sorted(set(lengths.tolist())):
         rows = np.flatnonzero(lengths == length)
-        for part in np.array_split(rows, len(rows) * length**2 // MAX_PAIRS + 1):
-            xy = np.stack([polygons[row] for row in part]).astype(np.float64) if len(part) else np.zeros((0, 3, 2))
+        parts = len(rows) * length**2 // MAX_PAIRS + 1
+        for part in np.array_split(rows, parts) if parts > 1 else [rows]:
+            xy = points[starts[part, None] + np.arange(length)].astype(np.float64)
             crossing[part] = _crosses_itself(xy)
             flat[part] = (_areas(xy) < MIN_AREA_PX) & ~crossing[part]  # the halves of a bow tie cancel
     return flat, crossing
 
 
+def _next(xy: np.ndarray) -> list[int]:
+    """Which corner of (k, n, 2) polygons follows each; np.roll takes three times as long."""
+    return [*range(1, xy.shape[1]), 0]
+
+
 def _areas(xy: np.ndarray) -> np.ndarray:
     """(k,) shoelace areas of (k, n, 2) polygons, square pixels. From the first corner on, so that no digit is lost."""
     xy = xy.astype(np.float64) - xy[:, :1]
-    after = np.roll(xy, -1, axis=1)
+    after = xy[:, _next(xy)]
     return np.abs((xy[..., 0] * after[..., 1] - xy[..., 1] * after[..., 0]).sum(1)) / 2
 
 
 def _crosses_itself(xy: np.ndarray) -> np.ndarray:
     """(k,) bool: two edges properly cross, by the rule of `kernels.db_targets` (neighbours share a corner: side 0)."""
-    edge = np.roll(xy, -1, axis=1) - xy
+    after = _next(xy)
+    edge = xy[:, after] - xy
     reach = xy[:, None] - xy[:, :, None]  # (k, edge, vertex, 2)
     side = np.sign(edge[:, :, None, 0] * reach[..., 1] - edge[:, :, None, 1] * reach[..., 0])
-    splits = side * np.roll(side, -1, axis=2) < 0
+    splits = side * side[:, :, after] < 0
     return (splits & splits.transpose(0, 2, 1)).any((1, 2))

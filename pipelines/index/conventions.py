@@ -20,17 +20,21 @@ CORNER_PX = 2.0  # from the page's top left corner
 OUTSIDE = 0.05  # of a page's longer side: labels are drawn that far over the edge by hand
 
 
-def other_convention(pages: Sequence[Page], sizes: Sequence[tuple[int, int]]) -> str:
+def other_convention(pages: Sequence[Page], sizes: Sequence[tuple[int, int]] | np.ndarray) -> str:
     """What the regions look like, when that is another convention than the one they were read by; "" = nothing odd.
 
     Args:
         pages: as read, with regions as they were stated.
         sizes: (width, height) of each page's image, oriented pixels; (0, 0) = not known, such a page is not judged.
     """
-    known = [i for i, (width, _) in enumerate(sizes) if width and pages[i].polygons]
+    widths = np.asarray(sizes).reshape(-1, 2)[:, 0].tolist()
+    known = [i for i, width in enumerate(widths) if width and len(pages[i].polygons)]
     known = known[:: max(1, len(known) // JUDGED)]
-    polygons = [polygon for i in known for polygon in pages[i].polygons if len(polygon) >= 3]
-    of_page = [i for i in known for polygon in pages[i].polygons if len(polygon) >= 3]
+    polygons, of_page = [], []
+    for i in known:
+        outlines = [polygon for polygon in pages[i].polygons if len(polygon) >= 3]
+        polygons += outlines
+        of_page += [i] * len(outlines)
     finite = [bool(ok) for ok in _each(np.logical_and, polygons, lambda xy: np.isfinite(xy).all(1))]
     polygons = [polygon for polygon, ok in zip(polygons, finite, strict=True) if ok]
     if not polygons:

@@ -15,6 +15,7 @@ import os
 import tokenize
 import warnings
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipelines.geometry import Labels
 
 VERSION = 2  # 1 left regions out that it could not read
 KIND = "dbnet-index"
+BLOCK = 1 << 17  # offsets that are looked at in one go: of a million pages a copy of all of them has 0.5 GB
 EXPECTED = ("pages", "polygons", "ignored")  # counts of what every data set has
 ARRAYS = (
     "size_wh", "orientation", "file_stat", "points", "point_offsets", "page_offsets", "ignore", "names", "name_offsets",
@@ -76,7 +78,30 @@ class Index:
     @property
     def paths(self) -> list[str]:
         """Absolute path of every page's image."""
-        return [str(self.path(i)) for i in range(len(self))]
+        base = os.path.join(self.root, "")  # once: joined one by one a million take 4 s
+        return [base + name for name in self.relative_paths()]
+
+    @property
+    def longest_polygon(self) -> int:
+        """The most points of a polygon."""
+        parts = (self.point_offsets[at : at + BLOCK + 1] for at in range(0, len(self.point_offsets), BLOCK))
+        return max((int(np.diff(part).max(initial=0)) for part in parts), default=0)
+
+    @property
+    def untold(self) -> int | None:
+        """The first page with a text that has no transcription and is not ignored; None where there is none."""
+        assert self._text_offsets is not None
+        for at in range(0, len(self.ignore_flags), BLOCK):
+            flags, ends = self.ignore_flags[at : at + BLOCK], self._text_offsets[at : at + BLOCK + 1]
+            lost = (ends[1:] == ends[:-1]) & ~flags
+            if lost.any():
+                return int(np.searchsorted(self.page_offsets, at + int(lost.argmax()), side="right")) - 1
+        return None
+
+    def relative_paths(self) -> list[str]:
+        """Image paths of all pages relative to the root; a million of them take 0.4 s, and one by one 2 s."""
+        blob, ends = self._names.tobytes(), self._name_offsets.tolist()
+        return [str(blob[a:b], "utf-8", "surrogatepass") for a, b in pairwise(ends)]
 
     def relative_path(self, i: int) -> str:
         """Image path of page i relative to the root."""
@@ -270,18 +295,23 @@ def _fault(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _ascends(offsets: np.ndarray, end: int) -> bool:
-    return offsets[0] == 0 and offsets[-1] == end and bool((offsets[1:] >= offsets[:-1]).all())
+    parts = (offsets[at : at + BLOCK + 1] for at in range(0, len(offsets), BLOCK))
+    return offsets[0] == 0 and offsets[-1] == end and all(bool((part[1:] >= part[:-1]).all()) for part in parts)
 
 
 def _is_text(arrays: dict[str, np.ndarray], name: str) -> bool:
     """Whether strings are UTF-8, each by itself: no offset points into the middle of a letter."""
-    data, starts = arrays[f"{name}s"], arrays[f"{name}_offsets"]
-    try:
-        data.tobytes().decode("utf-8", errors="surrogatepass")
-    except UnicodeDecodeError:
-        return False
-    inner = starts[starts < len(data)]
-    return not bool(((data[inner] & 0xC0) == 0x80).any())
+    data, ends = arrays[f"{name}s"], arrays[f"{name}_offsets"]
+    for at in range(0, len(ends), BLOCK):
+        part = ends[at : at + BLOCK + 1]
+        try:
+            str(data[part[0] : part[-1]].data, "utf-8", errors="surrogatepass")
+        except UnicodeDecodeError:
+            return False
+        inner = part[part < len(data)]
+        if ((data[inner] & 0xC0) == 0x80).any():
+            return False
+    return True
 
 
 def _leaves_root(names: np.ndarray, offsets: np.ndarray) -> bool:

@@ -11,8 +11,8 @@ from engine import folds
 from engine.config.load import load_config
 from engine.data import open_pages
 from engine.detection.open import load_detector
+from engine.detection.open import open_ensemble as load
 from engine.distributed import start
-from engine.ensemble import load
 from engine.evaluation import compare
 from engine.evaluation.cleval import CLEval
 from engine.jobs.fence import side_file

@@ -15,7 +15,6 @@ import torch
 
 from engine.checkpoint import store
 from engine.config.load import load_config
-from engine.files import owner_record
 from engine.run import folder as run_folder
 from engine.run.log import read_metrics
 from pipelines.errors import UserError
@@ -94,51 +93,21 @@ def test_a_killed_owner_is_followed_at_once_and_its_folder_is_not_overwritten(tm
         pass
 
 
-def test_an_owner_on_another_host_is_looked_for(tmp_path, monkeypatch, capsys):
-    """Its flock does not reach us; it is alive exactly when it touches the file. Nobody's clock is asked."""
-    monkeypatch.setattr(run_folder, "WATCH_S", 1.5)
-    path = tmp_path / ".a.lock"
-    path.write_text(json.dumps({"host": "n7", "pid": 1, "since": "2026"}))
-    touch = f"import os, time\nfor _ in range(300):\n os.utime({str(path)!r}); time.sleep(0.2)"
-    beat = subprocess.Popen([sys.executable, "-c", touch])
-    try:
-        with pytest.raises(UserError, match="a is in use by pid 1 on host n7"):
-            run_folder.Lock(tmp_path / "a")
-    finally:
-        beat.kill()
-        beat.wait()
+def test_an_owner_on_another_host_whose_lock_is_free_is_named(tmp_path, capsys):
+    """It has ended, or the mount does not pass its flock on to us."""
+    (tmp_path / ".a.lock").write_text(json.dumps({"host": "n7", "pid": 1, "since": "2026"}))
     run_folder.Lock(tmp_path / "a").close()
-    assert "waiting 1.5 s to see whether it still runs" in capsys.readouterr().err
+    assert "names pid 1 on host n7, but its lock is free" in capsys.readouterr().err
 
 
-def test_without_flock_a_touched_file_is_still_a_lock(tmp_path, monkeypatch):
+def test_without_flock_a_process_of_this_host_is_refused_and_others_are_warned(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_folder, "flock", lambda file: None)
-    monkeypatch.setattr(run_folder, "WATCH_S", 1.5)
-    monkeypatch.setattr(run_folder, "BEAT_S", 0.2)
     first = run_folder.Lock(tmp_path / "a")
+    assert "no locks on this file system; start no second run of this name" in capsys.readouterr().err
     with pytest.raises(UserError, match="in use"):
         run_folder.Lock(tmp_path / "a")
     first.close()
     run_folder.Lock(tmp_path / "a").close()
-
-
-def test_a_lock_deleted_with_all_runs_is_made_anew_or_gives_way(tmp_path):
-    """rm -rf runs: the lock returns; where another run has the name by then, the older one ends and writes no more."""
-    code = HOLD.replace("def main", "run_folder.BEAT_S = 0.1\ndef main")
-    root, settings = tmp_path / "runs", ["preset=demo", "name=a", f"run_root={tmp_path / 'runs'}"]
-    launch = {"env": harness.environment(), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    first = subprocess.Popen([sys.executable, "-c", code, *settings], stderr=subprocess.PIPE, **launch)
-    first.stdout.readline()
-    root.rename(tmp_path / "away")
-    harness.wait_for(lambda: owner_record(root / ".a.lock").get("pid") == first.pid, 10)
-    with pytest.raises(UserError, match=f"in use by pid {first.pid}"):
-        run_folder.Lock(root / "a")
-    os.kill(first.pid, signal.SIGSTOP)
-    root.rename(tmp_path / "away2")
-    second = run_folder.Lock(root / "a")
-    os.kill(first.pid, signal.SIGCONT)
-    assert first.wait(10) == 2 and f"in use by pid {os.getpid()}" in first.stderr.read()
-    second.close()
 
 
 def test_runs_without_a_name_never_meet(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from engine.jobs import executor as executors
-from engine.jobs.open import open_executor
+from engine.jobs.executor import open_executor
 from engine.search import objective
 from tests.conftest import ROOT
 

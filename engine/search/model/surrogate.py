@@ -157,15 +157,6 @@ def _scale(in_h: bool, heights: np.ndarray) -> float:
     return spread or 1.0
 
 
-def _beyond(in_h: bool, heights: np.ndarray) -> float:
-    """The loss against the best from which on bad is bad. Of a metric that is no H-mean it is known by its values only:
-    20 times the spread of the better half, which one diverged trial does not move."""
-    if in_h:
-        return H_BAD
-    better = np.sort(heights)[len(heights) // 2 :]
-    return 20 * float(better.std()) or 10 * _scale(False, heights)
-
-
 class Posterior:
     """What the model says after the told trials; see `fit`.
 
@@ -179,7 +170,10 @@ class Posterior:
     def __init__(self, space: Space, first: dict[str, Any], told: Told, sign: float = 1.0) -> None:
         self.space, self.sign = space, sign
         self._tried = told.units
-        self._bad = _beyond(told.in_h, told.heights)
+        self._bad = H_BAD
+        if not told.in_h:  # 20 times the spread of the better half, which one diverged trial does not move
+            better = np.sort(told.heights)[len(told.heights) // 2 :]
+            self._bad = 20 * float(better.std()) or 10 * _scale(False, told.heights)
         self._top = float(told.heights.max())
         losses = self._top - told.heights
         warped = -self._bad * np.minimum(np.log1p(losses / self._bad), WORST)

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.ticker import MaxNLocator
 
 from engine.search.report.effects import Z90, Effect, Range
 from engine.search.report.findings import Findings
@@ -198,8 +202,6 @@ def ticks_of(parameter: Parameter) -> list[Any]:
     if parameter.kind in ("ordinal", "choice"):
         return list(parameter.values)
     if parameter.scale == "linear":
-        from matplotlib.ticker import MaxNLocator
-
         places = MaxNLocator(5, integer=parameter.kind == "int").tick_values(parameter.low, parameter.high)
         return [float(f"{t:.6g}") for t in places if parameter.low <= t <= parameter.high]
     decades = range(int(np.floor(np.log10(parameter.low))), int(np.ceil(np.log10(parameter.high))) + 1)
@@ -216,10 +218,6 @@ def _parallel(study: Study, found: Findings) -> Any | None:
     trials, space = found.ranked, study.space
     if len(trials) < 3 or len(space.parameters) < 2:
         return None
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-
     figure = sheet(8.5, 3.6)
     axes = figure.subplots()
     shown = trials[:COLOURED]

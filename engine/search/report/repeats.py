@@ -6,6 +6,7 @@ alone, and the gain is paired, seed by seed, with the baseline's repeats.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,24 +34,19 @@ class Confirmed:
 def statistics(study: Study) -> list[Confirmed]:
     """Every repeated configuration, the best mean first; gains over the baseline's repeats where both have a seed."""
     base = study.baseline()
-    known = {number: values for number in _repeated(study) if (values := _by_seed(study, number))}
+    numbers = dict.fromkeys(t.repeats for t in study.trials if t.repeats is not None and t.kind == "confirm")
+    known = {number: values for number in numbers if (values := _by_seed(study, number))}
     reference = known.get(base.number, {}) if base else {}
     results = []
     for number, values in known.items():
-        heights = np.array(list(values.values()))
-        sd = float(heights.std(ddof=1)) if len(heights) > 1 else None
+        mean, sd, *_ = mean_interval(list(values.values()))
         paired = [study.sign * (values[seed] - reference[seed]) for seed in values if seed in reference]
-        gain = _interval(paired) if paired and reference is not values else (None, None, None)
-        mean, failed = float(heights.mean()), _failed(study, number)
-        results.append(Confirmed(number, tuple(values), tuple(values.values()), failed, mean, sd, *gain))
+        gain = low = high = None
+        if paired and reference is not values:
+            gain, _, low, high = mean_interval(paired)
+        failed = sum(t.repeats == number and t.state in ENDED for t in study.trials) - len(values)
+        results.append(Confirmed(number, tuple(values), tuple(values.values()), failed, mean, sd, gain, low, high))
     return sorted(results, key=lambda found: -study.sign * found.mean)
-
-
-def _repeated(study: Study) -> list[int]:
-    """Numbers of the trials that were repeated."""
-    return list(
-        dict.fromkeys(trial.repeats for trial in study.trials if trial.repeats is not None and trial.kind == "confirm")
-    )
 
 
 def _by_seed(study: Study, number: int) -> dict[int, float]:
@@ -59,21 +55,16 @@ def _by_seed(study: Study, number: int) -> dict[int, float]:
     return {trial.seed: trial.result for trial in sorted(repeats, key=lambda trial: trial.seed)}
 
 
-def _failed(study: Study, number: int) -> int:
-    """Repeats of a trial that ended without a value."""
-    ended = [trial for trial in study.trials if trial.repeats == number and trial.state in ENDED]
-    return len(ended) - len(_by_seed(study, number))
-
-
-def _interval(gains: list[float]) -> tuple[float, float | None, float | None]:
-    """Mean and 90 % interval (Student's t) of paired differences; no interval from one pair."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None, float | None]:
+    """Mean, sd and 90 % interval (Student's t) of the mean; one value has a mean alone."""
     from scipy.stats import t as student
 
-    mean, n = float(np.mean(gains)), len(gains)
+    mean, n = float(np.mean(values)), len(values)
     if n < 2:
-        return mean, None, None
-    half = float(student.ppf(0.5 + LEVEL / 2, n - 1)) * float(np.std(gains, ddof=1)) / math.sqrt(n)
-    return mean, mean - half, mean + half
+        return mean, None, None, None
+    sd = float(np.std(values, ddof=1))
+    half = float(student.ppf(0.5 + LEVEL / 2, n - 1)) * sd / math.sqrt(n)
+    return mean, sd, mean - half, mean + half
 
 
 def recommended(study: Study) -> int | None:

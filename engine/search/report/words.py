@@ -22,6 +22,11 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:#.5g}".removesuffix(".")
 
 
+def rough(value: float | None) -> str:
+    """A spread: 2 significant digits; "" for None."""
+    return "" if value is None else f"{value:.2g}"
+
+
 def difference(value: float) -> str:
     """A gain with its sign."""
     return f"{value:+.2g}"

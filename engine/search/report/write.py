@@ -9,20 +9,9 @@ from engine.search.model.surrogate import Posterior
 from engine.search.report import figures, repeats
 from engine.search.report.effects import Z90, digits2
 from engine.search.report.findings import Findings, Gain, find
-from engine.search.report.words import called, difference, duration, number, short, show
-from engine.search.space import Parameter
+from engine.search.report.words import called, difference, duration, number, rough, short, show
 from engine.search.study import Study, Trial, field_of
-from engine.visualization.document import (
-    Block,
-    Code,
-    Figure,
-    Heading,
-    Items,
-    Link,
-    Table,
-    Text,
-    write_report,
-)
+from engine.visualization.document import Block, Code, Figure, Heading, Items, Link, Table, Text, write_report
 
 
 def write(study: Study, posterior: Posterior | None, baseline: float | None = None) -> Path:
@@ -82,22 +71,17 @@ def _overview(study: Study, found: Findings) -> list[Block]:
     ]
     if study.searched or not imported:  # of an imported study all this is unknown
         rows[1:1] = [["method", study.method], ["at the same time", str(study.agents)]]
-        rows += [["early stopping", _rule(study.early_stop)], ["epochs of a training", str(study.max_epochs)]]
+        numbers = ", ".join(f"{key} {show(value)}" for key, value in study.early_stop.items() if key != "type")
+        rule = study.early_stop.get("type", "none") + (f" ({numbers})" if numbers else "")
+        rows += [["early stopping", rule], ["epochs of a training", str(study.max_epochs)]]
     if study.objective:
         rows.insert(0, ["objective", study.objective])
     if study.arguments:
         rows.append(["settings", shlex.join(study.arguments)])
     if found.noise.sd:
         rows.append(["noise of one training", f"sd {found.noise.sd:.2g}, {found.noise.source}"])
-    blocks: list[Block] = [Table(["", ""], rows)]
     lead = _lead(study, found)
-    return [*([Text(lead)] if lead else []), *([Items(found.limits)] if found.limits else []), *blocks]
-
-
-def _rule(rule: dict) -> str:
-    kind = rule.get("type", "none")
-    rest = ", ".join(f"{key} {show(value)}" for key, value in rule.items() if key != "type")
-    return kind + (f" ({rest})" if rest else "")
+    return [*([Text(lead)] if lead else []), *([Items(found.limits)] if found.limits else []), Table(["", ""], rows)]
 
 
 def _lead(study: Study, found: Findings) -> str:
@@ -285,12 +269,6 @@ def _poor(found: Findings) -> list[Block]:
     return [Heading("Failed and poor settings"), Text(share + text), Table(header, rows)]
 
 
-def _spread(parameter: Parameter, values: tuple) -> str:
-    if parameter.values:
-        return ", ".join(map(show, values))
-    return f"{show(values[0])} to {show(values[1])}"
-
-
 def _recommended(study: Study, found: Findings) -> list[Block]:
     if found.optimum_value is None:
         if not found.ranked:
@@ -299,9 +277,11 @@ def _recommended(study: Study, found: Findings) -> list[Block]:
         return [Heading("Recommended values"), Text(text)]
     rows = []
     for item, parameter in zip(found.ranges, study.space.parameters, strict=True):
-        note = "not told apart" if item.whole else ""
-        cells = [show(item.optimum), _spread(parameter, item.safe), _spread(parameter, item.wider), note]
-        rows.append([item.name, *cells])
+        spans = [
+            ", ".join(map(show, found)) if parameter.values else " to ".join(map(show, found))
+            for found in (item.safe, item.wider)
+        ]
+        rows.append([item.name, show(item.optimum), *spans, "not told apart" if item.whole else ""])
     mean, sd = found.optimum_value
     expected = f"{number(mean)} ± {Z90 * sd:.1g} (90 %)"
     text = (
@@ -329,8 +309,7 @@ def _confirmed(study: Study, found: Findings) -> list[Block]:
                 gain += f" ({difference(item.low)} to {difference(item.high)})"
             else:
                 gain += ", no interval"
-        sd = "" if item.sd is None else f"{item.sd:.2g}"
-        rows.append([str(item.number), values, str(item.failed or ""), number(item.mean), sd, gain])
+        rows.append([str(item.number), values, str(item.failed or ""), number(item.mean), rough(item.sd), gain])
     header = ["trial", "values by seed", "failed", "mean", "sd", "gain over the baseline, 90 %"]
     text = f"After the repeats: trial {repeats.recommended(study)}. The first values are left out: they were chosen."
     return [Heading("Repeats with other seeds"), Text(text), Table(header, rows)]

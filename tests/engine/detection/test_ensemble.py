@@ -10,10 +10,9 @@ from PIL import Image
 
 from engine.config.load import load_config
 from engine.detection import ensemble_file
-from engine.detection.ensemble import onto
+from engine.detection.ensemble import Ensemble, Member, onto
 from engine.detection.maps import prob_batches
 from engine.distributed import start
-from engine.ensemble import Ensemble, Member
 from pipelines.geometry import compose, invert, letterbox
 from pipelines.index.bare import BareIndex
 from tests.conftest import TINY

@@ -56,7 +56,7 @@ def test_a_killed_wrapper_takes_everything_along(tmp_path, local, moment):
     if moment == 1.0:
         wait_for(lambda: any("time.sleep(300)" in line for line in tree(attempt).values()))
     time.sleep(moment)
-    handle.process.kill()
+    handle.job.kill()
     _gone(attempt)
     end = wait_for(lambda: local.poll(handle))
     assert (end.code, end.outside) == (137, True) and end.reason == "killed (SIGKILL)"
@@ -87,10 +87,10 @@ def test_a_killed_keeper_is_replaced(tmp_path, local):
     attempt = attempt_at(tmp_path, mode="children", SEARCH_TEST_SLEEP="0.1", SEARCH_TEST_EPOCHS="50")
     handle = local.start(attempt)
     wait_for(lambda: any("time.sleep(300)" in line for line in tree(attempt).values()))
-    keeper = next(pid for pid in wrappers(tree(attempt)) if pid != handle.process.pid)
+    keeper = next(pid for pid in wrappers(tree(attempt)) if pid != handle.job.pid)
     os.kill(keeper, signal.SIGKILL)
     wait_for(lambda: keeper not in tree(attempt) and len(wrappers(tree(attempt))) == 2)
-    handle.process.kill()
+    handle.job.kill()
     _gone(attempt)
 
 
@@ -125,7 +125,7 @@ def test_a_sigterm_from_elsewhere_is_an_outside_cause(tmp_path, local):
     attempt = attempt_at(tmp_path, SEARCH_TEST_SLEEP="30")
     handle = local.start(attempt)
     wait_for(lambda: trainings(tree(attempt)))
-    handle.process.terminate()
+    handle.job.terminate()
     assert wait_for(lambda: local.poll(handle)) == executors.Exit(143, "killed (SIGTERM)", True)
 
 
@@ -269,7 +269,7 @@ def test_two_ranks_under_torchrun_go_too(tmp_path, local, victim):
     if victim == "stop":
         local.stop(handle, 4.0)
     elif victim == "wrapper":
-        handle.process.kill()
+        handle.job.kill()
     else:
         os.kill(
             next(

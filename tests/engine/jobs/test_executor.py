@@ -1,12 +1,13 @@
 """How an attempt ended, as its executor reads it."""
 
 import json
+import re
 import sys
 
 import pytest
 
 from engine.jobs.attempt import EXIT_FENCED, STOPPED, TOOK_OVER
-from engine.jobs.executor import Attempt, end_without_record, read_exit, whole_number, wrapper_command
+from engine.jobs.executor import Attempt, end_without_record, open_executor, read_exit, whole_number, wrapper_command
 from engine.jobs.fence import side_file
 from pipelines.errors import UserError
 
@@ -52,3 +53,25 @@ def test_a_number_is_a_number():
     assert whole_number("ray:gpus", "4") == 4
     with pytest.raises(UserError, match="--executor ray:gpus=x: expected a whole number"):
         whole_number("ray:gpus", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "agents", "gpus", "words"),
+    [
+        ("local", 4, ["0", "1"], "--agents 4: there are 2 GPUs; use --agents 2 or fewer"),
+        ("local", 0, [], "--agents 0"),
+        ("local:gpus=2", 1, [], "local takes no options"),
+        ("dask", 1, [], "--executor dask: expected one of local, ray, slurm"),
+        ("ray:gpu=2", 1, [], "--executor ray: unknown option gpu; expected gpus, cpus, address"),
+    ],
+)
+def test_an_executor_that_cannot_be_is_one_line(text, agents, gpus, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        open_executor(text, agents, gpus)
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_extra_is_named(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=re.escape(f"pip install -e '.[{name}]'")):
+        open_executor(name, 1)

@@ -52,7 +52,7 @@ def test_an_older_attempt_that_is_stopped_is_killed(tmp_path, local):
     first, second = attempt_at(tmp_path, SEARCH_TEST_SLEEP="30"), attempt_at(tmp_path, number=2)
     old = local.start(first)
     wait_for(lambda: trainings(tree(first)))
-    os.kill(old.process.pid, signal.SIGSTOP)
+    os.kill(old.job.pid, signal.SIGSTOP)
     new = local.start(second)
     assert wait_for(lambda: local.poll(new)).code == 0
     assert not tree(first)

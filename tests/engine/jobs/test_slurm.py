@@ -20,8 +20,8 @@ from search_attempts import attempt_at, tree, wait_for
 
 from engine.jobs import executor as executors
 from engine.jobs import remote
+from engine.jobs.executor import open_executor
 from engine.jobs.fence import side_file
-from engine.jobs.open import open_executor
 from engine.run.log import read_metrics
 from pipelines.errors import UserError
 from tests.conftest import TINY

@@ -10,5 +10,5 @@ def test_series_of_any_length_are_thinned_and_keep_their_peaks():
     assert thin.count == 100_000 and len(thin.buckets) <= 2 * history.POINTS
     points = thin.series("loss")
     assert max(most for _, _, _, most in points) == 50.0
-    assert points[0][0] == (thin.size - 1) / 2 and sum(b.sums["loss"][1] for b in thin.buckets) == 100_000
+    assert points[0][0] == (thin.size - 1) / 2 and sum(b["loss"][1] for b in thin.buckets) == 100_000
     assert thin.series("lr") == []

@@ -18,7 +18,7 @@ import pytest
 from engine.jobs import fence
 from engine.jobs.executor import Exit
 from engine.jobs.tail import Tail
-from engine.search import confirm, ledger, trials
+from engine.search import ask, ledger, trials
 from engine.search import driver as loop
 from engine.search.model import stopping
 from engine.search.space import Space
@@ -306,8 +306,8 @@ def test_a_driver_that_dies_between_any_two_events(place, monkeypatch):
     monkeypatch.setattr(
         stopping, "decide", lambda trial, study: late if (trial.number, trial.epochs) == (2, 2) else going
     )
-    monkeypatch.setattr(confirm, "unmeasured", lambda study: {"lr": 3e-5, "T_max": 18})
-    monkeypatch.setattr(confirm, "chosen", lambda study, posterior: study.trials[2:4])
+    monkeypatch.setattr(ask, "unmeasured", lambda study: {"lr": 3e-5, "T_max": 18})
+    monkeypatch.setattr(ask, "chosen", lambda study, posterior: study.trials[2:4])
     calm, _, _ = run(place, "quadratic", Again(), budget=3, confirmation=Confirmation(1))
     states = [(trial.kind, trial.state, trial.value, trial.curve) for trial in calm.trials]
     assert [state for _, state, *_ in states] == ["finished", "finished", "stopped", *["finished"] * 3]

@@ -10,6 +10,7 @@ from engine.detection.postprocess import detect
 from engine.evaluation.cleval import CLEval, evaluate_page
 from engine.evaluation.judge import cleval_arguments
 from engine.evaluation.significance import hmeans
+from engine.tune import candidates
 from engine.tune.candidates import FILTERS, Judge
 from engine.tune.search import least_filters
 
@@ -38,12 +39,12 @@ def test_the_shared_path_is_exact(real, protocol):
     for _ in range(4):
         growth = _random(rng)
         shared = judge.growth(growth, every)
-        regions = judge._finder.regions(growth, every)
+        regions = judge.regions(growth, every)
         for _ in range(3):
             filters = {name: getattr(_random(rng), name) for name in FILTERS}
             post = dataclasses.replace(growth, **filters)
             expected = detect(store.maps(every), store.matrices, store.sizes_wh, post)
-            counts = shared.counts(post)
+            counts = candidates.counts(shared, post)
             for row, page in enumerate(expected):
                 which = regions[row].kept(post)
                 assert len(which) == len(page.polygons)

@@ -11,7 +11,6 @@ from engine.evaluation.significance import groups_of, hmeans
 from engine.tune.candidates import FILTERS, Judge
 from engine.tune.search import (
     Found,
-    Search,
     asked,
     deal,
     gain_of,
@@ -20,6 +19,7 @@ from engine.tune.search import (
     keyed,
     least_filters,
     options,
+    search,
     space,
 )
 from pipelines.errors import UserError
@@ -97,7 +97,7 @@ def test_the_search_finds_settings_that_each_set_decides_alone(real, monkeypatch
     results = []
     for these in (pages, Other()):
         judge = Judge(store, these, "contest", least_filters(start))
-        results.append(Search(judge, start, "micro", [first, rest], 2).run())
+        results.append(search(judge, start, "micro", [first, rest], 2))
         before = float(hmeans(judge.exact(start, np.arange(3)), "micro"))
         found = results[-1][0].ranked[0]
         assert found.score > before + 0.01 and results[-1][0].tried > 200

@@ -3,6 +3,7 @@ import json
 import pytest
 from annotation_files import QUAD, contest, labelme, put, put_json, read, sroie
 
+from pipelines.annotations import page
 from pipelines.annotations.read import read_source
 from pipelines.errors import UserError
 from tests.faults.fuzz_targets import CONTEST
@@ -39,3 +40,15 @@ def test_annotation_paths_stay_in_their_folder(tmp_path, name):
     (tmp_path / "labels.txt").write_bytes(f"{name}\t[]\n".encode("utf-8", "surrogatepass"))
     with pytest.raises(UserError):
         read_source(tmp_path / "labels.txt")
+
+
+def test_findings_are_all_counted_and_the_first_of_each_kind_kept(monkeypatch):
+    monkeypatch.setattr(page, "MOST_FINDINGS", 2)
+    found = page.Findings(page.Finding("a", "orphan", str(k)) for k in range(3))
+    found.append(page.Finding("a", "bad-line", "0"))
+    other = page.Findings([page.Finding("b", "orphan", str(k)) for k in range(5)])
+    found += other
+    found += [page.Finding("c", "bad-line", "1")]
+    assert found.counts == {"orphan": 8, "bad-line": 2}
+    assert [(one.path, one.detail) for one in found] == [("a", "0"), ("a", "1"), ("a", "0"), ("c", "1")]
+    assert page.Findings(found).counts == found.counts

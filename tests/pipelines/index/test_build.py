@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import os
@@ -10,7 +11,8 @@ from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.images.read import read_header
-from pipelines.index.build import build, is_index, open_index
+from pipelines.index.build import _key, build, is_index, open_index
+from pipelines.index.store import VERSION
 from pipelines.limits import Limits
 
 
@@ -183,3 +185,17 @@ def test_a_text_without_area_is_kept_but_ignored(tmp_path):
     source = data_set(tmp_path / "pages", {"a.jpg": [(SQUARE, "text"), (line, "flat")]})
     index = open_index(source, cache_dir=tmp_path / "cache")
     assert index.ignore(0).tolist() == [False, True] and index.num_usable == 1 and index.counts["zero_area"] == 1
+
+
+def test_the_key_of_a_cached_index_is_as_it_always_was(tmp_path):
+    folder = tmp_path / "sroie"
+    picture(folder / "img" / "0.jpg")
+    (folder / "box").mkdir()
+    for name in ("0.csv", "1.csv", "\u00e9.csv"):
+        (folder / "box" / name).write_text("10,20,110,20,110,40,10,40,A")
+    (folder / "train.txt").write_text("0\n")
+    for spec in (folder, folder / "train.txt", folder / "box" / "0.csv"):
+        listed = [folder / "train.txt", *sorted((folder / "box").iterdir())] if spec.name != "0.csv" else [spec]
+        files = [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in listed]
+        stated = json.dumps([VERSION, "auto", "", str(spec), files, [1, 2, 3]])
+        assert _key(spec, "auto", "", [1, 2, 3]) == hashlib.sha256(stated.encode()).hexdigest()

@@ -59,3 +59,9 @@ def test_the_targets_mask_by_themselves_what_is_ignored_here(corners):
         for flag in (made.ignore[0], False)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+def test_points_too_far_away_for_a_hull_are_masked():
+    far = np.array([[np.inf, -1.6e16], [7, 33], [-1.6e16, -5.5e16]], np.float32)
+    made = clean(Page("a.jpg", polygons=[far], ignore=[False]), 100, 50)
+    assert made.problems["masked"] == [0] and made.page.ignore == [True]

@@ -6,6 +6,7 @@ import pytest
 from indexed_pages import SQUARE, data_set
 
 from pipelines.errors import UserError
+from pipelines.index import store
 from pipelines.index.build import ConcatIndex, build, load, open_index
 from pipelines.synthetic import receipts
 
@@ -63,3 +64,22 @@ def test_a_pickled_index_is_its_folder_not_a_copy(tmp_path):
     again = pickle.loads(packed)
     assert [again.path(i) for i in range(3)] == [index.path(i) for i in range(3)]
     assert all(np.array_equal(a, b) for a, b in zip(again.polygons(1), index.polygons(1), strict=True))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 1000])
+def test_what_is_asked_of_all_pages_at_once(source, tmp_path, monkeypatch, block):
+    monkeypatch.setattr(store, "BLOCK", block)
+    index = build(source, tmp_path / "index")
+    assert index.relative_paths() == [index.relative_path(i) for i in range(3)]
+    assert index.longest_polygon == 5 and index.untold == 2  # b.jpg's first text is ""
+    told = build(data_set(tmp_path / "told", {"a.jpg": [(SQUARE, "a"), (SQUARE, "b")]}), tmp_path / "all")
+    assert told.untold is None and told.longest_polygon == 4
+    empty = build(data_set(tmp_path / "empty", {"a.jpg": []}), tmp_path / "none")
+    assert empty.longest_polygon == 0
+    for name, arrays in (("point_offsets", [0, 4, 3, 12, 16, 19]), ("text_offsets", [0, 4, 9, 9, 13, 14])):
+        load(tmp_path / "index")
+        good = np.load(tmp_path / "index" / f"{name}.npy")
+        np.save(tmp_path / "index" / f"{name}.npy", np.array(arrays))
+        with pytest.raises(UserError, match=f"{name}.*damaged|text_offsets|an image path|text"):
+            load(tmp_path / "index")
+        np.save(tmp_path / "index" / f"{name}.npy", good)
