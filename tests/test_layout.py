@@ -99,6 +99,9 @@ TESTED_IN = {
     "pipelines/images/plain.py": "tests/pipelines/wild/test_pixels.py",
     "pipelines/index/pages.py": "tests/pipelines/test_source.py",  # types alone
     "pipelines/worker_signals.py": "tests/faults/test_signals.py",
+    "bench/fake_gpu/build.py": "tests/fake_gpu/test_runtime.py",
+    "bench/fake_gpu/device.py": "tests/fake_gpu/test_runtime.py",
+    "bench/fake_gpu/lowering.py": "tests/fake_gpu/test_step.py",
     "bench/gpu/cases.py": "tests/bench/gpu/test_kernels.py",
     "bench/gpu/pages.py": "tests/bench/gpu/test_step.py",
     "bench/peers/classic_postprocess.py": "tests/engine/detection/test_postprocess.py",
