@@ -41,7 +41,7 @@ from bench.fake_gpu.device import Convolution, Record
 from bench.fake_gpu.lowering import Kernel, Lowered, steady_step, steady_tail
 from bench.roofline import GPUS, table
 from engine import cli
-from engine.config import Config
+from engine.config import Config, changed
 from engine.config.load import load_config
 from engine.profiling.flops import meta_model, trace
 from pipelines.errors import UserError
@@ -232,8 +232,9 @@ def main(argv: list[str]) -> int:
     config, _ = load_config([*settings, *args.settings, "trainer.compile=true"])
     if args.tail and not config.models.encoder.name.startswith("hrnet"):
         raise UserError(f"--tail: models.encoder.name={config.models.encoder.name} is no HRNet")
-    if config.speed.cuda_graphs:
+    if config.speed.cuda_graphs == "true":
         raise UserError("speed.cuda_graphs=true: what a replayed graph launches is not seen; count the step without it")
+    config = changed(config, {"speed.cuda_graphs": "false"})  # which auto chooses for few pages
     if not device.present():
         command = [sys.executable, "-m", "bench.cuda_step", *argv]
         return subprocess.run(command, env=build.environment(), check=False).returncode

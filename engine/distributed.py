@@ -152,7 +152,7 @@ def broadcast_buffers(model: torch.nn.Module) -> None:
         group = [buffer for buffer in buffers if buffer.dtype == dtype]
         joined = torch.cat([buffer.reshape(-1) for buffer in group])
         dist.broadcast(joined, src=0)
-        for buffer, part in zip(group, joined.split([buffer.numel() for buffer in group]), strict=True):
+        for buffer, part in zip(group, torch.split(joined, [buffer.numel() for buffer in group]), strict=True):
             buffer.copy_(part.view(buffer.shape))
 
 

@@ -233,13 +233,17 @@ def _watched(cubins: bool) -> Iterator[Lowered]:
 
 
 def only_moves(source: str) -> bool:
-    """Whether a generated kernel reads one tensor and writes it, perhaps as another type, in another order."""
+    """Whether a generated kernel reads one tensor and writes it, perhaps as another type, in another order.
+
+    A slice along the channels of an NHWC tensor keeps the order: neighbours in it are neighbours before.
+    """
     body = source[source.find("@triton.jit") :].partition("\ndef get_args")[0]
     read = re.findall(r"tl\.load\(\w+ \+ \((.*?)\), ", body)
     written = re.findall(r"tl\.store\(\w+ \+ \((.*)\), tmp", body)
     steps = re.findall(r"^\s+tmp\d+ = (.*)$", body, re.MULTILINE)
     plain = all(re.fullmatch(r"tl\.load\(.*|tmp\d+(\.to\(.*\))?", step) for step in steps)
-    return plain and len(read) == len(written) == 1 and read != written
+    order_kept = all(re.match(r"\(?(x0 \+|x\d+\)?$)", index) for index in (*read, *written))
+    return plain and len(read) == len(written) == 1 and read != written and not order_kept
 
 
 @contextlib.contextmanager

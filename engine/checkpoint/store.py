@@ -71,7 +71,7 @@ def host_copies(tensors: Tensors) -> Tensors:
     for dtype in {v.dtype for v in on_gpu.values()}:
         group = {k: v for k, v in on_gpu.items() if v.dtype == dtype}
         joined = torch.cat([v.reshape(-1) for v in group.values()]).cpu()
-        each = joined.split([v.numel() for v in group.values()])
+        each = torch.split(joined, [v.numel() for v in group.values()])
         made |= {k: one.view(v.shape) for (k, v), one in zip(group.items(), each, strict=True)}
     return {k: made[k] for k in tensors}
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.model.upsample import repeat
+from engine.model.upsample import dense_gradient, repeat
 
 
 def conv_block(in_channels: int, out_channels: int, kernel_size: int, batch_norm: bool) -> nn.Sequential:
@@ -63,4 +63,6 @@ class Decoder(nn.Module):
             paths[i] = paths[i] + self._resize(paths[i + 1], paths[i].shape[-2:], 1)
         size = paths[0].shape[-2:]
         outs = [out(x) for out, x in zip(self.outs, paths, strict=True)]
-        return torch.cat([outs[0]] + [self._resize(x, size, i) for i, x in enumerate(outs[1:], 1)], dim=1)
+        return torch.cat(
+            [dense_gradient(outs[0])] + [self._resize(x, size, i) for i, x in enumerate(outs[1:], 1)], dim=1
+        )

@@ -8,10 +8,11 @@ whose readings inside Inductor does not see, by design:
     this, eager                               6 + 10    8 + 14 and 6       22.4
     this, compiled (kernels.norm_relu.fold)   6 + 10    8 + 16             20.9
 
-Which pairs: in every nn.Sequential a BatchNorm2d followed by ReLU (HRNet's transitions and fusions, decoder, head); the
-stem's bn1/act1 and bn2/act2; all norms of timm's BasicBlock and Bottleneck that have nothing else in them. A fused norm
-applies its ReLU in evaluation mode too, by the plain functions, and the activation behind it passes its input on: so a
-norm that is frozen in evaluation mode within a training model keeps its ReLU.
+Which pairs: in every nn.Sequential of encoder and decoder a BatchNorm2d followed by ReLU (HRNet's transitions and
+fusions); the stem's bn1/act1 and bn2/act2; all norms of timm's BasicBlock and Bottleneck that have nothing else in
+them. Not the head's, which are fused otherwise (`engine.model.head`). A fused norm applies its ReLU in evaluation mode
+too, by the plain functions, and the activation behind it passes its input on: so a norm that is frozen in evaluation
+mode within a training model keeps its ReLU.
 
 Classes are changed in place: parameters, buffers, names, hooks and state_dict stay what they are.
 """
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from engine.model.norm_double import DoubleToOne, follow
+from engine.model.norm_double import follow
 from engine.model.widths import PaddedBatchNorm2d
 from kernels.norm_relu import norm_relu
 
@@ -104,15 +105,10 @@ def fuse_norms(model: nn.Module, kernels: str) -> int:
         the number of norms fused.
     """
     pairs = [(getattr(model.encoder, f"bn{i}", None), getattr(model.encoder, f"act{i}", None)) for i in (1, 2)]
-    for module in list(model.modules()):
+    parts = [getattr(model, name, nn.Identity()) for name in ("encoder", "decoder")]
+    for module in [module for part in parts for module in part.modules()]:
         if type(module) is nn.Sequential:
-            layers = list(module)
-            # What stands before a DoubleToOne joins it, compiled: as an operator of its own its map would be written.
-            pairs += [
-                (norm, act)
-                for norm, act, then in zip(layers, layers[1:], [*layers[2:], None])
-                if not isinstance(then, DoubleToOne)
-            ]
+            pairs += zip(module, list(module)[1:])
         elif type(module) in FUSED_BLOCKS:
             pairs += _fuse_block(module)
     found = [(norm, act) for norm, act in pairs if _is_pair(norm, act)]

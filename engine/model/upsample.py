@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST_SUM = (
-    4  # factor that Inductor writes into a GPU's kernel that reads it; a larger one would be a call of its own
-)
+# The factor that Inductor writes into a GPU's kernel that reads the sum; a larger one would be a call of its own.
+LARGEST_SUM = 4
 
 
 class _Repeat(torch.autograd.Function):
@@ -43,6 +42,25 @@ def repeat(x: Tensor, factor: int) -> Tensor:
     if torch.compiler.is_exporting() or not torch.is_grad_enabled():
         return F.interpolate(x, scale_factor=float(factor), mode="nearest")
     return _Repeat.apply(x, factor)
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def dense_gradient(x: Tensor) -> Tensor:
+    """x, whose gradient comes dense in channels_last: as a slice of a wider one cuDNN would be given a copy of it."""
+    return _Dense.apply(x) if x.is_cuda and torch.is_grad_enabled() else x
 
 
 class Repeat(nn.Upsample):
