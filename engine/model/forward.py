@@ -21,10 +21,6 @@ from pipelines.errors import UserError
 
 # Graphs of a module: one per canvas, batch size and mode. Four sizes of data.progressive, trained and evaluated, twice.
 GRAPHS = 16
-# Tensors that a value may read before Inductor writes it to memory for its second reader. With its own 4 the mask of
-# the head's last ReLU is written and read again: 8.10 instead of 7.94 GB an image of HRNet-W18-small, 9.34 instead of
-# 9.28 ms of W44 (counted). With 5 what reads the mask is written, four float32 maps: 10.7 GB.
-INLINED_READS = 6
 # DDP's switch for broadcasting buffers in every step; newer torch has another name for it and warns of the old one.
 BUFFERS = "broadcast_buffers"
 if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters:
@@ -105,8 +101,6 @@ def inductor_options(config: Config, gpu: bool) -> dict[str, Any]:
         "force_layout_optimization": speed.force_layout,
     }
     options: dict[str, Any] = {name: True for name, on in chosen.items() if on}
-    if gpu:
-        options["realize_reads_threshold"] = INLINED_READS
     if speed.fused_norms:
         from kernels.norm_relu.fold import FoldSums  # here: it imports Inductor, which takes a second
 

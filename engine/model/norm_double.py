@@ -5,8 +5,8 @@
 
 Why: of a transposed convolution to one channel Inductor orders its input in a layout that nobody reads, so it is copied
 (105 MB an image and direction at 1280 px), and cuDNN has no tile of one channel. As sums over channels it joins the
-norm and the ReLU. Bytes an image and branch at 1280 px, bfloat16, map of (64, 640, 640) = 52 MB, counted from the
-generated code: BEFORE MB as layers, AFTER MB here.
+norm and the ReLU. Bytes an image and branch at 1280 px, where the bfloat16 map (64, 640, 640) is 52 MB, counted: 584 MB
+as layers; here 406, of them 130 for the mask of the ReLU, which Inductor writes and reads again.
 """
 
 from typing import Any
@@ -28,8 +28,7 @@ class DoubleToOne(nn.ConvTranspose2d):
     def after_norm(self, y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         """What it gives of relu(norm(y)), in training mode, for Inductor: the map between is never written.
 
-        At 1280 px that map is (64, 640, 640), and 260 of 584 MB an image and branch are left (counted). Eager, it would
-        be slower than the layers. The norm's running statistics follow.
+        Eager, it would be slower than the layers. The norm's running statistics follow.
         """
         assert self.bias is not None and norm.momentum is not None
         logits, mean, var = _NormReLUDouble.apply(y, norm.weight, norm.bias, self.weight, self.bias, norm.eps)
