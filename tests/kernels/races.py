@@ -124,12 +124,12 @@ class Watch:
         named = inspect.getfullargspec(kernel).args
         given, constants = executor._init_args_hst(args, {k: v for k, v in constants.items() if k in named})
         values = inspect.getcallargs(kernel, *given, **constants)
+        self.arrays = arrays_of(values)
         scope = interpreter._patch_lang(kernel)
         try:
             values = {k: v if k in executor.constexprs else interpreter._implicit_cvt(v) for k, v in values.items()}
             grid = (*executor.grid, 1, 1)[:3]
             interpreter.interpreter_builder.set_grid_dim(*grid)
-            self.arrays = arrays_of(dict(zip(named, given)))
             with mock.patch.object(interpreter, "_patch_lang", once_a_module(interpreter._patch_lang)):
                 self.interleave([lambda: kernel(**values)] * int(np.prod(grid)), list(np.ndindex(grid)))
         finally:

@@ -4,6 +4,7 @@ import collections
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,6 @@ import torch
 import triton
 import triton.language as tl
 from component_masks import RULES, adversarial_masks, maps_of
-from loss_examples import by_kernels
 from loss_examples import example as loss_example
 from norm_examples import by, results
 from norm_examples import example as norm_example
@@ -26,7 +26,7 @@ from kernels.components import find_quads, label, labelling, tabulate
 from kernels.db_loss import op as loss_op
 from kernels.db_targets import db_targets
 from kernels.norm_relu import rows
-from tests.conftest import DEVICE
+from tests.conftest import DEVICE, ROOT
 from tests.kernels import races
 from tests.kernels.db_targets.test_reference import csr
 
@@ -107,12 +107,11 @@ def targets_calls(implementation: str) -> list[Call]:
 def loss_calls(implementation: str) -> list[Call]:
     def call(dtype: torch.dtype, mode: str) -> list[Tensor]:
         x, y, targets = loss_example((2, 40, 70), dtype)
-        if implementation == "triton":
-            losses, _, gradients = by_kernels(x, y, targets, mode)
-            return [losses, *gradients]
+        binary = loss_op.binary_map(x, y, implementation=implementation)
         x, y = x.requires_grad_(), y.requires_grad_()
         losses = loss_op.db_loss(x, y, targets, mode=mode, implementation=implementation)
-        return [torch.stack(list(losses)).detach(), *torch.autograd.grad(losses.total, [x, y])]
+        gradients = torch.autograd.grad(losses.total, [x, y])
+        return [binary, torch.stack(list(losses)).detach(), *gradients]
 
     return [functools.partial(call, *kind) for kind in ((torch.bfloat16, "paper"), (torch.float32, "baseline"))]
 
@@ -137,7 +136,8 @@ class Found(NamedTuple):
     """What some schedules showed."""
 
     meetings: collections.Counter  # of `races.Meeting`
-    wrong: list[str]  # schedules whose results differ from those of one program after another
+    wrong: list[str]  # schedules whose results differ from the expected
+    kernels: set[str]  # that ran
     accesses: int
 
 
@@ -149,16 +149,17 @@ def one_after_another(call: Call) -> list[Tensor]:
 
 def run_schedules(calls: list[Call], expected: list[list[Tensor]], schedules: int) -> Found:
     """Seed k has schedule k of 7; cases and shares of old values change with it so that all combinations come."""
-    meetings, wrong, accesses = collections.Counter(), [], 0
+    meetings, wrong, kernels, accesses = collections.Counter(), [], set(), 0
     for seed in range(schedules):
         schedule, case = races.SCHEDULES[seed % 7], (seed + seed // 7) % len(calls)
         with races.watched(schedule, seed, STALE[seed % 3]) as seen:
             found = calls[case]()
         meetings += seen.meetings
+        kernels |= set(seen.launches)
         accesses += seen.accesses
         if not same(found, expected[case]):
             wrong.append(f"{schedule}, seed {seed}, case {case}")
-    return Found(meetings, wrong, accesses)
+    return Found(meetings, wrong, kernels, accesses)
 
 
 def unknown(meetings: collections.Counter) -> list[races.Meeting]:
@@ -176,6 +177,8 @@ def test_20_schedules_give_the_references_results_and_no_race(family, monkeypatc
             torch.testing.assert_close(a, b, rtol=close, atol=close, check_dtype=False)
     seen = run_schedules(calls, expected, 20)
     assert not seen.wrong and not unknown(seen.meetings)
+    texts = [path.read_text() for path in (ROOT / "kernels" / family).glob("*.py")]
+    assert seen.kernels == {kernel for text in texts for kernel in re.findall(r"runtime\.launch\(\s*(\w+)", text)}
     needed = {(meeting.kernel, meeting.array) for meeting in seen.meetings}
     assert needed == (set(LEGAL) if family == "components" else set())
 
