@@ -130,8 +130,7 @@ class Watch:
             values = {k: v if k in executor.constexprs else interpreter._implicit_cvt(v) for k, v in values.items()}
             grid = (*executor.grid, 1, 1)[:3]
             interpreter.interpreter_builder.set_grid_dim(*grid)
-            with mock.patch.object(interpreter, "_patch_lang", once_a_module(interpreter._patch_lang)):
-                self.interleave([lambda: kernel(**values)] * int(np.prod(grid)), list(np.ndindex(grid)))
+            self.interleave([lambda: kernel(**values)] * int(np.prod(grid)), list(np.ndindex(grid)))
         finally:
             scope.restore()
         self.launches[kernel.__name__] = int(np.prod(grid))
@@ -263,18 +262,6 @@ def chooser(schedule: str, programs: int, rng: random.Random) -> Callable[[list[
         return rng.choice(starting or [program for program in alive if program not in held] or alive)
 
     return others
-
-
-def once_a_module(patch: Callable) -> Callable:
-    """Triton patches its language in every call of a function; once for each module is enough, and 3 times faster."""
-    modules: set[int] = set()
-
-    def patch_once(function: Callable) -> None:
-        if id(function.__globals__) not in modules:
-            modules.add(id(function.__globals__))
-            patch(function)
-
-    return patch_once
 
 
 def arrays_of(values: dict) -> list[Array]:

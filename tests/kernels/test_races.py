@@ -141,14 +141,8 @@ class Found(NamedTuple):
     accesses: int
 
 
-def one_after_another(call: Call) -> list[Tensor]:
-    """The results as Triton's interpreter gives them, which needs longer for it."""
-    with races.watched("sequential", seed=0, stale=0.0):
-        return call()
-
-
 def run_schedules(calls: list[Call], expected: list[list[Tensor]], schedules: int) -> Found:
-    """Seed k has schedule k of 7; cases and shares of old values change with it so that all combinations come."""
+    """A seed chooses schedule, case and share of old values, so that all combinations come in time."""
     meetings, wrong, kernels, accesses = collections.Counter(), [], set(), 0
     for seed in range(schedules):
         schedule, case = races.SCHEDULES[seed % 7], (seed + seed // 7) % len(calls)
@@ -170,7 +164,7 @@ def unknown(meetings: collections.Counter) -> list[races.Meeting]:
 def test_20_schedules_give_the_references_results_and_no_race(family, monkeypatch):
     small_tiles(monkeypatch)
     calls = FAMILIES[family]("triton")
-    expected = [one_after_another(call) for call in calls]
+    expected = [call() for call in calls]
     for ours, reference in zip(expected, FAMILIES[family]("reference"), strict=True):
         for a, b in zip(ours, reference(), strict=True):
             close = 2e-2 if torch.bfloat16 in (a.dtype, b.dtype) else 1e-4
@@ -188,7 +182,7 @@ def test_20_schedules_give_the_references_results_and_no_race(family, monkeypatc
 def test_500_schedules_give_one_result_and_no_race(family, monkeypatch):
     small_tiles(monkeypatch)
     calls = FAMILIES[family]("triton")
-    seen = run_schedules(calls, [one_after_another(call) for call in calls], 500)
+    seen = run_schedules(calls, [call() for call in calls], 500)
     print(f"{family}: {seen.accesses} accesses")
     assert not seen.wrong and not unknown(seen.meetings)
 
@@ -320,7 +314,7 @@ def test_a_planted_race_is_found(name, monkeypatch, tmp_path):
     planted = copy_with(fault, tmp_path)
     small_tiles(monkeypatch, *[planted] * (fault.module is labelling))
     calls = fault.calls()
-    expected = [one_after_another(call) for call in calls]
+    expected = [call() for call in calls]
     user, function = fault.used
     monkeypatch.setattr(user, function, getattr(planted, function))
     seen = run_schedules(calls, expected, 7)
