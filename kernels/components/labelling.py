@@ -24,7 +24,11 @@ stop(i') < start(i) and stop(j') < start(j), so in integers start(j) < start(i) 
 Union-find. parent[i] <= i and only atomic_min lowers it, so a stale read is still an ancestor, and cells are never
 compressed while others unite. Where atomic_min returns something else than the expected root, another program was
 faster: the union goes on with what it returned. No loop but the walk to a root depends on a component's size, and in
-`resolve` every lane stores where it has got to, so a chain of n (a bar of n rows) takes about log2(n) steps, not n.
+`resolve` every lane leaves where it has got to, so a chain of n (a bar of n rows) takes about log2(n) steps, not n.
+
+What other programs change meanwhile is changed by relaxed atomics and read by volatile loads alone, here and in
+tabulate.py: to PTX that is no data race, and the loads pass by the L1 cache, which does not see other processors'
+changes. On sm_90 such a load is LDG.STRONG.SYS, from the L2 cache as `.cg` is, which PTX takes for a plain one.
 
 Example, W = 5, 8 neighbours: rows 11001, 00110 -> bytes 0b10011, 0b01100 -> row_begin 0, 2, 3; runs 0 = [0, 2),
 1 = [4, 5), 2 = [2, 4) in row 1. Run 2 first touches run 0 above (2 < 2 + 1) and makes parent[2] = 0. Run 1 first
@@ -183,9 +187,9 @@ def _first_touching(start, stop, low, high, my_start, my_stop, REACH: tl.constex
 def _unite(parent, a, b, active):
     """Joins the trees of a and b where active. Walks both to their roots at once and hooks the greater one."""
     while some(active):
-        # .cg: the L1 cache does not see what other processors lowered; a stale root costs a failing atomic.
-        up_a = tl.load(parent + a, mask=active, other=0, cache_modifier=".cg")
-        up_b = tl.load(parent + b, mask=active, other=0, cache_modifier=".cg")
+        # Volatile, as others hook meanwhile. An old value is an ancestor still: it costs a failing atomic.
+        up_a = tl.load(parent + a, mask=active, other=0, volatile=True)
+        up_b = tl.load(parent + b, mask=active, other=0, volatile=True)
         high, low = tl.maximum(up_a, up_b), tl.minimum(up_a, up_b)
         active = active & (high != low)
         hook = active & (up_a == a) & (up_b == b)
@@ -252,14 +256,15 @@ def _resolve_kernel(
     for first in range(tl.program_id(1) * BLOCK, total, tl.num_programs(1) * BLOCK):
         run = first + tl.arange(0, BLOCK)
         active = run < total
-        root = tl.load(parent + run, mask=active, other=0, cache_modifier=".cg")
+        root = tl.load(parent + run, mask=active, other=0, volatile=True)
         joining = active & (root != run)
         while some(active):
-            up = tl.load(parent + root, mask=active, other=0, cache_modifier=".cg")
+            up = tl.load(parent + root, mask=active, other=0, volatile=True)
             active = active & (up != root)
             root = tl.where(active, up, root)
-            # Nothing is united any more: ancestors replace ancestors, whoever reads them goes on from there.
-            tl.store(parent + run, root, mask=active)
+            # Nothing is united any more: ancestors replace ancestors, whoever reads them goes on from there. A store
+            # would be a race; an exchange, unlike min, would wait for the value that it returns.
+            tl.atomic_min(parent + run, root, mask=active, sem="relaxed")
         if area is not None:
             at = page * capacity + root
             my_start = tl.load(start + page * capacity + run, mask=joining, other=0)
@@ -270,13 +275,13 @@ def _resolve_kernel(
             length = tl.where(same, tl.sum(tl.where(same, length, 0), 0), length)
             tl.atomic_add(area + at, length, mask=acts, sem="relaxed")
             first_column = tl.where(same, tl.min(tl.where(same, my_start, MOST), 0), my_start)
-            better = acts & (first_column < tl.load(left + at, mask=acts, other=0, cache_modifier=".cg"))
+            better = acts & (first_column < tl.load(left + at, mask=acts, other=0, volatile=True))
             tl.atomic_min(left + at, first_column, mask=better, sem="relaxed")
             end_column = tl.where(same, tl.max(tl.where(same, my_stop, 0), 0), my_stop)
-            better = acts & (end_column > tl.load(right + at, mask=acts, other=0, cache_modifier=".cg"))
+            better = acts & (end_column > tl.load(right + at, mask=acts, other=0, volatile=True))
             tl.atomic_max(right + at, end_column, mask=better, sem="relaxed")
             last_row = tl.where(same, tl.max(tl.where(same, y, 0), 0), y)
-            better = acts & (last_row > tl.load(bottom + at, mask=acts, other=0, cache_modifier=".cg"))
+            better = acts & (last_row > tl.load(bottom + at, mask=acts, other=0, volatile=True))
             tl.atomic_max(bottom + at, last_row, mask=better, sem="relaxed")
 
 

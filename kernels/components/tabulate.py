@@ -105,9 +105,10 @@ def _extremes_kernel(
         gap = width - tl.load(start + runs + run, mask=kept, other=0)
         end = tl.load(stop + runs + run, mask=kept, other=0)
         # A row of noise has 300 runs of one component and only the outermost matter: read first, most need no atomic.
-        wider = kept & (gap > tl.load(left_gap + runs + entry, mask=kept, other=0, cache_modifier=".cg"))
+        # What is read may be old, and then too small: an atomic in vain.
+        wider = kept & (gap > tl.load(left_gap + runs + entry, mask=kept, other=0, volatile=True))
         tl.atomic_max(left_gap + runs + entry, gap, mask=wider, sem="relaxed")
-        wider = kept & (end > tl.load(right_end + runs + entry, mask=kept, other=0, cache_modifier=".cg"))
+        wider = kept & (end > tl.load(right_end + runs + entry, mask=kept, other=0, volatile=True))
         tl.atomic_max(right_end + runs + entry, end, mask=wider, sem="relaxed")
 
 
