@@ -42,7 +42,7 @@ print("end", code, skipped)
 
 @pytest.mark.slow
 def test_a_training_with_its_evaluation_overwrites_nothing_that_is_still_read(tmp_path):
-    """CUDA graph trees refuse a tensor that a replay has overwritten; an evaluation keeps maps while the next ones run."""
+    """CUDA graph trees refuse a tensor that a replay has overwritten; an evaluation may hold the maps of before."""
     settings = [*TINY, "trainer.compile=true", "speed.cuda_graphs=true", "eval.batch_size=1", "trainer.max_epochs=1"]
     code = TRAINED.format(settings=[*settings, f"run_root={tmp_path}", "name=graphs"])
     assert run.python(code).splitlines()[-1] == "end 0 []"
