@@ -109,14 +109,17 @@ def _scalar(value: Any, kind: type) -> Any:
 def _convert(key: str, value: Any, kind: Any) -> Any:
     """The value as the type of its field; one item stands for a list of one."""
     _refuse_interpolation(key, value)
+    choices = keys()[key].metadata.get("choices") or ()
+    if isinstance(value, bool) and str(value).lower() in choices:  # YAML's true, of a setting that knows auto as well
+        value = str(value).lower()
     try:
         if typing.get_origin(kind) is not list:
             return _scalar(value, kind)
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         return [_scalar(item, typing.get_args(kind)[0]) for item in items]
     except (TypeError, OverflowError):
-        choices = allowed(keys()[key].metadata)
-        raise UserError(f"{key}={value}: expected {EXPECTED[kind]}{f' ({choices})' if choices else ''}") from None
+        words = allowed(keys()[key].metadata)
+        raise UserError(f"{key}={value}: expected {EXPECTED[kind]}{f' ({words})' if words else ''}") from None
 
 
 def _build(section: type, values: Mapping[str, Any], prefix: str) -> Any:

@@ -317,7 +317,6 @@ class SpeedConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cuda_graphs", str(self.cuda_graphs).lower())  # YAML's true and false are no words
         check_options(self, "speed.")
 
 
