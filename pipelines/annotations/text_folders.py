@@ -26,7 +26,8 @@ LABEL_SUFFIXES = (".txt", ".csv", ".gt", ".xml")
 # What is written before an image's stem: ICDAR, Total-Text.
 LABEL_PREFIXES = ("", "gt_", "poly_gt_", "rect_gt_")
 TEXT_FORMATS = (*LAYOUTS, "totaltext", "voc")
-NO_LABELS = frozenset(("classes.txt", "readme.txt", "train.txt", "val.txt", "test.txt"))  # unless an image is so called
+# Unless an image is so called.
+NO_LABELS = frozenset(("classes.txt", "class_list.txt", "readme.txt", "train.txt", "val.txt", "test.txt"))
 PROBES = 32  # images that tell whether a folder has their labels
 DEEPEST, MOST_FOLDERS = 3, 500  # Total-Text: Groundtruth/Polygon/Train
 _SPLITS = (("train", re.compile("train")), ("test", re.compile("test")), ("val", re.compile(r"val|(?<![a-z])dev")))

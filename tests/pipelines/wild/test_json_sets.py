@@ -92,6 +92,8 @@ def test_wildreceipt(tmp_path):
     report, index = opened(put(tmp_path / "train.txt", *lines), tmp_path)
     assert report.format == "wildreceipt" and index.texts(1) == ["SAFEWAY", "#"]
     assert index.ignore(0).tolist() == [False, True] and not report.findings
+    (tmp_path / "class_list.txt").write_text("0 Ignore\n1 Store_name_value\n")  # no labels
+    assert opened(tmp_path, tmp_path)[0].format == "wildreceipt"
     line = refused(put(tmp_path / "train.txt", *lines, lines[0]), tmp_path)
     assert "listed twice, by line 1 and by line 3" in line
 
