@@ -108,8 +108,7 @@ def test_counts_equal_the_packages(pages):
         )
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("protocol", ["official", "contest"])
+@pytest.mark.parametrize("protocol", [pytest.param("official", marks=pytest.mark.quick), "contest"])
 def test_page_is_10_times_faster_than_the_package(measure, pages, protocol):
     """By the official protocol. The package has no contest protocol; it is timed as it is."""
     source, every = pages

@@ -59,8 +59,7 @@ def draw_all(pages: list[tuple[torch.Tensor, ...]]) -> None:
         db_targets(*page, height=HEIGHT, width=WIDTH)
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("case", ["1 page of 54 lines", "6 receipts"])
+@pytest.mark.parametrize("case", [pytest.param("1 page of 54 lines", marks=pytest.mark.quick), "6 receipts"])
 def test_targets_are_faster_than_the_customary_chain(measure, case):
     pages = [receipt(0)] if case.startswith("1") else lines()
     arguments = [tensors([page]) for page in pages]
@@ -75,8 +74,7 @@ def test_targets_are_faster_than_the_customary_chain(measure, case):
     assert row.times_faster >= LEAST_RATIO, f"ours {row.ms[1]:.1f} ms, customary {row.peer_ms:.1f} ms"
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("backward", [False, pytest.param(True, marks=pytest.mark.quick)], ids=["forward", "both"])
 @pytest.mark.parametrize("mode", sorted(PEERS))
 def test_loss(measure, mode, backward):
     prob_logits, thresh_logits, targets = loss_inputs()

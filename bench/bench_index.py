@@ -160,7 +160,6 @@ def test_json_lines(measure, tmp_path):
     measure("index.build", case, *run, peer_name="json and lists", images=PAGES, rounds=2)
 
 
-@pytest.mark.quick
 def test_memory_of_a_page(tmp_path):
     """What more pages take, where nothing of them is kept in memory on purpose, and few are judged together."""
     program = (

@@ -45,8 +45,7 @@ def compare(measure, case: str, maps: list[np.ndarray], score_mode: str) -> Row:
     )
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("score_mode", ["fast", "slow"])
+@pytest.mark.parametrize("score_mode", [pytest.param("fast", marks=pytest.mark.quick), "slow"])
 def test_find_quads(measure, pages, score_mode):
     boxes, maps = pages
     row = compare(measure, f"{PAGES} pages {SIZE}x{SIZE} of {boxes} boxes", maps, score_mode)
@@ -63,8 +62,7 @@ def test_real_receipts(measure, score_mode, width):
     assert row.times_faster >= LEAST_RATIO, f"ours {row.ms[1]:.2f} ms, customary {row.peer_ms:.2f} ms"
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("shape", ["quad", "polygon"])
+@pytest.mark.parametrize("shape", ["quad", pytest.param("polygon", marks=pytest.mark.quick)])
 def test_detect_a_batch(measure, pages, shape):
     boxes, maps = pages
     probs = torch.from_numpy(np.stack(maps))

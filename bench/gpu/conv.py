@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from bench.gpu.kernels import clock
 from engine.profiling.recorder import matrix_peak
 
 # Stride of a branch and its widths, W44's own first
 BRANCHES = ((4, (44, 48, 64)), (8, (88, 96, 128)), (16, (176, 192)), (32, (352, 384)))
+# What else may be far from the peak: stride of the input, kernel's side, channels in and out, transposed.
+OTHERS = {
+    "head, 3x3 256 -> 64": (4, 3, 256, 64, False),
+    "head, both branches, 3x3 256 -> 128": (4, 3, 256, 128, False),
+    "head, transposed 64 -> 64": (4, 2, 64, 64, True),
+    "head, transposed 64 -> 1": (2, 2, 64, 1, True),
+    "incre module, 1x1 64 -> 256": (4, 1, 64, 256, False),
+}
 
 
 def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
@@ -28,22 +36,31 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
     torch.backends.cudnn.benchmark = True  # as in training: the algorithms differ by width
     for stride, widths in BRANCHES:
         for width in widths:
-            last = stride == BRANCHES[-1][0] and width == widths[-1]
-            figures = convolution(size.pages, width, size.side // stride, widths[0], device, dtype)
-            yield f"{width} channels at 1/{stride}", figures | ({"end": True} if last else {})
+            layer = nn.Conv2d(width, width, 3, padding=1, bias=False).to(device, dtype)
+            ms, outputs = times(layer, size.pages, size.side // stride)
+            flops = 3 * 2 * 9 * widths[0] ** 2 * outputs  # those that W44's own channels need
+            yield f"{width} channels at 1/{stride}", {**ms, "useful_tflop_s": flops / sum(ms.values()) / 1e9}
+    for name, (stride, sides, inputs, width, transposed) in OTHERS.items():
+        kind = nn.ConvTranspose2d(inputs, width, 2, stride=2) if transposed else None
+        layer = (kind or nn.Conv2d(inputs, width, sides, padding=sides // 2)).to(device, dtype)
+        ms, outputs = times(layer, size.pages, size.side // stride)
+        flops = 3 * 2 * inputs * width * (1 if transposed else sides**2) * outputs
+        figures = {**ms, "useful_tflop_s": flops / sum(ms.values()) / 1e9}
+        yield name, figures | ({"end": True} if name == list(OTHERS)[-1] else {})
 
 
-def convolution(pages: int, width: int, side: int, own: int, device: torch.device, dtype: torch.dtype) -> dict:
-    """Times of a 3x3 convolution width -> width, NHWC; TFLOP/s counts the FLOPs of `own` channels."""
+def times(layer: nn.Conv2d | nn.ConvTranspose2d, pages: int, side: int) -> tuple[dict[str, float], int]:
+    """Times of a layer, NHWC, forward and of its two gradients; and the number of pixels that come out."""
     nhwc = torch.channels_last
-    x = torch.randn(pages, width, side, side, device=device, dtype=dtype).to(memory_format=nhwc).requires_grad_()
-    weight = torch.randn(width, width, 3, 3, device=device, dtype=dtype).to(memory_format=nhwc).requires_grad_()
-    y = F.conv2d(x, weight, padding=1)
+    layer = layer.to(memory_format=nhwc)
+    weight = layer.weight
+    x = torch.randn(pages, layer.in_channels, side, side, device=weight.device, dtype=weight.dtype)
+    x = x.contiguous(memory_format=nhwc).requires_grad_()
+    y = layer(x)
     gradient = torch.randn_like(y)
     ms = {
-        "forward_ms": clock(lambda: F.conv2d(x, weight, padding=1), device) / 1e3,
-        "to_input_ms": clock(lambda: torch.autograd.grad(y, x, gradient, retain_graph=True), device) / 1e3,
-        "to_weight_ms": clock(lambda: torch.autograd.grad(y, weight, gradient, retain_graph=True), device) / 1e3,
+        "forward_ms": clock(lambda: layer(x), x.device) / 1e3,
+        "to_input_ms": clock(lambda: torch.autograd.grad(y, x, gradient, retain_graph=True), x.device) / 1e3,
+        "to_weight_ms": clock(lambda: torch.autograd.grad(y, weight, gradient, retain_graph=True), x.device) / 1e3,
     }
-    flops = 3 * 2 * 9 * own * own * pages * side * side
-    return {**ms, "useful_tflop_s": flops / sum(ms.values()) / 1e9}
+    return ms, pages * y.shape[-2] * y.shape[-1]

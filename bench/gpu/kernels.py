@@ -5,6 +5,8 @@ graphs are timed with a warm L2 cache, everything else with a cold one.
 """
 
 import itertools
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,16 +14,18 @@ from typing import Any
 import torch
 import triton
 
-from bench.gpu.cases import Case, check_all, memory_of_loss, time_cases
+from bench.gpu.cases import Case, check_all, loss_cases, memory_of_loss, quads_cases, targets_cases
 from bench.gpu.norms import check_norms, norm_cases
 
 # Microseconds a batch of 16 x 1280 x 1280 on one H200: what must be reached, and what to reach for.
 GOALS = {"db_targets": (200, 60), "db_loss": (400, 180), "find_quads": (500, 100)}
 CHECK_SIDE = 640
+# An entry each: where a capture fails, the rows of the others are there.
+TIMED = {"db_targets": targets_cases, "db_loss": loss_cases, "find_quads": quads_cases, "norm_relu": norm_cases}
 
 
 def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
-    """`checks` or `times`; see `bench.gpu`. `size`: pages, side, device."""
+    """`checks`, or `times, OP`; see `bench.gpu`. `size`: pages, side, device."""
     device = torch.device(size.device)
     if what == "checks":
         side = min(size.side, CHECK_SIDE)
@@ -29,13 +33,24 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
             yield name, {"right": right, "detail": detail}
         yield "memory of db_loss", {"bytes_per_pixel": memory_of_loss(device, size.pages, size.side), "end": True}
         return
-    assert what == "times", what
+    kind, _, op = what.partition(", ")
+    assert kind == "times" and op in TIMED, what
+    before = clocks(device)
     rate = bandwidth(device, size.pages * size.side**2 * 8)
-    for case in itertools.chain.from_iterable(
-        cases(device, size.pages, size.side) for cases in (time_cases, norm_cases)
-    ):
+    for case in TIMED[op](device, size.pages, size.side):
         yield from run_case(case, device, rate)
-    yield "device-to-device copy", {"gb_s": rate / 1e9, "end": True}
+    yield (
+        f"device-to-device copy, before {op}",
+        {"gb_s": rate / 1e9, "clocks": f"{before}; {clocks(device)}", "end": True},
+    )
+
+
+def clocks(device: torch.device) -> str:
+    """Clock of the processors, power and temperature as the driver tells them; "" where it does not."""
+    if device.type != "cuda" or shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw,temperature.gpu", "--format=csv,noheader", "-i", "0"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout.strip()
 
 
 def clock(call: Callable, device: torch.device, *, graph: bool = False) -> float:

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from tiny_gpu import TINY
 
-from bench.gpu import cases, kernels
+from bench.gpu import __main__, cases, kernels
 from tests.conftest import DEVICE
 
 
@@ -12,10 +13,13 @@ def test_every_check_holds():
         assert figures["right"], f"{name}: {figures['detail']}"
 
 
-def test_every_op_is_timed_against_peers(no_compiler):
-    timed = dict(kernels.rows("times", TINY))
-    for op in kernels.GOALS:
-        assert timed[f"{op}: kernels"]["floor_us"] > 0 and len([name for name in timed if name.startswith(op)]) >= 2
+@pytest.mark.parametrize("op", kernels.TIMED)
+def test_every_op_is_timed_against_peers(op, no_compiler):
+    assert ("kernels", f"times, {op}") in __main__.PLAN
+    *timed, copy = kernels.rows(f"times, {op}", TINY)
+    assert len(timed) >= 2 and all(figures["us"] > 0 for _, figures in timed)
+    assert any(figures.get("floor_us", 0) > 0 for _, figures in timed)
+    assert copy[1]["end"] and (DEVICE == "cpu") == (copy[1]["clocks"] == "; ")
 
 
 def test_a_wrong_kernel_is_told(monkeypatch):

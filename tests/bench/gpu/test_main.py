@@ -53,8 +53,8 @@ def test_a_lost_entry_is_tried_again_and_its_excuse_goes(monkeypatch, tmp_path):
 
 def test_an_entry_over_its_time_is_ended_and_said():
     rows = []
-    __main__.measure("kernels", "times", 1.0, ARGUMENTS, rows.append)
-    assert rows[-1][__main__.NOT_MEASURED] == "over the time left, 1 s"
+    __main__.measure("kernels", "times, db_loss", 1.0, ARGUMENTS, rows.append)
+    assert rows[-1][__main__.NOT_MEASURED] == "over its time, 1 s"
 
 
 def test_a_missing_package_is_said(capsys, monkeypatch):
@@ -68,3 +68,13 @@ def test_without_a_gpu_it_says_not_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert __main__.main(["--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.count("not measured") == len(__main__.PLAN) and not (tmp_path / "out").exists()
+
+
+def test_no_entry_takes_what_another_needs(monkeypatch, tmp_path):
+    """A hang of the first costs its own time only."""
+    given = []
+    monkeypatch.setattr(__main__, "measure", lambda section, what, seconds, *others: given.append((what, seconds)))
+    __main__.run(tmp_path, torch.device("cpu"), 540, ARGUMENTS)
+    assert [what for what, _ in given] == [what for _, what in __main__.PLAN]
+    assert all(seconds <= __main__.MOST.get(what.split(",")[0], __main__.MOST_S) for what, seconds in given)
+    assert dict(given)["checks"] == 120 and dict(given)["compiled"] == 240
