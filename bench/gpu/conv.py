@@ -41,9 +41,9 @@ def rows(what: str, size: Any) -> Iterator[tuple[str, dict]]:
             flops = 3 * 2 * 9 * widths[0] ** 2 * outputs  # those that W44's own channels need
             yield f"{width} channels at 1/{stride}", {**ms, "useful_tflop_s": flops / sum(ms.values()) / 1e9}
     for name, (stride, sides, inputs, width, transposed) in OTHERS.items():
-        kind = nn.ConvTranspose2d(inputs, width, 2, stride=2) if transposed else None
-        layer = (kind or nn.Conv2d(inputs, width, sides, padding=sides // 2)).to(device, dtype)
-        ms, outputs = times(layer, size.pages, size.side // stride)
+        doubling = nn.ConvTranspose2d(inputs, width, 2, stride=2)
+        other = doubling if transposed else nn.Conv2d(inputs, width, sides, padding=sides // 2)
+        ms, outputs = times(other.to(device, dtype), size.pages, size.side // stride)
         flops = 3 * 2 * inputs * width * (1 if transposed else sides**2) * outputs
         figures = {**ms, "useful_tflop_s": flops / sum(ms.values()) / 1e9}
         yield name, figures | ({"end": True} if name == list(OTHERS)[-1] else {})
