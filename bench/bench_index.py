@@ -8,6 +8,11 @@ By hand it makes pages of 60 words whose images are hard links to a few small on
 one opens it as a training does, to the first batch. Pages that are there already are taken.
 """
 
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+
 import argparse
 import functools
 import json

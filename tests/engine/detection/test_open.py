@@ -6,10 +6,11 @@ import numpy as np
 import yaml
 
 from engine.detection import ensemble_file
+from engine.detection.ensemble import Ensemble
+from engine.detection.open import open_ensemble as load
 from engine.detection.open import open_member
 from engine.detection.pages import detect_pages
 from engine.distributed import start
-from engine.ensemble import Ensemble, load
 from engine.ensemble.__main__ import find
 from pipelines.index.bare import BareIndex
 
