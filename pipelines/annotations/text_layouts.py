@@ -219,6 +219,13 @@ def _is_ctw1500(numbers: np.ndarray) -> bool:
     return bool((high > low).all() and (offsets >= -2).all() and (offsets <= high - low + 2).all())
 
 
+def _is_letter(numbers: np.ndarray) -> bool:
+    """A colour, and a centre that lies in the box behind it."""
+    centre, low, high = numbers[3:5], numbers[5:7], numbers[7:9]
+    colour = numbers[:3]
+    return bool((colour >= 0).all() and (colour <= 255).all() and (low <= centre).all() and (centre <= high).all())
+
+
 def _own_layout(line: Line) -> str:
     """A layout that nothing but this line's numbers tell; "" for none."""
     numbers, count = line.numbers, len(line.numbers)
@@ -244,6 +251,7 @@ class Tally:
     long: int = 0  # 10 or more
     outlines: int = 0  # of these, those that go round one outline
     inverted: int = 0  # right < left or bottom < top, were they boxes
+    letters: int = 0  # of ICDAR's text segmentation
     own: dict[str, int] = field(default_factory=dict)  # layouts that a line alone tells
 
     def add(self, line: Line) -> None:
@@ -258,6 +266,7 @@ class Tally:
         if count >= 10:
             self.long += 1
             self.outlines += _looks_like_polygon(line.numbers)
+        self.letters += count == 9 and line.separator == " " and _is_letter(line.numbers)
         own = _own_layout(line)
         if own:
             self.own[own] = self.own.get(own, 0) + 1
@@ -304,6 +313,11 @@ class Tally:
         Raises:
             UserError: naming the layout that reads them.
         """
+        if self.letters > self.total * MOST:
+            raise UserError(
+                f"{where}: {self.letters} of {self.total} lines are letters of ICDAR's text segmentation (R G B x y "
+                "left top right bottom), no texts; take the labels of its text localization"
+            )
         for own, count in self.own.items():
             if own != layout and count > self.total * MOST:
                 raise UserError(

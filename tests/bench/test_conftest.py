@@ -38,6 +38,7 @@ def test_a_planted_slowdown_turns_a_run_red_and_an_unchanged_tree_is_green(tmp_p
     assert "has regressed: " in red and "0 ok, 0 improved, 1 regressed" in red
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_baseline_is_its_own(tmp_path):
     """Every user's first machine: the first run keeps its rows outside the repository, the second has verdicts."""
     place, none = tmp_path / "cache", tmp_path / "none"

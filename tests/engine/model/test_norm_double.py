@@ -56,7 +56,7 @@ def test_half_precision_has_one_rounding_more_at_most():
     assert error.mean() <= (plain.double() - exact).abs().mean()
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_compiled_head_is_the_plain_one(frozen):
     torch.manual_seed(0)
     head = Head(8, 4).double()

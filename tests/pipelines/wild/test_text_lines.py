@@ -176,3 +176,10 @@ def test_dota_headers_are_no_regions(tmp_path):
     head = "imagesource:GoogleEarth\ngsd:0.{}\n"
     report, index = judge(pages_of(tmp_path / "set", head.format(14) + rows, head.format(29) + rows))
     assert report.counts == {"duplicate-image": 1} and len(index.ignore(0)) == 2
+
+
+def test_letters_of_icdars_text_segmentation_are_refused_with_their_name(tmp_path):
+    # ICDAR 2013, task 2: R G B, centre and box of a letter; eight of the numbers made a quadrilateral
+    rows = '108 225 132 20 30 10 20 30 40 "F"\n82 174 214 51 33 42 22 60 41 "T"\n\n241 73 144 81 34 72 23 90 44 "h"\n'
+    said = refusal(pages_of(tmp_path / "set", rows, rows))
+    assert "6 of 6 lines are letters of ICDAR's text segmentation" in said
