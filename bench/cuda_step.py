@@ -13,13 +13,10 @@ Exits with 1 where the steady step has an atomic in a generated kernel, a layout
 spill, a graph break, or makes the host wait. `--cubins` compiles the kernels too, for registers and spills.
 """
 
-if not __package__:  # run as a file: again as `python -m bench.cuda_step` does, from the root
-    import runpy
+if not __package__:  # run as a file: our packages are found from the root, not from its own folder
     import sys
 
     sys.path[0] = __file__.rsplit("/", 2)[0]
-    runpy.run_module("bench.cuda_step", run_name="__main__", alter_sys=True)
-    sys.exit()
 
 import argparse
 import collections
